@@ -1,0 +1,2 @@
+//! Container lifecycle: create, start, exec, logs, the shim, state, checkpoint and restore.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! Capture and restore of process trees.
+#![forbid(unsafe_code)]

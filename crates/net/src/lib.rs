@@ -1,0 +1,2 @@
+//! Bridge, addresses, published ports and the network lock of containers.
+#![forbid(unsafe_code)]

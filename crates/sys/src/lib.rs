@@ -1,0 +1,1 @@
+//! Typed handles and parsers over the Linux kernel: /proc, pidfd, pagemap, mount API, netlink diag, feature probe.

@@ -1,0 +1,1 @@
+//! Stopped threads, remote system calls and remote memory, over ptrace.
