@@ -1,2 +1,4 @@
 //! Capture and restore of process trees.
 #![forbid(unsafe_code)]
+
+pub mod options;

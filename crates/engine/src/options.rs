@@ -1,0 +1,193 @@
+//! What the caller asks of a capture or a restore, and what it gets back.
+//!
+//! The engine knows no container: it takes a process tree, the things that stay outside the images
+//! (externals) and the moments at which the caller wants to act (hooks).
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What happens to the tasks after a successful capture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AfterCapture {
+    /// The tasks are killed (CRIU's default).
+    Kill,
+    /// The tasks go on (`--leave-running`).
+    Resume,
+    /// The tasks stay in group stop (`--leave-stopped`).
+    Stop,
+}
+
+/// A thing that the images name and do not hold, in CRIU's `--external` notation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum External {
+    /// `mnt[PATH]:NAME` at capture: the mount at `path` (in the tree's mount namespace) is not
+    /// captured and gets the name. `mnt[NAME]:PATH` at restore: bind `path` of the host there.
+    Mount {
+        /// Mount point at capture, name at restore.
+        key: String,
+        /// Name at capture, host path at restore.
+        value: String,
+    },
+    /// `net[INO]:NAME` (capture): the network namespace with this inode stays outside.
+    NetNs {
+        /// Inode number of the namespace.
+        ino: u64,
+        /// Key under which restore finds it among the inherited descriptors.
+        name: String,
+    },
+    /// `pid[INO]:NAME` (capture).
+    PidNs {
+        /// Inode number of the namespace.
+        ino: u64,
+        /// Key under which restore finds it among the inherited descriptors.
+        name: String,
+    },
+    /// `file[MNT_ID:INODE]` (capture): an open file that the caller brings back.
+    File {
+        /// Mount id as in `/proc/PID/mountinfo`.
+        mnt_id: u32,
+        /// Inode number.
+        ino: u64,
+    },
+    /// `tty[RDEV:DEV]` (capture, both hexadecimal): the other end of a terminal stays outside.
+    Tty {
+        /// Device number of the terminal.
+        rdev: u64,
+        /// Device number of the file system that it is on.
+        dev: u64,
+    },
+    /// `unix[INO]` (capture): a unix socket whose peer stays outside.
+    Unix {
+        /// Socket inode number.
+        ino: u64,
+    },
+    /// `dev[MAJ/MIN]:NAME` at capture, `dev[NAME]:PATH` at restore: a block device of a mount.
+    Device {
+        /// `MAJ/MIN` at capture, name at restore.
+        key: String,
+        /// Name at capture, host path at restore.
+        value: String,
+    },
+}
+
+/// How one capture is made.
+pub struct CaptureOptions<'a> {
+    /// What happens to the tasks after success. After a failure they always go on.
+    pub after: AfterCapture,
+    /// Things that stay outside.
+    pub externals: Vec<External>,
+    /// Session or terminal may belong to somebody outside the tree (`--shell-job`).
+    pub shell_job: bool,
+    /// Capture file locks instead of refusing them.
+    pub file_locks: bool,
+    /// Largest deleted file that goes into the images, in bytes.
+    pub ghost_limit: u64,
+    /// Give up freezing after this long.
+    pub timeout: Duration,
+    /// The caller's cgroup with a freezer (v2 directory, or v1 freezer directory), if there is one.
+    /// The engine freezes it first so that no new task can appear.
+    pub freeze_cgroup: Option<PathBuf>,
+    /// Called once while every task is stopped, before the memory is copied: the caller captures
+    /// what must belong to the same instant (root file system, network lock). An error aborts the
+    /// capture and the tasks go on.
+    pub while_frozen: Option<&'a mut dyn FnMut() -> Result<(), HookError>>,
+    /// Called after all state is on disk and before the tasks are resumed or killed. An error
+    /// aborts the capture and the tasks go on.
+    pub before_release: Option<&'a mut dyn FnMut() -> Result<(), HookError>>,
+}
+
+/// How one restore is made.
+pub struct RestoreOptions<'a> {
+    /// The root of the restored mount namespace: a mount point on the host. None restores into the
+    /// caller's own mount namespace.
+    pub root: Option<PathBuf>,
+    /// Where the externals of the images are found here.
+    pub externals: Vec<External>,
+    /// Descriptors that stand for external things: key as in CRIU's `--inherit-fd`
+    /// (`pipe:[INO]`, `extRootNetNS`, `tty[…]`, `file[…]`, …).
+    pub inherit_fds: Vec<(String, OwnedFd)>,
+    /// cgroup directories (one per hierarchy) that the restored root task joins before anything
+    /// else; the tasks' groups below are made relative to them.
+    pub cgroups: Vec<PathBuf>,
+    /// See [`CaptureOptions::shell_job`].
+    pub shell_job: bool,
+    /// Leave the tasks in group stop.
+    pub leave_stopped: bool,
+    /// Restore file locks.
+    pub file_locks: bool,
+    /// Create the root task as a sibling of the caller (CLONE_PARENT) instead of a child.
+    pub sibling: bool,
+    /// Called when the root task exists, with its pid as the caller sees it, before namespaces are
+    /// filled: the caller sets up devices in the network namespace here.
+    pub setup_namespaces: Option<&'a mut dyn FnMut(i32) -> Result<(), HookError>>,
+    /// Called when everything is built and no restored task has run an instruction yet. An error
+    /// removes everything that was built. Digests of the images are checked here at the latest.
+    pub before_resume: Option<&'a mut dyn FnMut(i32) -> Result<(), HookError>>,
+}
+
+/// An error of the caller's own, carried through the engine unchanged.
+pub type HookError = Box<dyn std::error::Error + Send + Sync>;
+
+/// What a capture did. Times in microseconds.
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
+pub struct CaptureReport {
+    /// From the first request to stop until every task was stopped.
+    pub freezing_us: u64,
+    /// From the first task stopped until the last task resumed or was killed.
+    pub frozen_us: u64,
+    /// Copying of memory, including its writing.
+    pub memory_us: u64,
+    /// The whole capture.
+    pub total_us: u64,
+    /// Pages looked at.
+    pub pages_scanned: u64,
+    /// Pages written.
+    pub pages_written: u64,
+    /// Captured processes.
+    pub processes: u64,
+    /// Captured threads.
+    pub threads: u64,
+}
+
+/// What a restore did. Times in microseconds.
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
+pub struct RestoreReport {
+    /// Pid of the root task as the caller sees it.
+    pub pid: i32,
+    /// The whole restore.
+    pub total_us: u64,
+    /// Creating the tasks.
+    pub forking_us: u64,
+    /// Pages put back.
+    pub pages_restored: u64,
+}
+
+/// What happens, as it happens; the engine never prints.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A named phase begins (`freeze`, `collect`, `memory`, `files`, `resume`, …).
+    Phase(&'static str),
+    /// Bytes of memory done and expected.
+    Progress {
+        /// Done.
+        done: u64,
+        /// Expected.
+        total: u64,
+    },
+    /// Something that the user should know and that does not stop the operation.
+    Warning(String),
+}
+
+/// Receives [`Event`]s.
+pub trait Events {
+    /// Called on the thread of the operation; must return quickly.
+    fn event(&mut self, event: Event);
+}
+
+/// Ignores every event.
+pub struct Silent;
+
+impl Events for Silent {
+    fn event(&mut self, _event: Event) {}
+}
