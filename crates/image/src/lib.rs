@@ -1,8 +1,5 @@
 //! CRIU-compatible images, the page store, checkpoint archives and the manifest: bytes, no kernel.
 #![forbid(unsafe_code)]
 
-#[expect(
-    missing_docs,
-    reason = "fields carry CRIU's names; their meaning is in docs/format.md"
-)]
+#[expect(missing_docs, reason = "fields carry CRIU's names; their meaning is in docs/format.md")]
 pub mod messages;

@@ -74,12 +74,7 @@ pub struct UserX86RegsEntry {
     pub fs: u64,
     #[prost(uint64, required, tag = "27")]
     pub gs: u64,
-    #[prost(
-        enumeration = "UserX86RegsMode",
-        optional,
-        tag = "28",
-        default = "Native"
-    )]
+    #[prost(enumeration = "UserX86RegsMode", optional, tag = "28", default = "Native")]
     #[serde(
         skip_serializing_if = "Option::is_none",
         serialize_with = "super::readable::optional_name::<UserX86RegsMode, _>"

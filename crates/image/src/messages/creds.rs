@@ -47,10 +47,7 @@ pub struct CredsEntry {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lsm_sockcreate: Option<String>,
     #[prost(bytes = "vec", optional, tag = "17")]
-    #[serde(
-        skip_serializing_if = "Option::is_none",
-        serialize_with = "super::readable::hex"
-    )]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "super::readable::hex")]
     pub apparmor_data: Option<Vec<u8>>,
     #[prost(uint32, optional, tag = "18")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -100,10 +100,7 @@ pub struct MntEntry {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deleted: Option<bool>,
     #[prost(uint32, optional, tag = "17")]
-    #[serde(
-        skip_serializing_if = "Option::is_none",
-        serialize_with = "super::readable::hex"
-    )]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "super::readable::hex")]
     pub sb_flags: Option<u32>,
     #[prost(string, optional, tag = "18")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -51,10 +51,7 @@ pub struct NetDeviceEntry {
     pub tun: Option<TunLinkEntry>,
     /// Link-layer address.
     #[prost(bytes = "vec", optional, tag = "7")]
-    #[serde(
-        skip_serializing_if = "Option::is_none",
-        serialize_with = "super::readable::hex"
-    )]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "super::readable::hex")]
     pub address: Option<Vec<u8>>,
     #[prost(int32, repeated, packed = "false", tag = "8")]
     #[serde(skip_serializing_if = "Vec::is_empty")]

@@ -364,12 +364,7 @@ pub struct CriuOpts {
     #[prost(string, optional, tag = "60")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cgroup_yard: Option<String>,
-    #[prost(
-        enumeration = "CriuPreDumpMode",
-        optional,
-        tag = "61",
-        default = "Splice"
-    )]
+    #[prost(enumeration = "CriuPreDumpMode", optional, tag = "61", default = "Splice")]
     #[serde(
         skip_serializing_if = "Option::is_none",
         serialize_with = "super::readable::optional_name::<CriuPreDumpMode, _>"
@@ -381,12 +376,7 @@ pub struct CriuOpts {
     #[prost(string, optional, tag = "63")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lsm_mount_context: Option<String>,
-    #[prost(
-        enumeration = "CriuNetworkLockMethod",
-        optional,
-        tag = "64",
-        default = "Iptables"
-    )]
+    #[prost(enumeration = "CriuNetworkLockMethod", optional, tag = "64", default = "Iptables")]
     #[serde(
         skip_serializing_if = "Option::is_none",
         serialize_with = "super::readable::optional_name::<CriuNetworkLockMethod, _>"

@@ -19,9 +19,6 @@ pub struct SaEntry {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compat_sigaction: Option<bool>,
     #[prost(uint64, optional, tag = "6")]
-    #[serde(
-        skip_serializing_if = "Option::is_none",
-        serialize_with = "super::readable::hex"
-    )]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "super::readable::hex")]
     pub mask_extended: Option<u64>,
 }

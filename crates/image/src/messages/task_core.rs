@@ -111,19 +111,13 @@ pub struct TaskCoreEntry {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub child_subreaper: Option<bool>,
     #[prost(uint64, optional, tag = "20")]
-    #[serde(
-        skip_serializing_if = "Option::is_none",
-        serialize_with = "super::readable::hex"
-    )]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "super::readable::hex")]
     pub blk_sigset_extended: Option<u64>,
     #[prost(uint32, optional, tag = "21")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_signo: Option<u32>,
     #[prost(uint32, optional, tag = "22")]
-    #[serde(
-        skip_serializing_if = "Option::is_none",
-        serialize_with = "super::readable::hex"
-    )]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "super::readable::hex")]
     pub membarrier_registration_mask: Option<u32>,
 }
 

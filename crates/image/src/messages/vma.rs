@@ -29,16 +29,10 @@ pub struct VmaEntry {
     pub fd: i64,
     /// Bit N set = MADV_ value N.
     #[prost(uint64, optional, tag = "9")]
-    #[serde(
-        skip_serializing_if = "Option::is_none",
-        serialize_with = "super::readable::hex"
-    )]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "super::readable::hex")]
     pub madv: Option<u64>,
     /// Open flags for the backing file.
     #[prost(uint32, optional, tag = "10")]
-    #[serde(
-        skip_serializing_if = "Option::is_none",
-        serialize_with = "super::readable::hex"
-    )]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "super::readable::hex")]
     pub fdflags: Option<u32>,
 }

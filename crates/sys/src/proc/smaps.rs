@@ -1,0 +1,140 @@
+//! `/proc/PID/smaps`: the mappings of a process with their VmFlags.
+
+use super::ParseError;
+use crate::Pid;
+
+/// One mapping.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mapping {
+    /// First byte.
+    pub start: u64,
+    /// Byte after the last.
+    pub end: u64,
+    /// PROT_READ | PROT_WRITE | PROT_EXEC.
+    pub prot: u32,
+    /// MAP_SHARED.
+    pub shared: bool,
+    /// Offset into the file, bytes.
+    pub offset: u64,
+    /// Major and minor number of the file's device.
+    pub device: (u32, u32),
+    /// Inode number, 0 without a file.
+    pub inode: u64,
+    /// Path, `[name]`, or nothing; ` (deleted)` is kept.
+    pub name: String,
+    /// Anonymous memory in the mapping, bytes.
+    pub anonymous: u64,
+    /// Resident memory, bytes.
+    pub rss: u64,
+    /// Page size in use, bytes (hugetlb).
+    pub kernel_page_size: u64,
+    /// Memory protection key.
+    pub protection_key: u32,
+    /// Two-letter flags (Documentation/filesystems/proc.rst), each followed by a blank.
+    pub vm_flags: String,
+}
+
+impl Mapping {
+    /// Whether the two-letter flag is set.
+    pub fn has(&self, flag: &str) -> bool {
+        self.vm_flags.split_ascii_whitespace().any(|f| f == flag)
+    }
+}
+
+/// Parses a smaps file.
+pub fn parse(text: &str) -> Result<Vec<Mapping>, ParseError> {
+    let mut mappings: Vec<Mapping> = Vec::new();
+    for line in text.lines() {
+        let first = line.as_bytes().first().copied().unwrap_or(0);
+        if first.is_ascii_uppercase() {
+            let Some(mapping) = mappings.last_mut() else {
+                return Err(ParseError::new("a mapping", line));
+            };
+            let Some((key, value)) = line.split_once(':') else {
+                return Err(ParseError::new("a smaps line", line));
+            };
+            let kib = || value.trim().strip_suffix(" kB").and_then(|v| v.parse::<u64>().ok());
+            match key {
+                "Anonymous" => mapping.anonymous = kib().unwrap_or(0) * 1024,
+                "Rss" => mapping.rss = kib().unwrap_or(0) * 1024,
+                "KernelPageSize" => mapping.kernel_page_size = kib().unwrap_or(4) * 1024,
+                "ProtectionKey" => mapping.protection_key = value.trim().parse().unwrap_or(0),
+                "VmFlags" => mapping.vm_flags = value.trim().to_owned(),
+                _ => {}
+            }
+        } else {
+            mappings.push(header(line).ok_or_else(|| ParseError::new("a mapping", line))?);
+        }
+    }
+    Ok(mappings)
+}
+
+fn header(line: &str) -> Option<Mapping> {
+    let (range, rest) = line.split_once(' ')?;
+    let (start, end) = range.split_once('-')?;
+    let (perms, rest) = rest.split_once(' ')?;
+    let (offset, rest) = rest.split_once(' ')?;
+    let (device, rest) = rest.split_once(' ')?;
+    let (inode, name) = rest.split_once(' ').unwrap_or((rest, ""));
+    let (major, minor) = device.split_once(':')?;
+    let hex = |text| u64::from_str_radix(text, 16).ok();
+    let perms = perms.as_bytes();
+    let mut prot = 0;
+    for (at, letter, bit) in
+        [(0, b'r', libc::PROT_READ), (1, b'w', libc::PROT_WRITE), (2, b'x', libc::PROT_EXEC)]
+    {
+        if *perms.get(at)? == letter {
+            prot |= bit as u32;
+        }
+    }
+    Some(Mapping {
+        start: hex(start)?,
+        end: hex(end)?,
+        prot,
+        shared: *perms.get(3)? == b's',
+        offset: hex(offset)?,
+        device: (hex(major)? as u32, hex(minor)? as u32),
+        inode: inode.parse().ok()?,
+        name: name.trim_start().replace("\\012", "\n"),
+        kernel_page_size: 4096,
+        ..Mapping::default()
+    })
+}
+
+/// Reads the mappings of a process.
+pub fn read(pid: Pid) -> std::io::Result<Vec<Mapping>> {
+    Ok(parse(&super::read(pid, "smaps")?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_and_flags() {
+        let text = "55d0c0a00000-55d0c0a21000 rw-p 00000000 00:00 0                  [heap]\n\
+                    Size:                132 kB\nKernelPageSize:        4 kB\nRss: 8 kB\n\
+                    Anonymous:             8 kB\nTHPeligible:    0\nProtectionKey:         0\n\
+                    VmFlags: rd wr mr mw me ac \n\
+                    7f00-8f00 r-xs 00001000 fe:00 1234 /usr/lib/a b.so (deleted)\n\
+                    VmFlags: rd ex sh mr me ms dd \n\
+                    9000-a000 ---p 00000000 00:00 0\nVmFlags: mr mw me gd\n";
+        let maps = parse(text).unwrap();
+        assert_eq!(maps.len(), 3);
+        assert_eq!(maps[0].name, "[heap]");
+        assert_eq!(maps[0].anonymous, 8192);
+        assert!(maps[0].has("wr") && !maps[0].has("dd"));
+        assert_eq!(maps[1].device, (0xfe, 0));
+        assert_eq!(maps[1].name, "/usr/lib/a b.so (deleted)");
+        assert!(maps[1].shared && maps[1].has("dd"));
+        assert_eq!(maps[1].prot, 5);
+        assert_eq!((maps[2].prot, maps[2].name.as_str()), (0, ""));
+        assert!(maps[2].has("gd"));
+    }
+
+    #[test]
+    fn reads_our_own() {
+        let maps = read(Pid(std::process::id() as i32)).unwrap();
+        assert!(maps.iter().any(|m| m.name == "[vdso]"));
+    }
+}
