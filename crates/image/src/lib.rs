@@ -4,3 +4,4 @@
 pub mod images;
 #[expect(missing_docs, reason = "fields carry CRIU's names; their meaning is in docs/format.md")]
 pub mod messages;
+pub mod pages;

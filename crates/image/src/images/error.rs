@@ -70,6 +70,32 @@ pub enum ImageErrorKind {
     /// A file of one record has none.
     #[error("the file holds no record")]
     Empty,
+    /// The pages file is shorter than its pagemap says.
+    #[error("the pagemap needs {needed} bytes of pages and the file has {size}")]
+    PagesMissing {
+        /// Bytes that the pagemap needs.
+        needed: u64,
+        /// Bytes that the file has.
+        size: u64,
+    },
+    /// A page's bytes are in no dump of the chain.
+    #[error(
+        "the page at {vaddr:#x} is neither stored here nor in a parent dump: the dump is incomplete, \
+         or its pages are with a page server"
+    )]
+    NotStored {
+        /// Address of the page.
+        vaddr: u64,
+    },
+    /// Pages are in the parent dump and there is no link to it.
+    #[error("pages are in the parent dump, and the directory has no `parent` link")]
+    NoParent,
+    /// The chain of parents does not end.
+    #[error("the chain of parent dumps is longer than {limit}: the `parent` links form a loop")]
+    ChainTooLong {
+        /// The longest accepted chain.
+        limit: usize,
+    },
     /// A field has a value that cannot be.
     #[error("{field} is {value}: {reason}")]
     Invalid {
