@@ -1,0 +1,611 @@
+//! Writing the entries of a tar stream below a directory.
+//!
+//! Used for image layers (into an empty directory, OCI whiteouts become overlay whiteouts) and for
+//! root file system changes (over what is there already). The archive is not trusted: paths go
+//! through [`Beneath`], hard links are resolved there too, links are never followed, overlayfs's own
+//! extended attributes are refused, and a member that replaces something of another type removes it
+//! first. Ownership comes before extended attributes (`chown` drops file capabilities) and before
+//! the mode (it drops set-user-id), times come last; those of directories when everything else is
+//! done, because every entry made in them changes them.
+
+use std::ffi::OsStr;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, RawMode, Timespec, Timestamps, Uid, XattrFlags,
+};
+use rustix::io::Errno;
+use tar::EntryType;
+
+use crate::beneath::{self, Beneath, UnsafePath};
+
+/// Name prefix of an OCI whiteout.
+const WHITEOUT_PREFIX: &[u8] = b".wh.";
+/// OCI marker of a directory that hides everything below it in lower layers.
+const WHITEOUT_OPAQUE: &[u8] = b".wh..wh..opq";
+/// Prefix of extended attributes in pax records, as star(1) and everybody after it writes them.
+pub(crate) const PAX_XATTR: &str = "SCHILY.xattr.";
+
+/// What a failed [`Unpacker::entry`] was about.
+#[derive(Debug, thiserror::Error)]
+#[error("archive member {member:?}")]
+pub struct UnpackError {
+    /// The member's path as it is in the archive.
+    pub member: PathBuf,
+    /// What went wrong with it.
+    #[source]
+    pub kind: UnpackErrorKind,
+}
+
+/// What went wrong with an archive member.
+#[derive(Debug, thiserror::Error)]
+pub enum UnpackErrorKind {
+    /// The path, or the target of a hard link, could lead out of the directory.
+    #[error("refused: {0}")]
+    UnsafePath(UnsafePath),
+    /// A parent of the path is a symbolic link.
+    #[error("refused: the path passes through a symbolic link")]
+    ThroughSymlink,
+    /// The member is of a type that does not belong into a file system.
+    #[error("member type {0:?} is not known")]
+    UnknownType(u8),
+    /// A header field is out of its range.
+    #[error("header field {field} is out of range")]
+    BadField {
+        /// Name of the field.
+        field: &'static str,
+    },
+    /// The archive could not be read.
+    #[error("cannot read the archive")]
+    Read(#[source] io::Error),
+    /// The kernel refused an operation.
+    #[error("cannot {action}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+/// How whiteout names of OCI layers are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whiteouts {
+    /// `.wh.NAME` becomes overlayfs's own whiteout (a 0/0 character device), the opaque marker an
+    /// extended attribute: for layer directories.
+    ToOverlay,
+    /// They are ordinary names: for trees that are not layers.
+    Literal,
+}
+
+/// What was unpacked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unpacked {
+    /// Members written.
+    pub entries: u64,
+    /// Bytes of file contents.
+    pub bytes: u64,
+    /// Extended attributes that the file system does not support.
+    pub dropped_xattrs: u64,
+}
+
+/// Writes members below a directory. Memory grows with the number of directories only.
+#[derive(Debug)]
+pub struct Unpacker {
+    root: Beneath,
+    whiteouts: Whiteouts,
+    dir_times: Vec<(PathBuf, Timespec)>,
+    done: Unpacked,
+    buffer: Vec<u8>,
+}
+
+/// Metadata of a member, from its header and its pax records.
+struct Meta {
+    mode: RawMode,
+    uid: u32,
+    gid: u32,
+    mtime: Timespec,
+    xattrs: Vec<(String, Vec<u8>)>,
+}
+
+impl Unpacker {
+    /// Unpacks below `root`, which must exist.
+    ///
+    /// # Errors
+    /// Those of `open(2)`.
+    pub fn new(root: &Path, whiteouts: Whiteouts) -> io::Result<Self> {
+        Ok(Unpacker {
+            root: Beneath::open(root)?,
+            whiteouts,
+            dir_times: Vec::new(),
+            done: Unpacked::default(),
+            buffer: vec![0; 256 * 1024],
+        })
+    }
+
+    /// Writes every member of `archive`; [`Unpacker::finish`] must follow.
+    ///
+    /// # Errors
+    /// The first member that could not be written; what was written before stays.
+    pub fn unpack(&mut self, archive: &mut tar::Archive<impl Read>) -> Result<(), UnpackError> {
+        let unreadable = |e| UnpackError {
+            member: PathBuf::new(),
+            kind: UnpackErrorKind::Read(e),
+        };
+        for entry in archive.entries().map_err(unreadable)? {
+            self.entry(&mut entry.map_err(unreadable)?)?;
+        }
+        Ok(())
+    }
+
+    /// Writes one member.
+    ///
+    /// # Errors
+    /// [`UnpackError`] naming the member.
+    pub fn entry(&mut self, entry: &mut tar::Entry<'_, impl Read>) -> Result<(), UnpackError> {
+        let member = PathBuf::from(OsStr::from_bytes(&entry.path_bytes()));
+        self.write(entry, &member)
+            .map_err(|kind| UnpackError { member, kind })
+    }
+
+    fn write(
+        &mut self,
+        entry: &mut tar::Entry<'_, impl Read>,
+        member: &Path,
+    ) -> Result<(), UnpackErrorKind> {
+        let kind = entry.header().entry_type();
+        if kind == EntryType::XGlobalHeader {
+            return Ok(());
+        }
+        let path = beneath::clean(member).map_err(UnpackErrorKind::UnsafePath)?;
+        if self.whiteouts == Whiteouts::ToOverlay && self.whiteout(&path)? {
+            return Ok(());
+        }
+        let meta = Meta::read(entry)?;
+        self.done.entries += 1;
+        match kind {
+            EntryType::Directory => self.directory(path, &meta),
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+                self.regular(&path, &meta, entry)
+            }
+            EntryType::Link => self.hard_link(&path, entry),
+            EntryType::Symlink => self.symlink(&path, &meta, entry),
+            EntryType::Fifo => self.node(&path, &meta, FileType::Fifo, 0),
+            EntryType::Char | EntryType::Block => {
+                let bad = |field| UnpackErrorKind::BadField { field };
+                let header = entry.header();
+                let major = header
+                    .device_major()
+                    .ok()
+                    .flatten()
+                    .ok_or(bad("devmajor"))?;
+                let minor = header
+                    .device_minor()
+                    .ok()
+                    .flatten()
+                    .ok_or(bad("devminor"))?;
+                let ty = match kind {
+                    EntryType::Char => FileType::CharacterDevice,
+                    _ => FileType::BlockDevice,
+                };
+                self.node(&path, &meta, ty, rustix::fs::makedev(major, minor))
+            }
+            other => Err(UnpackErrorKind::UnknownType(other.as_byte())),
+        }
+    }
+
+    /// Applies an OCI whiteout; says whether `path` was one.
+    fn whiteout(&mut self, path: &Path) -> Result<bool, UnpackErrorKind> {
+        let Some(name) = path.file_name().map(OsStr::as_bytes) else {
+            return Ok(false);
+        };
+        let Some(hidden) = name.strip_prefix(WHITEOUT_PREFIX) else {
+            return Ok(false);
+        };
+        if name == WHITEOUT_OPAQUE {
+            let (parent, _) = self.root.parent(path).map_err(resolving)?;
+            rustix::fs::fsetxattr(parent, "trusted.overlay.opaque", b"y", XattrFlags::empty())
+                .map_err(doing("mark the directory as opaque"))?;
+            return Ok(true);
+        }
+        if hidden.is_empty() || hidden == b"." || hidden == b".." {
+            return Err(UnpackErrorKind::UnsafePath(UnsafePath::ParentDir));
+        }
+        let target = path.with_file_name(OsStr::from_bytes(hidden));
+        self.create(&target, "make a whiteout", |dir, name| {
+            rustix::fs::mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), 0)
+        })?;
+        Ok(true)
+    }
+
+    fn directory(&mut self, path: PathBuf, meta: &Meta) -> Result<(), UnpackErrorKind> {
+        if path.as_os_str().is_empty() {
+            let root = self.root.open_dir(&path).map_err(resolving)?;
+            self.set_meta_fd(root.as_fd(), meta)?;
+            self.dir_times.push((path, meta.mtime));
+            return Ok(());
+        }
+        let make = |dir: BorrowedFd<'_>, name: &OsStr| {
+            rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o700))
+        };
+        let (parent, name) = self.root.parent(&path).map_err(resolving)?;
+        match make(parent, name) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => {
+                let existing = beneath::type_at(parent, name).map_err(resolving)?;
+                if existing != Some(FileType::Directory) {
+                    self.create(&path, "make the directory", make)?;
+                }
+            }
+            Err(e) => return Err(doing("make the directory")(e)),
+        }
+        let dir = self.root.open_dir(&path).map_err(resolving)?;
+        self.set_meta_fd(dir.as_fd(), meta)?;
+        self.dir_times.push((path, meta.mtime));
+        Ok(())
+    }
+
+    fn regular(
+        &mut self,
+        path: &Path,
+        meta: &Meta,
+        content: &mut impl Read,
+    ) -> Result<(), UnpackErrorKind> {
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = self.create(path, "make the file", |dir, name| {
+            rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))
+        })?;
+        self.done.bytes += copy_sparse(content, file.as_fd(), &mut self.buffer)?;
+        self.set_meta_fd(file.as_fd(), meta)?;
+        rustix::fs::futimens(&file, &times(meta.mtime)).map_err(doing("set the times"))
+    }
+
+    fn hard_link(
+        &mut self,
+        path: &Path,
+        entry: &mut tar::Entry<'_, impl Read>,
+    ) -> Result<(), UnpackErrorKind> {
+        let bad = UnpackErrorKind::BadField { field: "linkname" };
+        let target = entry.link_name_bytes().ok_or(bad)?;
+        let target = beneath::clean(Path::new(OsStr::from_bytes(&target)))
+            .map_err(UnpackErrorKind::UnsafePath)?;
+        if target == path {
+            return Ok(());
+        }
+        let target_name = target
+            .file_name()
+            .ok_or(UnpackErrorKind::BadField { field: "linkname" })?;
+        let target_dir = self
+            .root
+            .open_dir(target.parent().unwrap_or(Path::new("")))
+            .map_err(resolving)?;
+        self.create(path, "make the hard link", |dir, name| {
+            rustix::fs::linkat(&target_dir, target_name, dir, name, AtFlags::empty())
+        })
+    }
+
+    fn symlink(
+        &mut self,
+        path: &Path,
+        meta: &Meta,
+        entry: &mut tar::Entry<'_, impl Read>,
+    ) -> Result<(), UnpackErrorKind> {
+        let bad = UnpackErrorKind::BadField { field: "linkname" };
+        let target = entry.link_name_bytes().ok_or(bad)?.into_owned();
+        self.create(path, "make the symbolic link", |dir, name| {
+            rustix::fs::symlinkat(OsStr::from_bytes(&target), dir, name)
+        })?;
+        self.set_meta_at(path, meta, None)
+    }
+
+    fn node(
+        &mut self,
+        path: &Path,
+        meta: &Meta,
+        ty: FileType,
+        dev: u64,
+    ) -> Result<(), UnpackErrorKind> {
+        self.create(path, "make the special file", |dir, name| {
+            rustix::fs::mknodat(dir, name, ty, Mode::from_raw_mode(0o600), dev)
+        })?;
+        self.set_meta_at(path, meta, Some(Mode::from_raw_mode(meta.mode)))
+    }
+
+    /// Makes something new at `path`, in place of whatever is there.
+    fn create<T>(
+        &mut self,
+        path: &Path,
+        action: &'static str,
+        make: impl Fn(BorrowedFd<'_>, &OsStr) -> rustix::io::Result<T>,
+    ) -> Result<T, UnpackErrorKind> {
+        let (parent, name) = self.root.parent(path).map_err(resolving)?;
+        match make(parent, name) {
+            Err(Errno::EXIST) => {}
+            other => return other.map_err(doing(action)),
+        }
+        self.root
+            .remove(path)
+            .map_err(|source| UnpackErrorKind::Io {
+                action: "remove what is there",
+                source,
+            })?;
+        let (parent, name) = self.root.parent(path).map_err(resolving)?;
+        make(parent, name).map_err(doing(action))
+    }
+
+    /// Ownership, extended attributes and mode of an open file or directory.
+    fn set_meta_fd(&mut self, fd: BorrowedFd<'_>, meta: &Meta) -> Result<(), UnpackErrorKind> {
+        rustix::fs::fchown(
+            fd,
+            Some(Uid::from_raw(meta.uid)),
+            Some(Gid::from_raw(meta.gid)),
+        )
+        .map_err(doing("set the owner"))?;
+        rustix::fs::fchmod(fd, Mode::from_raw_mode(meta.mode)).map_err(doing("set the mode"))?;
+        for (name, value) in &meta.xattrs {
+            let set = rustix::fs::fsetxattr(fd, name.as_str(), value, XattrFlags::empty());
+            self.xattr_outcome(set)?;
+        }
+        Ok(())
+    }
+
+    /// The same for what cannot be opened: links and special files. Sets the times too.
+    fn set_meta_at(
+        &mut self,
+        path: &Path,
+        meta: &Meta,
+        mode: Option<Mode>,
+    ) -> Result<(), UnpackErrorKind> {
+        let (parent, name) = self.root.parent(path).map_err(resolving)?;
+        rustix::fs::chownat(
+            parent,
+            name,
+            Some(Uid::from_raw(meta.uid)),
+            Some(Gid::from_raw(meta.gid)),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )
+        .map_err(doing("set the owner"))?;
+        if let Some(mode) = mode {
+            // The name was made by us with O_EXCL semantics and is no link.
+            rustix::fs::chmodat(parent, name, mode, AtFlags::empty())
+                .map_err(doing("set the mode"))?;
+        }
+        let full = beneath::through_fd(parent, name);
+        let mut outcomes = Vec::new();
+        for (key, value) in &meta.xattrs {
+            outcomes.push(rustix::fs::lsetxattr(
+                &full,
+                key.as_str(),
+                value,
+                XattrFlags::empty(),
+            ));
+        }
+        rustix::fs::utimensat(parent, name, &times(meta.mtime), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(doing("set the times"))?;
+        outcomes.into_iter().try_for_each(|o| self.xattr_outcome(o))
+    }
+
+    fn xattr_outcome(&mut self, set: rustix::io::Result<()>) -> Result<(), UnpackErrorKind> {
+        match set {
+            Ok(()) => Ok(()),
+            Err(Errno::OPNOTSUPP) => {
+                self.done.dropped_xattrs += 1;
+                Ok(())
+            }
+            Err(e) => Err(doing("set an extended attribute")(e)),
+        }
+    }
+
+    /// Removes `path` (relative to the root) with all below it; absence is no error.
+    ///
+    /// # Errors
+    /// Those of [`Beneath::remove`].
+    pub fn remove(&mut self, path: &Path) -> io::Result<()> {
+        self.root.remove(path)
+    }
+
+    /// Sets the times of directories. Nothing may be written below them afterwards.
+    ///
+    /// # Errors
+    /// The directory whose times could not be set.
+    pub fn finish(self) -> Result<Unpacked, UnpackError> {
+        for (path, mtime) in self.dir_times.iter().rev() {
+            let set = match self.root.open_dir(path) {
+                Ok(dir) => rustix::fs::futimens(&dir, &times(*mtime)).map_err(io::Error::from),
+                // A later member or a deletion took its place.
+                Err(e) if e.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => Ok(()),
+                Err(e) if e.raw_os_error() == Some(Errno::NOTDIR.raw_os_error()) => Ok(()),
+                Err(e) if e.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => Ok(()),
+                Err(e) => Err(e),
+            };
+            set.map_err(|source| UnpackError {
+                member: path.clone(),
+                kind: UnpackErrorKind::Io {
+                    action: "set the times",
+                    source,
+                },
+            })?;
+        }
+        Ok(self.done)
+    }
+}
+
+impl Meta {
+    fn read(entry: &mut tar::Entry<'_, impl Read>) -> Result<Self, UnpackErrorKind> {
+        let bad = |field| UnpackErrorKind::BadField { field };
+        let header = entry.header();
+        let narrow = |value: io::Result<u64>, field| {
+            value
+                .ok()
+                .and_then(|v| u32::try_from(v).ok())
+                .ok_or(bad(field))
+        };
+        let mut meta = Meta {
+            mode: header.mode().map_err(|_| bad("mode"))? & 0o7777,
+            uid: narrow(header.uid(), "uid")?,
+            gid: narrow(header.gid(), "gid")?,
+            mtime: Timespec {
+                tv_sec: header
+                    .mtime()
+                    .ok()
+                    .and_then(|v| i64::try_from(v).ok())
+                    .ok_or(bad("mtime"))?,
+                tv_nsec: 0,
+            },
+            xattrs: Vec::new(),
+        };
+        let Some(records) = entry.pax_extensions().map_err(UnpackErrorKind::Read)? else {
+            return Ok(meta);
+        };
+        for record in records {
+            let record = record.map_err(UnpackErrorKind::Read)?;
+            let Ok(key) = record.key() else { continue };
+            let text = || std::str::from_utf8(record.value_bytes()).ok();
+            match key {
+                "mtime" => meta.mtime = text().and_then(pax_time).ok_or(bad("mtime"))?,
+                "uid" => meta.uid = text().and_then(|t| t.parse().ok()).ok_or(bad("uid"))?,
+                "gid" => meta.gid = text().and_then(|t| t.parse().ok()).ok_or(bad("gid"))?,
+                _ => {
+                    if let Some(name) = key.strip_prefix(PAX_XATTR)
+                        && !is_overlay_xattr(name)
+                    {
+                        meta.xattrs
+                            .push((name.to_owned(), record.value_bytes().to_vec()));
+                    }
+                }
+            }
+        }
+        Ok(meta)
+    }
+}
+
+/// Whether an extended attribute steers overlayfs: never taken from or put into an archive.
+pub(crate) fn is_overlay_xattr(name: &str) -> bool {
+    name.starts_with("trusted.overlay.") || name.starts_with("user.overlay.")
+}
+
+/// A pax time: seconds since the epoch as a decimal number, possibly negative, with a fraction.
+fn pax_time(text: &str) -> Option<Timespec> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let negative = whole.starts_with('-');
+    let seconds: i64 = whole.parse().ok()?;
+    if !fraction.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let mut nanos: i64 = 0;
+    for digit in fraction.bytes().chain(std::iter::repeat(b'0')).take(9) {
+        nanos = nanos * 10 + i64::from(digit - b'0');
+    }
+    if negative && nanos > 0 {
+        // -1.25 lies between the seconds -2 and -1.
+        return Some(Timespec {
+            tv_sec: seconds.checked_sub(1)?,
+            tv_nsec: 1_000_000_000 - nanos,
+        });
+    }
+    Some(Timespec {
+        tv_sec: seconds,
+        tv_nsec: nanos,
+    })
+}
+
+/// Writes `content` to `file`, leaving holes where whole blocks are zero.
+fn copy_sparse(
+    content: &mut impl Read,
+    file: BorrowedFd<'_>,
+    buffer: &mut [u8],
+) -> Result<u64, UnpackErrorKind> {
+    const BLOCK: usize = 4096;
+    let mut offset: u64 = 0;
+    let mut written: u64 = 0;
+    loop {
+        let len = fill(content, buffer).map_err(UnpackErrorKind::Read)?;
+        if len == 0 {
+            break;
+        }
+        let mut at = 0;
+        while at < len {
+            // One run of blocks that are all zero, or all not.
+            let zero = is_zero(&buffer[at..len.min(at + BLOCK)]);
+            let mut end = len.min(at + BLOCK);
+            while end < len && is_zero(&buffer[end..len.min(end + BLOCK)]) == zero {
+                end = len.min(end + BLOCK);
+            }
+            if !zero {
+                write_all_at(file, &buffer[at..end], offset + at as u64)?;
+                written = offset + end as u64;
+            }
+            at = end;
+        }
+        offset += len as u64;
+    }
+    if written < offset {
+        rustix::fs::ftruncate(file, offset).map_err(doing("set the length"))?;
+    }
+    Ok(offset)
+}
+
+fn fill(content: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut len = 0;
+    while len < buffer.len() {
+        match content.read(&mut buffer[len..]) {
+            Ok(0) => break,
+            Ok(n) => len += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(len)
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|&b| b == 0)
+}
+
+fn write_all_at(
+    file: BorrowedFd<'_>,
+    mut bytes: &[u8],
+    mut offset: u64,
+) -> Result<(), UnpackErrorKind> {
+    while !bytes.is_empty() {
+        match rustix::io::pwrite(file, bytes, offset) {
+            Ok(n) => {
+                bytes = &bytes[n..];
+                offset += n as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(doing("write the contents")(e)),
+        }
+    }
+    Ok(())
+}
+
+/// Both times set to `mtime`: archives carry no access time worth keeping.
+fn times(mtime: Timespec) -> Timestamps {
+    Timestamps {
+        last_access: mtime,
+        last_modification: mtime,
+    }
+}
+
+fn doing(action: &'static str) -> impl Fn(Errno) -> UnpackErrorKind {
+    move |errno| UnpackErrorKind::Io {
+        action,
+        source: errno.into(),
+    }
+}
+
+fn resolving(source: io::Error) -> UnpackErrorKind {
+    let code = source.raw_os_error();
+    if code == Some(Errno::LOOP.raw_os_error()) {
+        return UnpackErrorKind::ThroughSymlink;
+    }
+    UnpackErrorKind::Io {
+        action: "resolve the path",
+        source,
+    }
+}
