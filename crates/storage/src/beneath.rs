@@ -27,10 +27,8 @@ pub struct Beneath {
 const RESOLVE: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS);
 
 /// Flags with which directories are opened.
-const DIR_FLAGS: OFlags = OFlags::RDONLY
-    .union(OFlags::DIRECTORY)
-    .union(OFlags::NOFOLLOW)
-    .union(OFlags::CLOEXEC);
+const DIR_FLAGS: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 impl Beneath {
     /// Opens `path`, which may itself be reached through links: it is the caller's own.
@@ -43,11 +41,7 @@ impl Beneath {
             OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
             Mode::empty(),
         )?;
-        Ok(Beneath {
-            root,
-            path: path.to_owned(),
-            last_parent: None,
-        })
+        Ok(Beneath { root, path: path.to_owned(), last_parent: None })
     }
 
     /// The path that was opened, for messages.
@@ -66,12 +60,7 @@ impl Beneath {
     /// `ELOOP` when a link is on the way, `ENOTDIR`, `ENOENT`, others of `openat2(2)`.
     pub fn open_dir(&self, rel: &Path) -> io::Result<OwnedFd> {
         if rel.as_os_str().is_empty() {
-            return Ok(rustix::fs::openat(
-                &self.root,
-                c".",
-                DIR_FLAGS,
-                Mode::empty(),
-            )?);
+            return Ok(rustix::fs::openat(&self.root, c".", DIR_FLAGS, Mode::empty())?);
         }
         Ok(rustix::fs::openat2(
             &self.root,
@@ -206,11 +195,7 @@ impl Frame {
                 Err(e) => return Err(e.into()),
             }
         }
-        Ok(Some(Frame {
-            dir,
-            name: name.to_owned(),
-            subdirs,
-        }))
+        Ok(Some(Frame { dir, name: name.to_owned(), subdirs }))
     }
 }
 
@@ -303,9 +288,7 @@ mod tests {
         let root = tempfile::tempdir().expect("temporary directory");
         std::os::unix::fs::symlink(outside.path(), root.path().join("etc")).expect("symlink");
         let mut beneath = Beneath::open(root.path()).expect("open");
-        let error = beneath
-            .parent(Path::new("etc/passwd"))
-            .expect_err("refused");
+        let error = beneath.parent(Path::new("etc/passwd")).expect_err("refused");
         assert_eq!(error.raw_os_error(), Some(Errno::LOOP.raw_os_error()));
         assert!(beneath.remove(Path::new("etc/passwd")).is_err());
     }
@@ -326,8 +309,6 @@ mod tests {
         beneath.remove(Path::new("top")).expect("remove");
         assert!(!root.path().join("top").exists());
         assert!(keep.path().join("file").exists());
-        beneath
-            .remove(Path::new("top"))
-            .expect("absence is no error");
+        beneath.remove(Path::new("top")).expect("absence is no error");
     }
 }

@@ -32,18 +32,14 @@ impl Changes {
             let text = instruction.as_ref();
             changes
                 .apply(text.trim())
-                .map_err(|reason| StoreError::BadChange {
-                    instruction: text.to_owned(),
-                    reason,
-                })?;
+                .map_err(|reason| StoreError::BadChange { instruction: text.to_owned(), reason })?;
         }
         Ok(changes)
     }
 
     fn apply(&mut self, text: &str) -> Result<(), &'static str> {
-        let (keyword, rest) = text
-            .split_once([' ', '\t', '='])
-            .ok_or("a keyword and its arguments are needed")?;
+        let (keyword, rest) =
+            text.split_once([' ', '\t', '=']).ok_or("a keyword and its arguments are needed")?;
         let rest = rest.trim();
         if rest.is_empty() {
             return Err("the arguments are missing");
@@ -129,9 +125,7 @@ fn exposed(text: &str) -> Result<Vec<String>, &'static str> {
 fn pairs(text: &str) -> Result<Vec<(String, String)>, &'static str> {
     let words = words(text)?;
     if words.first().is_some_and(|w| !w.contains('=')) {
-        let (key, value) = text
-            .split_once(char::is_whitespace)
-            .ok_or("a value is missing")?;
+        let (key, value) = text.split_once(char::is_whitespace).ok_or("a value is missing")?;
         return Ok(vec![(key.to_owned(), value.trim().to_owned())]);
     }
     words
@@ -194,15 +188,9 @@ mod tests {
         .into_config();
         let strings = |v: &Option<Vec<String>>| v.clone().unwrap_or_default();
         assert_eq!(strings(config.cmd()), ["nginx", "-g", "daemon off;"]);
-        assert_eq!(
-            strings(config.entrypoint()),
-            ["/bin/sh", "-c", "/start now"]
-        );
+        assert_eq!(strings(config.entrypoint()), ["/bin/sh", "-c", "/start now"]);
         assert_eq!(strings(config.env()), ["C=d e", "A=z", "OLD=the rest"]);
-        assert_eq!(
-            strings(config.exposed_ports()),
-            ["80/tcp", "53/udp", "8000/tcp", "8001/tcp"]
-        );
+        assert_eq!(strings(config.exposed_ports()), ["80/tcp", "53/udp", "8000/tcp", "8001/tcp"]);
         assert_eq!(config.working_dir().as_deref(), Some("/srv"));
         assert_eq!(config.stop_signal().as_deref(), Some("SIGQUIT"));
         assert_eq!(strings(config.volumes()), ["/data"]);
@@ -210,15 +198,9 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_is_refused() {
-        for bad in [
-            "CMD",
-            "FROM x",
-            "WORKDIR srv",
-            "EXPOSE 99999",
-            "CMD [a]",
-            "ENV \"A=b",
-            "LABEL =x",
-        ] {
+        for bad in
+            ["CMD", "FROM x", "WORKDIR srv", "EXPOSE 99999", "CMD [a]", "ENV \"A=b", "LABEL =x"]
+        {
             assert!(Changes::parse(&[bad]).is_err(), "{bad}");
         }
     }

@@ -71,10 +71,8 @@ impl Store {
         let name = options.name.as_deref().map(ImageName::local).transpose()?;
         let layer = self.add_layer(archive)?;
         let created = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
-        let comment = options
-            .message
-            .clone()
-            .unwrap_or_else(|| "Imported from a tarball".to_owned());
+        let comment =
+            options.message.clone().unwrap_or_else(|| "Imported from a tarball".to_owned());
         let history = HistoryBuilder::default()
             .created(created.clone())
             .created_by("arctern import")
@@ -90,9 +88,7 @@ impl Store {
             .os(oci_spec::image::Os::default())
             .config(changes.into_config())
             .rootfs(rootfs.map_err(|_| StoreError::NotAnImage("layer list"))?)
-            .history(vec![
-                history.map_err(|_| StoreError::NotAnImage("history"))?,
-            ])
+            .history(vec![history.map_err(|_| StoreError::NotAnImage("history"))?])
             .build()
             .map_err(|_| StoreError::NotAnImage("configuration"))?;
         // Through a Value, whose maps are sorted: the same content gets the same id.
@@ -118,8 +114,7 @@ impl Store {
     /// [`StoreError::NoSuchImage`], [`StoreError::AmbiguousImage`].
     pub fn resolve(&self, name_or_id: &str) -> Result<Image, StoreError> {
         let index = self.read_index()?;
-        self.find(&index, name_or_id)
-            .map(|at| index.images[at].clone())
+        self.find(&index, name_or_id).map(|at| index.images[at].clone())
     }
 
     fn find(&self, index: &Index, wanted: &str) -> Result<usize, StoreError> {
@@ -145,18 +140,14 @@ impl Store {
         if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(missing());
         }
-        let fits: Vec<usize> = (0..index.images.len())
-            .filter(|&i| index.images[i].id.starts_with(digits))
-            .collect();
+        let fits: Vec<usize> =
+            (0..index.images.len()).filter(|&i| index.images[i].id.starts_with(digits)).collect();
         match fits[..] {
             [] => Err(missing()),
             [one] => Ok(one),
             _ => Err(StoreError::AmbiguousImage {
                 prefix: wanted.to_owned(),
-                ids: fits
-                    .iter()
-                    .map(|&i| index.images[i].id[..12].to_owned())
-                    .collect(),
+                ids: fits.iter().map(|&i| index.images[i].id[..12].to_owned()).collect(),
             }),
         }
     }
@@ -187,9 +178,7 @@ impl Store {
         let mut index = self.read_index()?;
         let at = self.find(&index, name_or_id)?;
         let image = index.images[at].clone();
-        let by_id = image
-            .id
-            .starts_with(name_or_id.strip_prefix("sha256:").unwrap_or(name_or_id));
+        let by_id = image.id.starts_with(name_or_id.strip_prefix("sha256:").unwrap_or(name_or_id));
         if !by_id && image.names.len() > 1 && !force {
             let wanted = ImageName::candidates(name_or_id)?;
             let matches = |n: &&String| {
@@ -199,34 +188,22 @@ impl Store {
             if let Some(name) = image.names.iter().find(matches).cloned() {
                 index.images[at].names.retain(|n| *n != name);
                 self.write_index(&index)?;
-                return Ok(Removed {
-                    untagged: vec![name],
-                    deleted: None,
-                });
+                return Ok(Removed { untagged: vec![name], deleted: None });
             }
         }
         if by_id && image.names.len() > 1 && !force {
-            return Err(StoreError::SeveralNames {
-                image: image.id,
-                names: image.names,
-            });
+            return Err(StoreError::SeveralNames { image: image.id, names: image.names });
         }
         let users = self.users_of(&image.id)?;
         if !users.is_empty() {
-            return Err(StoreError::ImageInUse {
-                image: image.id,
-                users,
-            });
+            return Err(StoreError::ImageInUse { image: image.id, users });
         }
         index.images.remove(at);
         // The index first: a crash in between leaves files that nothing refers to, not an image
         // that lacks files.
         self.write_index(&index)?;
         self.collect_garbage(&index)?;
-        Ok(Removed {
-            untagged: image.names,
-            deleted: Some(image.id),
-        })
+        Ok(Removed { untagged: image.names, deleted: Some(image.id) })
     }
 
     /// The configuration of an image.
@@ -269,10 +246,7 @@ impl Store {
         // The digest is over the whole stream, padding after the end marker included.
         io::copy(&mut stream, &mut io::sink()).map_err(StoreError::ReadArchive)?;
         let (hex, archive_size) = stream.finish();
-        let note = LayerNote {
-            size: unpacked.bytes,
-            archive_size,
-        };
+        let note = LayerNote { size: unpacked.bytes, archive_size };
         let layer = Layer {
             hex,
             size: unpacked.bytes,
@@ -345,20 +319,17 @@ impl Store {
         match std::fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .map_err(|source| StoreError::Damaged { path, source }),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Index {
-                version: 1,
-                images: Vec::new(),
-            }),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                Ok(Index { version: 1, images: Vec::new() })
+            }
             Err(e) => Err(e).at("read", &path),
         }
     }
 
     fn write_index(&self, index: &Index) -> Result<(), StoreError> {
         let path = self.index_path();
-        let bytes = serde_json::to_vec_pretty(index).map_err(|source| StoreError::Damaged {
-            path: path.clone(),
-            source,
-        })?;
+        let bytes = serde_json::to_vec_pretty(index)
+            .map_err(|source| StoreError::Damaged { path: path.clone(), source })?;
         write_durably(&path, &bytes)
     }
 
@@ -418,10 +389,8 @@ fn manifest(config: &[u8], id: &str, layers: &[Layer]) -> Result<Vec<u8>, StoreE
         Sha256Digest::from_str(hex).map(|digest| Descriptor::new(media, size, digest))
     };
     let config = descriptor(MediaType::ImageConfig, config.len() as u64, id).map_err(wrong)?;
-    let layers: Result<Vec<_>, _> = layers
-        .iter()
-        .map(|l| descriptor(MediaType::ImageLayer, l.archive_size, &l.hex))
-        .collect();
+    let layers: Result<Vec<_>, _> =
+        layers.iter().map(|l| descriptor(MediaType::ImageLayer, l.archive_size, &l.hex)).collect();
     let manifest = ImageManifestBuilder::default()
         .schema_version(2u32)
         .media_type(MediaType::ImageManifest)
@@ -454,11 +423,7 @@ struct Digesting<R> {
 
 impl<R: Read> Digesting<R> {
     fn new(inner: R) -> Self {
-        Digesting {
-            inner,
-            hash: Sha256::new(),
-            len: 0,
-        }
+        Digesting { inner, hash: Sha256::new(), len: 0 }
     }
 
     fn finish(self) -> (String, u64) {
@@ -478,10 +443,7 @@ impl<R: Read> Read for Digesting<R> {
 /// The plain tar stream inside `archive`, recognised by its first bytes.
 fn decompress<'a>(mut archive: impl Read + 'a) -> Result<Box<dyn Read + 'a>, StoreError> {
     let mut head = Vec::with_capacity(6);
-    (&mut archive)
-        .take(6)
-        .read_to_end(&mut head)
-        .map_err(StoreError::ReadArchive)?;
+    (&mut archive).take(6).read_to_end(&mut head).map_err(StoreError::ReadArchive)?;
     let kind = head.clone();
     let stream = BufReader::with_capacity(256 * 1024, io::Cursor::new(head).chain(archive));
     match kind[..] {

@@ -22,10 +22,7 @@ impl ImageName {
             true => repository.to_owned(),
             false => format!("localhost/{repository}"),
         };
-        Ok(ImageName {
-            repository,
-            tag: tag.unwrap_or("latest").to_owned(),
-        })
+        Ok(ImageName { repository, tag: tag.unwrap_or("latest").to_owned() })
     }
 
     /// The names that `text` may mean, most likely first.
@@ -35,10 +32,7 @@ impl ImageName {
     pub fn candidates(text: &str) -> Result<Vec<Self>, StoreError> {
         let (repository, tag) = split(text)?;
         let tag = tag.unwrap_or("latest");
-        let name = |repository: String| ImageName {
-            repository,
-            tag: tag.to_owned(),
-        };
+        let name = |repository: String| ImageName { repository, tag: tag.to_owned() };
         if has_registry(repository) {
             let mut names = vec![name(repository.to_owned())];
             // docker.io/nginx is how people write docker.io/library/nginx.
@@ -95,10 +89,7 @@ fn has_registry(repository: &str) -> bool {
 
 /// Splits off the tag and checks both parts.
 fn split(text: &str) -> Result<(&str, Option<&str>), StoreError> {
-    let bad = |reason| StoreError::BadName {
-        name: text.to_owned(),
-        reason,
-    };
+    let bad = |reason| StoreError::BadName { name: text.to_owned(), reason };
     let (repository, tag) = match text.rsplit_once(':') {
         // A colon before a slash belongs to a port.
         Some((repository, tag)) if !tag.contains('/') => (repository, Some(tag)),
@@ -131,9 +122,7 @@ fn split(text: &str) -> Result<(&str, Option<&str>), StoreError> {
         return Err(bad("it must be lower case"));
     }
     if !path.split('/').all(component) {
-        return Err(bad(
-            "a part of its path is empty or has characters that are not allowed",
-        ));
+        return Err(bad("a part of its path is empty or has characters that are not allowed"));
     }
     Ok((repository, tag))
 }
@@ -146,10 +135,7 @@ mod tests {
     fn short_names_are_completed() {
         let local = |t| ImageName::local(t).map(|n| n.to_string()).ok();
         assert_eq!(local("nginx").as_deref(), Some("localhost/nginx:latest"));
-        assert_eq!(
-            local("web/nginx:1.2").as_deref(),
-            Some("localhost/web/nginx:1.2")
-        );
+        assert_eq!(local("web/nginx:1.2").as_deref(), Some("localhost/web/nginx:1.2"));
         assert_eq!(local("quay.io/a/b").as_deref(), Some("quay.io/a/b:latest"));
         assert_eq!(local("host:5000/a").as_deref(), Some("host:5000/a:latest"));
         for bad in ["", "Nginx", "a//b", "a:", "a:-x", "-a", "a b", "/a"] {
@@ -164,10 +150,7 @@ mod tests {
                 .map(|v| v.iter().map(ToString::to_string).collect())
                 .unwrap_or_default()
         };
-        assert_eq!(
-            names("nginx"),
-            ["localhost/nginx:latest", "docker.io/library/nginx:latest"]
-        );
+        assert_eq!(names("nginx"), ["localhost/nginx:latest", "docker.io/library/nginx:latest"]);
         assert_eq!(names("a/b:1"), ["localhost/a/b:1", "docker.io/a/b:1"]);
         assert_eq!(
             names("docker.io/nginx"),

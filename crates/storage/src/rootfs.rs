@@ -42,11 +42,7 @@ struct RootNote {
 
 /// Options of every overlay: renamed directories and metadata-only copies would put references into
 /// the upper directory that a tar of it cannot carry to another host.
-const OPTIONS: [(&str, &str); 3] = [
-    ("redirect_dir", "off"),
-    ("metacopy", "off"),
-    ("index", "off"),
-];
+const OPTIONS: [(&str, &str); 3] = [("redirect_dir", "off"), ("metacopy", "off"), ("index", "off")];
 
 impl Store {
     /// Makes the root file system of a container from an image. It is not mounted yet.
@@ -69,10 +65,8 @@ impl Store {
         if let Some(top) = self.lower_dirs(&image).first() {
             copy_dir_metadata(top, &upper)?;
         }
-        let note = serde_json::to_vec(&RootNote {
-            image: image.id.clone(),
-            layers: image.layers.clone(),
-        });
+        let note =
+            serde_json::to_vec(&RootNote { image: image.id.clone(), layers: image.layers.clone() });
         let note = note.map_err(|_| StoreError::NotAnImage("root note"))?;
         let path = new.join("root.json");
         std::fs::write(&path, note).at("write", &path)?;
@@ -170,13 +164,7 @@ impl Store {
         let dir = self.root().join("containers");
         let mut ids = Vec::new();
         for entry in std::fs::read_dir(&dir).at("list", &dir)? {
-            ids.push(
-                entry
-                    .at("list", &dir)?
-                    .file_name()
-                    .to_string_lossy()
-                    .into_owned(),
-            );
+            ids.push(entry.at("list", &dir)?.file_name().to_string_lossy().into_owned());
         }
         ids.sort();
         Ok(ids)
@@ -231,12 +219,8 @@ fn copy_dir_metadata(from: &Path, to: &Path) -> Result<(), StoreError> {
 
 /// Whether something is mounted on `path` itself.
 fn is_mount_point(path: &Path) -> rustix::io::Result<bool> {
-    let statx = rustix::fs::statx(
-        rustix::fs::CWD,
-        path,
-        AtFlags::SYMLINK_NOFOLLOW,
-        StatxFlags::empty(),
-    )?;
+    let statx =
+        rustix::fs::statx(rustix::fs::CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty())?;
     Ok(statx.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
@@ -283,10 +267,8 @@ fn overlay_by_mount(root: &RootFs, read_only: bool) -> io::Result<()> {
     for lower in &root.lowers {
         layers.push(std::fs::File::open(lower)?);
     }
-    let names: Vec<String> = layers
-        .iter()
-        .map(|dir| format!("/proc/self/fd/{}", dir.as_raw_fd()))
-        .collect();
+    let names: Vec<String> =
+        layers.iter().map(|dir| format!("/proc/self/fd/{}", dir.as_raw_fd())).collect();
     let mut options = format!("lowerdir={}", names.join(":")).into_bytes();
     for (key, path) in [("upperdir", &root.upper), ("workdir", &root.work)] {
         options.extend(format!(",{key}=").bytes());
@@ -305,12 +287,6 @@ fn overlay_by_mount(root: &RootFs, read_only: bool) -> io::Result<()> {
         true => MountFlags::RDONLY,
         false => MountFlags::empty(),
     };
-    rustix::mount::mount(
-        "arctern",
-        &root.merged,
-        "overlay",
-        flags,
-        options.as_c_str(),
-    )?;
+    rustix::mount::mount("arctern", &root.merged, "overlay", flags, options.as_c_str())?;
     Ok(())
 }

@@ -167,11 +167,7 @@ pub(crate) trait AtPath<T> {
 
 impl<T, E: Into<io::Error>> AtPath<T> for Result<T, E> {
     fn at(self, action: &'static str, path: &Path) -> Result<T, StoreError> {
-        self.map_err(|e| StoreError::Io {
-            action,
-            path: path.to_owned(),
-            source: e.into(),
-        })
+        self.map_err(|e| StoreError::Io { action, path: path.to_owned(), source: e.into() })
     }
 }
 
@@ -199,21 +195,14 @@ impl Store {
     /// [`StoreError::Io`] when a directory cannot be made, [`StoreError::NewerFormat`].
     pub fn open(root: &Path, runroot: &Path) -> Result<Self, StoreError> {
         let absolute = |path: &Path| std::path::absolute(path).at("resolve", path);
-        let store = Store {
-            root: absolute(root)?,
-            runroot: absolute(runroot)?,
-        };
+        let store = Store { root: absolute(root)?, runroot: absolute(runroot)? };
         let version = store.root.join("version");
         match std::fs::read_to_string(&version) {
             Ok(text) => {
                 // A damaged version file is treated as the oldest one: all versions are readable.
                 let found = text.trim().parse().unwrap_or(FORMAT);
                 if found > FORMAT {
-                    return Err(StoreError::NewerFormat {
-                        path: version,
-                        found,
-                        known: FORMAT,
-                    });
+                    return Err(StoreError::NewerFormat { path: version, found, known: FORMAT });
                 }
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => store.initialise(&version)?,
@@ -323,10 +312,7 @@ impl Store {
             let guard = open_dir(&path)?;
             rustix::fs::flock(&guard, FlockOperation::NonBlockingLockExclusive)
                 .at("lock", &path)?;
-            return Ok(Scratch {
-                path,
-                _guard: guard,
-            });
+            return Ok(Scratch { path, _guard: guard });
         }
     }
 

@@ -131,10 +131,7 @@ impl Unpacker {
     /// # Errors
     /// The first member that could not be written; what was written before stays.
     pub fn unpack(&mut self, archive: &mut tar::Archive<impl Read>) -> Result<(), UnpackError> {
-        let unreadable = |e| UnpackError {
-            member: PathBuf::new(),
-            kind: UnpackErrorKind::Read(e),
-        };
+        let unreadable = |e| UnpackError { member: PathBuf::new(), kind: UnpackErrorKind::Read(e) };
         for entry in archive.entries().map_err(unreadable)? {
             self.entry(&mut entry.map_err(unreadable)?)?;
         }
@@ -147,8 +144,7 @@ impl Unpacker {
     /// [`UnpackError`] naming the member.
     pub fn entry(&mut self, entry: &mut tar::Entry<'_, impl Read>) -> Result<(), UnpackError> {
         let member = PathBuf::from(OsStr::from_bytes(&entry.path_bytes()));
-        self.write(entry, &member)
-            .map_err(|kind| UnpackError { member, kind })
+        self.write(entry, &member).map_err(|kind| UnpackError { member, kind })
     }
 
     fn write(
@@ -177,16 +173,8 @@ impl Unpacker {
             EntryType::Char | EntryType::Block => {
                 let bad = |field| UnpackErrorKind::BadField { field };
                 let header = entry.header();
-                let major = header
-                    .device_major()
-                    .ok()
-                    .flatten()
-                    .ok_or(bad("devmajor"))?;
-                let minor = header
-                    .device_minor()
-                    .ok()
-                    .flatten()
-                    .ok_or(bad("devminor"))?;
+                let major = header.device_major().ok().flatten().ok_or(bad("devmajor"))?;
+                let minor = header.device_minor().ok().flatten().ok_or(bad("devminor"))?;
                 let ty = match kind {
                     EntryType::Char => FileType::CharacterDevice,
                     _ => FileType::BlockDevice,
@@ -276,13 +264,10 @@ impl Unpacker {
         if target == path {
             return Ok(());
         }
-        let target_name = target
-            .file_name()
-            .ok_or(UnpackErrorKind::BadField { field: "linkname" })?;
-        let target_dir = self
-            .root
-            .open_dir(target.parent().unwrap_or(Path::new("")))
-            .map_err(resolving)?;
+        let target_name =
+            target.file_name().ok_or(UnpackErrorKind::BadField { field: "linkname" })?;
+        let target_dir =
+            self.root.open_dir(target.parent().unwrap_or(Path::new(""))).map_err(resolving)?;
         self.create(path, "make the hard link", |dir, name| {
             rustix::fs::linkat(&target_dir, target_name, dir, name, AtFlags::empty())
         })
@@ -329,22 +314,15 @@ impl Unpacker {
         }
         self.root
             .remove(path)
-            .map_err(|source| UnpackErrorKind::Io {
-                action: "remove what is there",
-                source,
-            })?;
+            .map_err(|source| UnpackErrorKind::Io { action: "remove what is there", source })?;
         let (parent, name) = self.root.parent(path).map_err(resolving)?;
         make(parent, name).map_err(doing(action))
     }
 
     /// Ownership, extended attributes and mode of an open file or directory.
     fn set_meta_fd(&mut self, fd: BorrowedFd<'_>, meta: &Meta) -> Result<(), UnpackErrorKind> {
-        rustix::fs::fchown(
-            fd,
-            Some(Uid::from_raw(meta.uid)),
-            Some(Gid::from_raw(meta.gid)),
-        )
-        .map_err(doing("set the owner"))?;
+        rustix::fs::fchown(fd, Some(Uid::from_raw(meta.uid)), Some(Gid::from_raw(meta.gid)))
+            .map_err(doing("set the owner"))?;
         rustix::fs::fchmod(fd, Mode::from_raw_mode(meta.mode)).map_err(doing("set the mode"))?;
         for (name, value) in &meta.xattrs {
             let set = rustix::fs::fsetxattr(fd, name.as_str(), value, XattrFlags::empty());
@@ -377,12 +355,7 @@ impl Unpacker {
         let full = beneath::through_fd(parent, name);
         let mut outcomes = Vec::new();
         for (key, value) in &meta.xattrs {
-            outcomes.push(rustix::fs::lsetxattr(
-                &full,
-                key.as_str(),
-                value,
-                XattrFlags::empty(),
-            ));
+            outcomes.push(rustix::fs::lsetxattr(&full, key.as_str(), value, XattrFlags::empty()));
         }
         rustix::fs::utimensat(parent, name, &times(meta.mtime), AtFlags::SYMLINK_NOFOLLOW)
             .map_err(doing("set the times"))?;
@@ -424,10 +397,7 @@ impl Unpacker {
             };
             set.map_err(|source| UnpackError {
                 member: path.clone(),
-                kind: UnpackErrorKind::Io {
-                    action: "set the times",
-                    source,
-                },
+                kind: UnpackErrorKind::Io { action: "set the times", source },
             })?;
         }
         Ok(self.done)
@@ -439,10 +409,7 @@ impl Meta {
         let bad = |field| UnpackErrorKind::BadField { field };
         let header = entry.header();
         let narrow = |value: io::Result<u64>, field| {
-            value
-                .ok()
-                .and_then(|v| u32::try_from(v).ok())
-                .ok_or(bad(field))
+            value.ok().and_then(|v| u32::try_from(v).ok()).ok_or(bad(field))
         };
         let mut meta = Meta {
             mode: header.mode().map_err(|_| bad("mode"))? & 0o7777,
@@ -473,8 +440,7 @@ impl Meta {
                     if let Some(name) = key.strip_prefix(PAX_XATTR)
                         && !is_overlay_xattr(name)
                     {
-                        meta.xattrs
-                            .push((name.to_owned(), record.value_bytes().to_vec()));
+                        meta.xattrs.push((name.to_owned(), record.value_bytes().to_vec()));
                     }
                 }
             }
@@ -502,15 +468,9 @@ fn pax_time(text: &str) -> Option<Timespec> {
     }
     if negative && nanos > 0 {
         // -1.25 lies between the seconds -2 and -1.
-        return Some(Timespec {
-            tv_sec: seconds.checked_sub(1)?,
-            tv_nsec: 1_000_000_000 - nanos,
-        });
+        return Some(Timespec { tv_sec: seconds.checked_sub(1)?, tv_nsec: 1_000_000_000 - nanos });
     }
-    Some(Timespec {
-        tv_sec: seconds,
-        tv_nsec: nanos,
-    })
+    Some(Timespec { tv_sec: seconds, tv_nsec: nanos })
 }
 
 /// Writes `content` to `file`, leaving holes where whole blocks are zero.
@@ -586,17 +546,11 @@ fn write_all_at(
 
 /// Both times set to `mtime`: archives carry no access time worth keeping.
 fn times(mtime: Timespec) -> Timestamps {
-    Timestamps {
-        last_access: mtime,
-        last_modification: mtime,
-    }
+    Timestamps { last_access: mtime, last_modification: mtime }
 }
 
 fn doing(action: &'static str) -> impl Fn(Errno) -> UnpackErrorKind {
-    move |errno| UnpackErrorKind::Io {
-        action,
-        source: errno.into(),
-    }
+    move |errno| UnpackErrorKind::Io { action, source: errno.into() }
 }
 
 fn resolving(source: io::Error) -> UnpackErrorKind {
@@ -604,8 +558,5 @@ fn resolving(source: io::Error) -> UnpackErrorKind {
     if code == Some(Errno::LOOP.raw_os_error()) {
         return UnpackErrorKind::ThroughSymlink;
     }
-    UnpackErrorKind::Io {
-        action: "resolve the path",
-        source,
-    }
+    UnpackErrorKind::Io { action: "resolve the path", source }
 }

@@ -50,10 +50,8 @@ impl Store {
         make_dir(&new, 0o755)?;
         make_dir(&new.join("_data"), 0o755)?;
         let note = new.join("volume.json");
-        let text = serde_json::to_vec(&volume).map_err(|source| StoreError::Damaged {
-            path: note.clone(),
-            source,
-        })?;
+        let text = serde_json::to_vec(&volume)
+            .map_err(|source| StoreError::Damaged { path: note.clone(), source })?;
         std::fs::write(&note, text).at("write", &note)?;
         std::fs::rename(&new, &place).at("rename into place", &place)?;
         Ok(volume)

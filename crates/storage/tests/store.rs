@@ -80,19 +80,13 @@ fn an_imported_image_is_found_used_and_removed() {
     let image = host.import(&small_image(), "web").expect("import");
     assert_eq!(image.names, ["localhost/web:latest"]);
     assert_eq!(host.store.resolve("web").expect("by name").id, image.id);
-    assert_eq!(
-        host.store.resolve(&image.id[..8]).expect("by id").id,
-        image.id
-    );
+    assert_eq!(host.store.resolve(&image.id[..8]).expect("by id").id, image.id);
     let config = host.store.config("web").expect("config");
     let cmd = config.config().as_ref().and_then(|c| c.cmd().clone());
     assert_eq!(cmd, Some(vec!["/bin/sh".to_owned()]));
 
     let root = host.store.create_root("c1", "web").expect("root");
-    assert!(matches!(
-        host.store.create_root("c1", "web"),
-        Err(StoreError::RootExists(_))
-    ));
+    assert!(matches!(host.store.create_root("c1", "web"), Err(StoreError::RootExists(_))));
     let merged = host.store.mount_root("c1", false).expect("mount");
     assert_eq!(host.store.mount_root("c1", false).expect("again"), merged);
     let read = |p: &Path| std::fs::read_to_string(p).expect("read");
@@ -100,27 +94,14 @@ fn an_imported_image_is_found_used_and_removed() {
     std::fs::write(merged.join("etc/new"), b"x").expect("write");
     assert!(root.upper.join("etc/new").exists());
 
-    assert!(matches!(
-        host.store.remove_image("web", true),
-        Err(StoreError::ImageInUse { .. })
-    ));
+    assert!(matches!(host.store.remove_image("web", true), Err(StoreError::ImageInUse { .. })));
     host.store.remove_root("c1").expect("remove root");
     host.store.remove_root("c1").expect("absence is no error");
     assert!(!merged.exists() && !root.upper.exists());
     let removed = host.store.remove_image("web", false).expect("remove image");
     assert_eq!(removed.deleted, Some(image.id.clone()));
-    assert!(
-        !host
-            .dir
-            .path()
-            .join("root/layers")
-            .join(&image.layers[0])
-            .exists()
-    );
-    assert!(matches!(
-        host.store.resolve("web"),
-        Err(StoreError::NoSuchImage(..))
-    ));
+    assert!(!host.dir.path().join("root/layers").join(&image.layers[0]).exists());
+    assert!(matches!(host.store.resolve("web"), Err(StoreError::NoSuchImage(..))));
     assert!(host.tmp_is_empty());
 }
 
@@ -181,13 +162,7 @@ fn a_link_in_the_place_of_a_file_is_replaced_not_followed() {
     let victim = host.dir.path().join("victim");
     std::fs::write(&victim, b"kept").expect("write");
     let tar = archive(|b| {
-        member(
-            b,
-            tar::EntryType::Symlink,
-            "a",
-            victim.to_str().expect("text"),
-            b"",
-        );
+        member(b, tar::EntryType::Symlink, "a", victim.to_str().expect("text"), b"");
         member(b, tar::EntryType::Regular, "a", "", b"new");
     });
     host.import(&tar, "x").expect("import");
@@ -211,48 +186,25 @@ fn a_name_moves_and_several_names_need_force() {
     let other = archive(|b| member(b, tar::EntryType::Regular, "f", "", b"2"));
     let second = host.import(&other, "x").expect("import");
     assert_eq!(host.store.resolve("x").expect("x").id, second.id);
-    assert!(
-        host.store
-            .resolve(&first.id)
-            .expect("first")
-            .names
-            .is_empty()
-    );
+    assert!(host.store.resolve(&first.id).expect("first").names.is_empty());
     host.store.tag("x", "y:2").expect("tag");
     assert!(matches!(
         host.store.remove_image(&second.id, false),
         Err(StoreError::SeveralNames { .. })
     ));
     let removed = host.store.remove_image("y:2", false).expect("untag");
-    assert_eq!(
-        (removed.untagged, removed.deleted),
-        (vec!["localhost/y:2".to_owned()], None)
-    );
-    assert!(
-        host.store
-            .remove_image("x", false)
-            .expect("remove")
-            .deleted
-            .is_some()
-    );
+    assert_eq!((removed.untagged, removed.deleted), (vec!["localhost/y:2".to_owned()], None));
+    assert!(host.store.remove_image("x", false).expect("remove").deleted.is_some());
 }
 
 #[test]
 fn volumes_come_and_go() {
     let Some(host) = host() else { return };
-    host.store
-        .volume_create("data", false, Default::default())
-        .expect("create");
+    host.store.volume_create("data", false, Default::default()).expect("create");
     let path = host.store.volume_path("data").expect("path");
     std::fs::write(path.join("f"), b"x").expect("write");
     assert_eq!(host.store.volumes().expect("list").len(), 1);
     host.store.volume_remove("data").expect("remove");
-    assert!(matches!(
-        host.store.volume_path("data"),
-        Err(StoreError::NoSuchVolume(_))
-    ));
-    assert!(matches!(
-        host.store.volume_path("../x"),
-        Err(StoreError::BadId(_))
-    ));
+    assert!(matches!(host.store.volume_path("data"), Err(StoreError::NoSuchVolume(_))));
+    assert!(matches!(host.store.volume_path("../x"), Err(StoreError::BadId(_))));
 }
