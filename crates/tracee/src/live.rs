@@ -1,0 +1,306 @@
+//! Remote calls in threads of a program that must go on afterwards.
+//!
+//! A session belongs to one address space. Its code lies in the unused end of the vDSO's last page
+//! (a private copy, as for a debugger's breakpoint), its data in one anonymous mapping. Both are
+//! gone after [`LiveSession::close`].
+//!
+//! If the controller dies, its tasks run on at once, so at every moment the thread's own path leads
+//! back to where it was: see [`gadget::trampoline`] and [`gadget::for_live`]. At most the mapping
+//! stays behind.
+
+use std::io;
+
+use arctern_sys::memory::{self, RemoteAddr};
+use arctern_sys::ptrace::{self, EVENT_STOP, WaitStatus};
+use arctern_sys::{PAGE_SIZE, Pid};
+
+use crate::batch::Batch;
+use crate::error::TraceeError;
+use crate::gadget::{self, Recovery, StopSignal};
+use crate::sigframe::{SigFrame, resumed};
+use crate::thread::StoppedThread;
+
+/// Room for one thread's signal frame at the start of the data area.
+const FRAME_ROOM: u64 = 24 * 1024;
+const DATA_SIZE: u64 = 1024 * 1024;
+/// Room that the gadget needs in the vDSO: the loop and a trampoline.
+const CAVE_SIZE: u64 = 512;
+const TRAMPOLINE_OFFSET: u64 = 128;
+
+/// Signals that are ignored by default and whose sending has no other effect.
+const STOP_SIGNALS: [i32; 3] = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD];
+
+/// Where a process's vDSO is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vdso {
+    /// First byte.
+    pub start: u64,
+    /// Byte after the last.
+    pub end: u64,
+}
+
+/// What a session must know of the thread in which it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ThreadSignals {
+    /// Thread group id in the thread's own pid namespace.
+    pub inner_tgid: i32,
+    /// Caught signals of the process (`SigCgt`).
+    pub caught: u64,
+}
+
+/// An open session in one live address space.
+#[derive(Debug)]
+pub struct LiveSession {
+    pid: Pid,
+    cave: u64,
+    saved_cave: Vec<u64>,
+    data: RemoteAddr,
+    signals: ThreadSignals,
+    frame_of: Option<Pid>,
+}
+
+impl LiveSession {
+    /// Opens a session in the address space of `thread`, which is stopped, as all other threads
+    /// that share the address space must be.
+    pub fn open(
+        pid: Pid,
+        thread: &mut StoppedThread,
+        vdso: Vdso,
+        signals: ThreadSignals,
+    ) -> Result<Self, TraceeError> {
+        let cave = find_cave(pid, vdso)?;
+        let tid = thread.tid;
+        let saved_cave = (0..CAVE_SIZE / 8)
+            .map(|i| ptrace::peek(tid, cave + i * 8))
+            .collect::<io::Result<Vec<u64>>>()
+            .map_err(TraceeError::request(tid, "read the vDSO"))?;
+        let mut session =
+            LiveSession { pid, cave, saved_cave, data: RemoteAddr(0), signals, frame_of: None };
+        session.poke(tid, cave, gadget::for_live())?;
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let mapped = session.single_call(
+            thread,
+            libc::SYS_mmap,
+            [0, DATA_SIZE, prot as u64, flags as u64, u64::MAX, 0],
+        );
+        match mapped {
+            Ok(addr) => session.data = RemoteAddr(addr),
+            Err(e) => {
+                session.restore_cave(tid)?;
+                return Err(e);
+            }
+        }
+        Ok(session)
+    }
+
+    /// Runs the calls of `batch` in `thread`.
+    pub fn run(
+        &mut self,
+        thread: &mut StoppedThread,
+        batch: &mut Batch,
+    ) -> Result<(), TraceeError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let calls_at = self.data.offset(FRAME_ROOM);
+        let stop = self.stop_signal(thread);
+        // The last call makes the thread stop; it is not part of the caller's batch.
+        let mut with_stop = batch.clone();
+        with_stop.call(libc::SYS_tgkill, &[stop.tgid.into(), stop.tid.into(), stop.signal.into()]);
+        let bytes = with_stop.encode(calls_at.0);
+        let room = (DATA_SIZE - FRAME_ROOM) as usize;
+        if bytes.len() > room {
+            return Err(TraceeError::BatchTooLarge { bytes: bytes.len(), room });
+        }
+        let write = TraceeError::request;
+        if self.frame_of != Some(thread.tid) {
+            let frame = SigFrame::new(thread, self.data.0);
+            memory::write(self.pid, self.data, &frame.bytes)
+                .map_err(write(thread.tid, "write the memory"))?;
+            self.frame_of = Some(thread.tid);
+        }
+        memory::write(self.pid, calls_at, &bytes).map_err(write(thread.tid, "write the memory"))?;
+        self.block_signals(thread, stop.signal)?;
+        let mut regs = thread.registers;
+        regs.rip = self.cave;
+        regs.rsp = self.data.0;
+        regs.r12 = calls_at.0;
+        regs.r13 = with_stop.len() as u64;
+        regs.rax = 0;
+        regs.orig_rax = u64::MAX;
+        thread.disturbed = true;
+        ptrace::set_registers(thread.tid, &regs)
+            .map_err(TraceeError::request(thread.tid, "set the registers"))?;
+        self.run_to_stop(thread.tid, stop.signal, self.cave + gadget::live_stop_offset(), Some(1))?;
+        let mut back = vec![0; with_stop.read_back()];
+        memory::read(self.pid, calls_at, &mut back)
+            .map_err(TraceeError::request(thread.tid, "read the memory"))?;
+        let arena = back.split_off(with_stop.len() * gadget::CALL_SIZE);
+        back.truncate(batch.len() * gadget::CALL_SIZE);
+        back.extend(arena);
+        batch.decode(&back[..batch.read_back()]);
+        Ok(())
+    }
+
+    /// Removes data and code. `thread` is any stopped thread of the address space.
+    pub fn close(mut self, thread: &mut StoppedThread) -> Result<(), TraceeError> {
+        let unmapped =
+            self.single_call(thread, libc::SYS_munmap, [self.data.0, DATA_SIZE, 0, 0, 0, 0]);
+        self.restore_cave(thread.tid)?;
+        unmapped.map(drop)
+    }
+
+    /// The mapping that the session added: not the program's.
+    pub fn data_range(&self) -> (u64, u64) {
+        (self.data.0, self.data.0 + DATA_SIZE)
+    }
+
+    fn stop_signal(&self, thread: &StoppedThread) -> StopSignal {
+        let free = |signal: &i32| {
+            let bit = 1 << (signal - 1);
+            self.signals.caught & bit == 0 && thread.mask & bit == 0
+        };
+        // A program that handles or blocks all of them is still captured; only if the controller
+        // dies in the middle of a call does it see one signal too many.
+        let signal = STOP_SIGNALS.into_iter().find(free).unwrap_or(libc::SIGURG);
+        StopSignal { tgid: self.signals.inner_tgid, tid: thread.inner_tid, signal }
+    }
+
+    fn block_signals(&self, thread: &mut StoppedThread, but: i32) -> Result<(), TraceeError> {
+        thread.disturbed = true;
+        ptrace::set_signal_mask(thread.tid, !(1u64 << (but - 1)))
+            .map_err(TraceeError::request(thread.tid, "block the signals"))
+    }
+
+    /// One call that needs no memory.
+    fn single_call(
+        &mut self,
+        thread: &mut StoppedThread,
+        nr: i64,
+        args: [u64; 6],
+    ) -> Result<u64, TraceeError> {
+        let stop = self.stop_signal(thread);
+        let regs = resumed(&thread.registers);
+        let recovery = Recovery {
+            registers: [
+                regs.rax, regs.rcx, regs.rdx, regs.rbx, regs.rsi, regs.rdi, regs.r8, regs.r9,
+                regs.r10, regs.r11,
+            ],
+            resume: regs.rip,
+            mask: thread.mask,
+        };
+        let trampoline = gadget::trampoline(stop, &recovery);
+        let at = self.cave + TRAMPOLINE_OFFSET;
+        self.poke(thread.tid, at, &trampoline.code)?;
+        self.block_signals(thread, stop.signal)?;
+        let mut regs = thread.registers;
+        regs.rip = at;
+        regs.rax = nr as u64;
+        regs.orig_rax = u64::MAX;
+        [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = args;
+        ptrace::set_registers(thread.tid, &regs)
+            .map_err(TraceeError::request(thread.tid, "set the registers"))?;
+        self.run_to_stop(thread.tid, stop.signal, at + trampoline.stop_offset, None)?;
+        let result = ptrace::registers(thread.tid)
+            .map_err(TraceeError::request(thread.tid, "read the registers"))?
+            .rbx as i64;
+        if (-4095..0).contains(&result) {
+            return Err(TraceeError::Call {
+                tid: thread.tid,
+                name: format!("number {nr} of the gadget"),
+                source: io::Error::from_raw_os_error(-result as i32),
+            });
+        }
+        Ok(result as u64)
+    }
+
+    /// Lets the thread run until its own signal stops it at `address`.
+    fn run_to_stop(
+        &self,
+        tid: Pid,
+        signal: i32,
+        address: u64,
+        calls_left: Option<u64>,
+    ) -> Result<(), TraceeError> {
+        loop {
+            ptrace::cont(tid, 0).map_err(TraceeError::request(tid, "resume"))?;
+            let status = ptrace::wait(tid).map_err(TraceeError::request(tid, "wait"))?;
+            match status {
+                WaitStatus::Exited(_) | WaitStatus::Killed(_) => {
+                    return Err(TraceeError::Died { tid });
+                }
+                WaitStatus::Signal(seen) if seen == signal => {
+                    let regs = ptrace::registers(tid)
+                        .map_err(TraceeError::request(tid, "read the registers"))?;
+                    if regs.rip == address && calls_left.is_none_or(|n| regs.r13 == n) {
+                        return Ok(());
+                    }
+                    // Somebody else sent the signal, which the program ignores: so do we.
+                }
+                // A group stop that was pending: it takes effect again after the detach.
+                WaitStatus::Event { event: EVENT_STOP, .. } => {}
+                WaitStatus::Signal(_) | WaitStatus::Event { .. } => {
+                    let regs = ptrace::registers(tid).map(|r| r.rip).unwrap_or(0);
+                    return Err(TraceeError::UnexpectedStop {
+                        tid,
+                        status: format!("{status:?} at {regs:#x}"),
+                    });
+                }
+            }
+        }
+    }
+
+    fn poke(&self, tid: Pid, addr: u64, bytes: &[u8]) -> Result<(), TraceeError> {
+        for (i, chunk) in bytes.chunks(8).enumerate() {
+            let mut word = [0x90; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            ptrace::poke(tid, addr + i as u64 * 8, u64::from_le_bytes(word))
+                .map_err(TraceeError::request(tid, "write the vDSO"))?;
+        }
+        Ok(())
+    }
+
+    fn restore_cave(&self, tid: Pid) -> Result<(), TraceeError> {
+        for (i, word) in self.saved_cave.iter().enumerate() {
+            ptrace::poke(tid, self.cave + i as u64 * 8, *word)
+                .map_err(TraceeError::request(tid, "write the vDSO"))?;
+        }
+        Ok(())
+    }
+}
+
+/// The unused bytes between the end of the vDSO's loaded segment and the end of its mapping.
+fn find_cave(pid: Pid, vdso: Vdso) -> Result<u64, TraceeError> {
+    let mut header = [0u8; 64];
+    memory::read(pid, RemoteAddr(vdso.start), &mut header)
+        .map_err(TraceeError::request(pid, "read the vDSO"))?;
+    let missing = |why| TraceeError::NoVdso { pid, why };
+    if &header[..4] != b"\x7fELF" || header[4] != 2 {
+        return Err(missing("it is not a 64-bit ELF image"));
+    }
+    let half = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]) as u64;
+    let phoff = u64::from_le_bytes(header[32..40].try_into().expect("eight bytes"));
+    let (size, count) = (half(54), half(56));
+    let mut end = 0;
+    for i in 0..count.min(64) {
+        let at = vdso.start.wrapping_add(phoff).wrapping_add(i * size);
+        let mut entry = [0u8; 56];
+        if at < vdso.start || at.saturating_add(56) > vdso.end {
+            return Err(missing("its program headers lie outside of it"));
+        }
+        memory::read(pid, RemoteAddr(at), &mut entry)
+            .map_err(TraceeError::request(pid, "read the vDSO"))?;
+        let word =
+            |at: usize| u64::from_le_bytes(entry[at..at + 8].try_into().expect("eight bytes"));
+        if entry[..4] == 1u32.to_le_bytes() {
+            end = end.max(word(8).saturating_add(word(32)));
+        }
+    }
+    let cave = vdso.end & !(PAGE_SIZE - 1);
+    let cave = cave.saturating_sub(CAVE_SIZE);
+    if end == 0 || vdso.start.saturating_add(end) > cave {
+        return Err(missing("its last page has no room"));
+    }
+    Ok(cave)
+}

@@ -1,0 +1,299 @@
+//! Tasks of our own that are built up by remote calls.
+//!
+//! A stub begins as a clone of the controller that executes nothing ([`Stub::adopt`]). It gets the
+//! gadget at an address that is free in everything that will be built, and loses the rest. Its
+//! children are made by remote clone3 and have the gadget at the same place from the start.
+//! PTRACE_O_EXITKILL removes them all if the controller dies.
+
+use std::io;
+
+use arctern_sys::clone::{CloneArgs, stub_syscall_address};
+use arctern_sys::memory::{self, RemoteAddr};
+use arctern_sys::ptrace::{self, EVENT_CLONE_MAX, EVENT_STOP, WaitStatus};
+use arctern_sys::{PAGE_SIZE, Pid};
+
+use crate::batch::Batch;
+use crate::error::TraceeError;
+use crate::gadget;
+use crate::thread::wait_for_stop;
+
+/// Size of the gadget: a page of code, then data.
+pub const GADGET_SIZE: u64 = PAGE_SIZE + DATA_SIZE;
+const DATA_SIZE: u64 = 1024 * 1024;
+/// All signals but SIGTRAP: the kernel resets the disposition of a trap that is blocked.
+const BLOCK_ALL: u64 = !(1 << (libc::SIGTRAP - 1));
+
+/// Bytes that one batch may take.
+pub const BATCH_ROOM: usize = DATA_SIZE as usize;
+
+/// A stopped thread of a task under construction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stub {
+    tid: Pid,
+    gadget: u64,
+}
+
+impl Stub {
+    /// Takes a child that [`arctern_sys::clone::spawn_stub`] made: seizes it and maps the gadget at
+    /// `gadget`, which must be free in it. Everything else is still the controller's copy.
+    pub fn adopt(tid: Pid, gadget: u64) -> Result<Self, TraceeError> {
+        let options = ptrace::O_EXITKILL | ptrace::O_TRACE_CHILDREN;
+        ptrace::seize(tid, options).map_err(TraceeError::request(tid, "seize"))?;
+        ptrace::interrupt(tid).map_err(TraceeError::request(tid, "interrupt"))?;
+        if !wait_for_stop(tid)? {
+            return Err(TraceeError::Died { tid });
+        }
+        let stub = Stub { tid, gadget };
+        stub.block_signals()?;
+        let map = |addr: u64, len: u64, prot: i32| {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+            let args = [addr, len, prot as u64, flags as u64, u64::MAX, 0];
+            stub.step_call(stub_syscall_address(), "mmap", libc::SYS_mmap, args)
+        };
+        // The kernel writes into the registered area at every switch: unregister before unmapping.
+        let rseq = ptrace::rseq_configuration(tid).unwrap_or_default();
+        if rseq.pointer != 0 {
+            let args = [rseq.pointer, rseq.size.into(), 1, rseq.signature.into(), 0, 0];
+            stub.step_call(stub_syscall_address(), "rseq", libc::SYS_rseq, args)?;
+        }
+        map(gadget, PAGE_SIZE, libc::PROT_READ | libc::PROT_EXEC)?;
+        map(gadget + PAGE_SIZE, DATA_SIZE, libc::PROT_READ | libc::PROT_WRITE)?;
+        for (i, chunk) in gadget::for_stub().chunks(8).enumerate() {
+            let mut word = [0x90; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            ptrace::poke(tid, gadget + i as u64 * 8, u64::from_le_bytes(word))
+                .map_err(TraceeError::request(tid, "write the gadget"))?;
+        }
+        Ok(stub)
+    }
+
+    /// The thread, as the controller sees it.
+    pub fn tid(&self) -> Pid {
+        self.tid
+    }
+
+    /// Runs the calls of `batch`. Results, errors too, are in the batch.
+    pub fn run(&self, batch: &mut Batch) -> Result<(), TraceeError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.start(batch)?;
+        self.finish(batch)
+    }
+
+    /// Runs the calls of `batch` and turns the first failed one into an error that says `what`.
+    pub fn run_all(&self, batch: &mut Batch, what: &str) -> Result<(), TraceeError> {
+        self.run(batch)?;
+        match batch.first_error() {
+            None => Ok(()),
+            Some((_, nr, source)) => Err(TraceeError::Call {
+                tid: self.tid,
+                name: format!("number {nr} ({what})"),
+                source,
+            }),
+        }
+    }
+
+    /// Runs one call.
+    pub fn call(&self, what: &str, nr: i64, args: &[crate::Arg]) -> Result<u64, TraceeError> {
+        let mut batch = Batch::new();
+        let call = batch.call(nr, args);
+        self.run(&mut batch)?;
+        batch.result(call).map_err(|source| TraceeError::Call {
+            tid: self.tid,
+            name: what.to_owned(),
+            source,
+        })
+    }
+
+    /// Clones the stub (clone3). The child is a stub with the gadget at the same address, stopped
+    /// before its first instruction. `set_tid` lists the wanted ids, innermost namespace first.
+    pub fn clone_child(
+        &self,
+        flags: u64,
+        exit_signal: i32,
+        set_tid: &[i32],
+    ) -> Result<Stub, TraceeError> {
+        let mut batch = Batch::new();
+        let tids: Vec<u8> = set_tid.iter().flat_map(|t| t.to_ne_bytes()).collect();
+        let tids = batch.bytes(&tids);
+        let args = CloneArgs {
+            flags,
+            exit_signal: exit_signal as u64,
+            set_tid_size: set_tid.len() as u64,
+            ..CloneArgs::default()
+        };
+        let args = batch.bytes(&args.to_bytes());
+        if !set_tid.is_empty() {
+            batch.pointer(args.at(64), tids);
+        }
+        let call = batch.call(libc::SYS_clone3, &[args.into(), 88.into()]);
+        self.start(&mut batch)?;
+        let mut child = None;
+        loop {
+            let status = ptrace::wait(self.tid).map_err(TraceeError::request(self.tid, "wait"))?;
+            match status {
+                WaitStatus::Event { event, .. } if event <= EVENT_CLONE_MAX => {
+                    let tid = ptrace::event_message(self.tid)
+                        .map_err(TraceeError::request(self.tid, "read the event"))?;
+                    child = Some(Pid(tid as i32));
+                }
+                WaitStatus::Signal(libc::SIGTRAP) => break,
+                WaitStatus::Event { event: EVENT_STOP, .. } => {}
+                other => return Err(self.unexpected(other)),
+            }
+            ptrace::cont(self.tid, 0).map_err(TraceeError::request(self.tid, "resume"))?;
+        }
+        self.read_back(&mut batch)?;
+        batch.result(call).map_err(|source| TraceeError::Call {
+            tid: self.tid,
+            name: format!("clone3 of a task with ids {set_tid:?}"),
+            source,
+        })?;
+        let Some(tid) = child else {
+            return Err(TraceeError::Call {
+                tid: self.tid,
+                name: "clone3".to_owned(),
+                source: io::Error::other("no event for the new task"),
+            });
+        };
+        if !wait_for_stop(tid)? {
+            return Err(TraceeError::Died { tid });
+        }
+        let stub = Stub { tid, gadget: self.gadget };
+        stub.block_signals()?;
+        Ok(stub)
+    }
+
+    /// Runs calls after which the stub no longer exists (exit), and reaps it as its tracer.
+    pub fn run_last(&self, batch: &mut Batch) -> Result<WaitStatus, TraceeError> {
+        self.start(batch)?;
+        loop {
+            match ptrace::wait(self.tid).map_err(TraceeError::request(self.tid, "wait"))? {
+                status @ (WaitStatus::Exited(_) | WaitStatus::Killed(_)) => return Ok(status),
+                WaitStatus::Event { event: EVENT_STOP, .. } => {
+                    ptrace::cont(self.tid, 0).map_err(TraceeError::request(self.tid, "resume"))?;
+                }
+                other => return Err(self.unexpected(other)),
+            }
+        }
+    }
+
+    /// Removes the gadget by a `syscall` instruction of the finished task's own (in its vDSO). No
+    /// thread of the task can run batches afterwards.
+    pub fn remove_gadget(&self, syscall_instruction: u64) -> Result<(), TraceeError> {
+        self.step_call(
+            syscall_instruction,
+            "munmap of the gadget",
+            libc::SYS_munmap,
+            [self.gadget, GADGET_SIZE, 0, 0, 0, 0],
+        )
+        .map(drop)
+    }
+
+    fn block_signals(&self) -> Result<(), TraceeError> {
+        ptrace::set_signal_mask(self.tid, BLOCK_ALL)
+            .map_err(TraceeError::request(self.tid, "block the signals"))
+    }
+
+    fn data(&self) -> RemoteAddr {
+        RemoteAddr(self.gadget + PAGE_SIZE)
+    }
+
+    /// Starts a batch and does not wait.
+    fn start(&self, batch: &Batch) -> Result<(), TraceeError> {
+        let bytes = batch.encode(self.data().0);
+        if bytes.len() > BATCH_ROOM {
+            return Err(TraceeError::BatchTooLarge { bytes: bytes.len(), room: BATCH_ROOM });
+        }
+        memory::write(self.tid, self.data(), &bytes)
+            .map_err(TraceeError::request(self.tid, "write the memory"))?;
+        let mut regs = ptrace::registers(self.tid)
+            .map_err(TraceeError::request(self.tid, "read the registers"))?;
+        regs.rip = self.gadget;
+        regs.rax = 0;
+        regs.orig_rax = u64::MAX;
+        regs.r12 = self.data().0;
+        regs.r13 = batch.len() as u64;
+        regs.eflags &= !0x100;
+        ptrace::set_registers(self.tid, &regs)
+            .map_err(TraceeError::request(self.tid, "set the registers"))?;
+        ptrace::cont(self.tid, 0).map_err(TraceeError::request(self.tid, "resume"))
+    }
+
+    fn finish(&self, batch: &mut Batch) -> Result<(), TraceeError> {
+        self.wait_for_trap()?;
+        self.read_back(batch)
+    }
+
+    fn read_back(&self, batch: &mut Batch) -> Result<(), TraceeError> {
+        let mut back = vec![0; batch.read_back()];
+        memory::read(self.tid, self.data(), &mut back)
+            .map_err(TraceeError::request(self.tid, "read the memory"))?;
+        batch.decode(&back);
+        Ok(())
+    }
+
+    fn wait_for_trap(&self) -> Result<(), TraceeError> {
+        loop {
+            match ptrace::wait(self.tid).map_err(TraceeError::request(self.tid, "wait"))? {
+                WaitStatus::Signal(libc::SIGTRAP) => return Ok(()),
+                WaitStatus::Event { event: EVENT_STOP, .. } => {
+                    ptrace::cont(self.tid, 0).map_err(TraceeError::request(self.tid, "resume"))?;
+                }
+                other => return Err(self.unexpected(other)),
+            }
+        }
+    }
+
+    fn unexpected(&self, status: WaitStatus) -> TraceeError {
+        match status {
+            WaitStatus::Exited(_) | WaitStatus::Killed(_) => TraceeError::Died { tid: self.tid },
+            other => {
+                let rip = ptrace::registers(self.tid).map(|r| r.rip).unwrap_or(0);
+                TraceeError::UnexpectedStop {
+                    tid: self.tid,
+                    status: format!("{other:?} at {rip:#x} (gadget at {:#x})", self.gadget),
+                }
+            }
+        }
+    }
+
+    /// One call by single-stepping over a `syscall` instruction that the task has mapped.
+    fn step_call(
+        &self,
+        instruction: u64,
+        name: &str,
+        nr: i64,
+        args: [u64; 6],
+    ) -> Result<u64, TraceeError> {
+        let mut regs = ptrace::registers(self.tid)
+            .map_err(TraceeError::request(self.tid, "read the registers"))?;
+        regs.rip = instruction;
+        regs.rax = nr as u64;
+        regs.orig_rax = u64::MAX;
+        [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = args;
+        regs.eflags &= !0x100;
+        ptrace::set_registers(self.tid, &regs)
+            .map_err(TraceeError::request(self.tid, "set the registers"))?;
+        loop {
+            ptrace::single_step(self.tid).map_err(TraceeError::request(self.tid, "step"))?;
+            match ptrace::wait(self.tid).map_err(TraceeError::request(self.tid, "wait"))? {
+                WaitStatus::Signal(libc::SIGTRAP) => break,
+                WaitStatus::Event { event: EVENT_STOP, .. } => {}
+                other => return Err(self.unexpected(other)),
+            }
+        }
+        let result = ptrace::registers(self.tid)
+            .map_err(TraceeError::request(self.tid, "read the registers"))?
+            .rax as i64;
+        if (-4095..0).contains(&result) {
+            return Err(TraceeError::Call {
+                tid: self.tid,
+                name: name.to_owned(),
+                source: io::Error::from_raw_os_error(-result as i32),
+            });
+        }
+        Ok(result as u64)
+    }
+}
