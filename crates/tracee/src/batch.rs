@@ -191,6 +191,11 @@ impl Batch {
         self.fixups.push(Fixup::Pointer { at: at.offset, target });
     }
 
+    /// Writes eight bytes into `at`.
+    pub fn set_u64(&mut self, at: Arena, value: u64) {
+        self.arena[at.offset..at.offset + 8].copy_from_slice(&value.to_ne_bytes());
+    }
+
     /// Stores the eight-byte result of a call into `at` when the batch reaches this point.
     pub fn store_result(&mut self, call: CallId, at: Arena) {
         assert!(at.len >= 8, "no room for a result");

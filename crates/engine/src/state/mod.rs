@@ -1,0 +1,4 @@
+//! One module per kind of kernel state: how it is captured, how it is restored, what is refused.
+//!
+//! The rooms speak CRIU's messages directly (docs/adr/0003): what is captured is what the image
+//! holds, so there is no second representation that could drift.
