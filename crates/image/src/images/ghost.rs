@@ -5,7 +5,7 @@
 //! records, each followed by its bytes, with holes left out. Other file types have metadata only.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader};
 use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
@@ -13,6 +13,7 @@ use nix::unistd::{Whence, lseek};
 
 use super::{ImageDir, ImageError, ImageErrorKind, ImageKind, RecordReader};
 use crate::messages::{GhostChunkEntry, GhostFileEntry};
+use crate::section::Section;
 
 /// Regular files smaller than this, in bytes, are stored without chunks.
 pub const GHOST_INLINE_BELOW: u64 = 12288;
@@ -86,29 +87,6 @@ fn offset(value: u64) -> io::Result<i64> {
     i64::try_from(value).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
-/// A range of a file as a reader, without its offset.
-struct Section<'a> {
-    file: &'a File,
-    at: u64,
-    end: u64,
-}
-
-impl<'a> Section<'a> {
-    fn new(file: &'a File, at: u64, end: u64) -> Self {
-        Self { file, at, end }
-    }
-}
-
-impl Read for Section<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = usize::try_from(self.end - self.at).unwrap_or(usize::MAX);
-        let length = buffer.len().min(left);
-        let read = self.file.read_at(&mut buffer[..length], self.at)?;
-        self.at += read as u64;
-        Ok(read)
-    }
-}
-
 /// An open ghost file image.
 pub struct GhostReader {
     entry: GhostFileEntry,
@@ -149,7 +127,7 @@ impl GhostReader {
             return self.copy_range(target, 0, size);
         }
         let mut at = 0;
-        while let Some(chunk) = self.records.next::<GhostChunkEntry>()? {
+        while let Some(chunk) = self.records.next_record::<GhostChunkEntry>()? {
             let end = chunk.off.checked_add(chunk.len);
             let Some(end) = end.filter(|&end| chunk.off >= at && end <= size) else {
                 return Err(self.records.error(ImageErrorKind::Invalid {

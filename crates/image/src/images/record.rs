@@ -65,7 +65,7 @@ impl<R: Read> RecordReader<R> {
     ///
     /// # Errors
     /// The file ends in the middle, the record is larger than [`MAX_RECORD`], or it is no `M`.
-    pub fn next<M: Message + Default>(&mut self) -> Result<Option<M>, ImageError> {
+    pub fn next_record<M: Message + Default>(&mut self) -> Result<Option<M>, ImageError> {
         if self.left == 0 {
             return Ok(None);
         }
@@ -84,17 +84,17 @@ impl<R: Read> RecordReader<R> {
 
     /// The next record of a file that must have one more.
     pub fn required<M: Message + Default>(&mut self) -> Result<M, ImageError> {
-        self.next()?.ok_or_else(|| self.error(ImageErrorKind::Empty))
+        self.next_record()?.ok_or_else(|| self.error(ImageErrorKind::Empty))
     }
 
     /// All remaining records of a file without payloads.
     ///
     /// # Errors
-    /// As [`RecordReader::next`], and when the records would take more than [`MAX_DECODED`] bytes.
+    /// As [`RecordReader::next_record`], and when the records would take more than [`MAX_DECODED`] bytes.
     pub fn all<M: Message + Default>(&mut self) -> Result<Vec<M>, ImageError> {
         let limit = MAX_DECODED / size_of::<M>().max(1) as u64;
         let mut records = Vec::new();
-        while let Some(record) = self.next()? {
+        while let Some(record) = self.next_record()? {
             if records.len() as u64 >= limit {
                 return Err(self.error(ImageErrorKind::TooManyRecords { limit }));
             }
@@ -273,7 +273,7 @@ mod tests {
         assert_eq!(bytes[..4], 0x5456_4319u32.to_le_bytes());
         let mut reader = reader(&bytes, ImageKind::PipesData).unwrap();
         let mut read = Vec::new();
-        while let Some(entry) = reader.next::<PipeDataEntry>().unwrap() {
+        while let Some(entry) = reader.next_record::<PipeDataEntry>().unwrap() {
             read.push((entry.pipe_id, reader.payload(entry.bytes.into()).unwrap()));
         }
         assert_eq!(read, [(1, b"abc".to_vec()), (2, vec![]), (3, b"defgh".to_vec())]);
@@ -305,13 +305,13 @@ mod tests {
         let mut bytes = written(ImageKind::Pstree).finish().unwrap();
         bytes.extend_from_slice(&(1u32 << 20).to_le_bytes());
         let mut short = reader(&bytes, ImageKind::Pstree).unwrap();
-        let error = short.next::<PstreeEntry>().unwrap_err();
+        let error = short.next_record::<PstreeEntry>().unwrap_err();
         assert!(matches!(error.kind, ImageErrorKind::Truncated { .. }), "{error}");
 
         let end = bytes.len();
         bytes[end - 4..].copy_from_slice(&u32::MAX.to_le_bytes());
         let mut large = reader(&bytes, ImageKind::Pstree).unwrap();
-        let error = large.next::<PstreeEntry>().unwrap_err();
+        let error = large.next_record::<PstreeEntry>().unwrap_err();
         assert!(matches!(error.kind, ImageErrorKind::RecordTooLarge { .. }), "{error}");
 
         let mut payload = reader(&bytes, ImageKind::Pstree).unwrap();

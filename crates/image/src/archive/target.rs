@@ -1,0 +1,196 @@
+//! A file that appears under its name only when it is complete and on disk.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open, openat, renameat};
+use nix::sys::stat::Mode;
+use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
+
+use super::ArchiveError;
+
+/// A file being written. Dropped before [`Target::publish`] it leaves nothing behind; a process that
+/// is killed leaves nothing either where the file system has files without a name (O_TMPFILE: ext4,
+/// xfs, btrfs, tmpfs), else one file whose name begins with a dot.
+pub(super) struct Target {
+    directory: File,
+    name: OsString,
+    path: PathBuf,
+    file: File,
+    /// The name that the file has for now, if it has one.
+    temporary: Option<OsString>,
+}
+
+impl Target {
+    /// Makes the file, readable by its owner only, in the directory of `path`.
+    pub fn create(path: &Path) -> Result<Self, ArchiveError> {
+        let Some(name) = path.file_name().filter(|_| !path.is_dir()) else {
+            let error = io::Error::from(io::ErrorKind::IsADirectory);
+            return Err(ArchiveError::io("write the archive", path.display())(error));
+        };
+        let parent = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let directory = open(parent, flags, Mode::empty())
+            .map_err(ArchiveError::io("open the directory", parent.display()))?;
+        let mut target = Self {
+            directory: File::from(directory),
+            name: name.to_owned(),
+            path: path.to_owned(),
+            file: File::open("/dev/null")
+                .map_err(ArchiveError::io::<io::Error>("open", "/dev/null"))?,
+            temporary: None,
+        };
+        target.open_file().map_err(ArchiveError::io("create a file for", path.display()))?;
+        Ok(target)
+    }
+
+    fn open_file(&mut self) -> io::Result<()> {
+        let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+        let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+        match openat(&self.directory, ".", flags | OFlag::O_TMPFILE, mode) {
+            Ok(fd) => self.file = File::from(fd),
+            // The file system has no files without a name.
+            Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL | Errno::ENOENT) => {
+                let flags = flags | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW;
+                let (name, fd) =
+                    self.with_free_name(|name| openat(&self.directory, name, flags, mode))?;
+                self.file = File::from(fd);
+                self.temporary = Some(name);
+            }
+            Err(errno) => return Err(errno.into()),
+        }
+        Ok(())
+    }
+
+    /// Calls `make` with names until one is free.
+    fn with_free_name<T>(
+        &self,
+        make: impl Fn(&OsStr) -> Result<T, Errno>,
+    ) -> io::Result<(OsString, T)> {
+        static COUNTER: AtomicU32 = AtomicU32::new(0);
+        loop {
+            let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+            let name = OsString::from(format!(".arctern-{}-{number}.tmp", std::process::id()));
+            match make(&name) {
+                Ok(made) => return Ok((name, made)),
+                // A process of that number was killed before us.
+                Err(Errno::EEXIST) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// Writes the file to disk and gives it its name, in place of a file that has it. Returns its
+    /// size in bytes.
+    pub fn publish(mut self) -> Result<u64, ArchiveError> {
+        self.try_publish().map_err(ArchiveError::io("write", self.path.display()))
+    }
+
+    fn try_publish(&mut self) -> io::Result<u64> {
+        self.file.sync_all()?;
+        let size = self.file.metadata()?.len();
+        if self.temporary.is_none() {
+            // A name can be added to a file without one, but not in place of another file.
+            let link = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+            let (name, ()) = self.with_free_name(|name| {
+                linkat(AT_FDCWD, link.as_str(), &self.directory, name, AtFlags::AT_SYMLINK_FOLLOW)
+            })?;
+            self.temporary = Some(name);
+        }
+        if let Some(temporary) = &self.temporary {
+            renameat(
+                &self.directory,
+                temporary.as_os_str(),
+                &self.directory,
+                self.name.as_os_str(),
+            )?;
+            self.temporary = None;
+        }
+        self.directory.sync_all()?;
+        Ok(size)
+    }
+}
+
+impl io::Write for &Target {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        (&self.file).write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        (&self.file).flush()
+    }
+}
+
+impl io::Write for Target {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        io::Write::write(&mut &*self, bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::Write::flush(&mut &*self)
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        if let Some(temporary) = self.temporary.take() {
+            // There is nobody left to tell; the name says what the file is.
+            let _ =
+                unlinkat(self.directory.as_fd(), temporary.as_os_str(), UnlinkatFlags::NoRemoveDir);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn names(directory: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(directory).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn the_name_appears_at_the_end_and_replaces() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("web.tar");
+        std::fs::write(&path, b"old").unwrap();
+        let mut target = Target::create(&path).unwrap();
+        target.write_all(b"newer").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        assert_eq!(target.publish().unwrap(), 5);
+        assert_eq!(std::fs::read(&path).unwrap(), b"newer");
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(names(directory.path()), ["web.tar"]);
+    }
+
+    #[test]
+    fn an_abandoned_file_leaves_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut target = Target::create(&directory.path().join("web.tar")).unwrap();
+        target.write_all(b"half").unwrap();
+        drop(target);
+        assert!(names(directory.path()).is_empty());
+    }
+
+    #[test]
+    fn a_directory_is_refused_before_anything_is_written() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(Target::create(directory.path()).is_err());
+        assert!(Target::create(&directory.path().join("missing/web.tar")).is_err());
+    }
+}
