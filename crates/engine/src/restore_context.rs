@@ -105,3 +105,18 @@ pub fn failed(subject: Subject, what: impl Into<String>) -> impl FnOnce(io::Erro
     let what = what.into();
     move |source| RestoreError::Kernel { subject, what, source }
 }
+
+/// One process of the images, as every room sees it.
+#[derive(Clone, Debug, Default)]
+pub struct TaskNode {
+    /// Pid inside the restored pid namespace.
+    pub pid: i32,
+    /// Name of the leader.
+    pub comm: String,
+    /// Index of the parent in the list, None for the root.
+    pub parent: Option<usize>,
+    /// Whether the task is a zombie (no memory, no descriptors).
+    pub zombie: bool,
+    /// Its ids (`ids-PID.img`): equal `files_id`, `fs_id`, `vm_id`, `sighand_id` mean shared.
+    pub ids: arctern_image::messages::TaskKobjIdsEntry,
+}
