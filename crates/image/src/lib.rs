@@ -3,10 +3,12 @@
 //! - [`messages`]: CRIU's protobuf messages.
 //! - [`images`]: files of them in a directory.
 //! - [`pages`]: the page store, the largest part of a checkpoint.
+//! - [`describe`]: images as JSON for people.
 //! - [`archive`] and [`manifest`]: a checkpoint as one file, with digests.
 #![forbid(unsafe_code)]
 
 pub mod archive;
+pub mod describe;
 pub mod digest;
 pub mod images;
 pub mod manifest;

@@ -95,7 +95,7 @@ pub(super) type Sniffed<R> = io::Chain<io::Cursor<Vec<u8>>, R>;
 /// Decompresses what is read from it.
 pub(super) enum Decoder<R: Read> {
     None(BufReader<Sniffed<R>>),
-    Gzip(MultiGzDecoder<BufReader<Sniffed<R>>>),
+    Gzip(Box<MultiGzDecoder<BufReader<Sniffed<R>>>>),
     Zstd(zstd::Decoder<'static, BufReader<Sniffed<R>>>),
 }
 
@@ -114,7 +114,7 @@ impl<R: Read> Decoder<R> {
                 decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(read_error)?;
                 Ok(Self::Zstd(decoder))
             }
-            [0x1f, 0x8b, 0x08, ..] => Ok(Self::Gzip(MultiGzDecoder::new(stream))),
+            [0x1f, 0x8b, 0x08, ..] => Ok(Self::Gzip(Box::new(MultiGzDecoder::new(stream)))),
             [b'B', b'Z', b'h', ..] => Err(unsupported("bzip2", "bunzip2")),
             [0xfd, b'7', b'z', b'X', b'Z', 0] => Err(unsupported("xz", "unxz")),
             _ => Ok(Self::None(stream)),

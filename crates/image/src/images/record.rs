@@ -12,9 +12,9 @@ use prost::Message;
 
 use super::{Head, ImageError, ImageErrorKind, ImageKind};
 
-/// The largest record that is read, in bytes. The largest that are written in practice are address
-/// spaces: 60 bytes a mapping.
-pub const MAX_RECORD: u64 = 64 << 20;
+/// The largest record, in bytes. The largest that occur are address spaces, with 40 bytes a mapping:
+/// 400,000 mappings. A record of empty mappings takes 40 times its size in memory.
+pub const MAX_RECORD: u64 = 16 << 20;
 
 /// The most memory that the records of one file may take once decoded, in bytes, counted by the size
 /// of their structs: a record without content takes 4 bytes in a file and some hundred in memory.

@@ -7,7 +7,7 @@
 //! values mean is checked by those who use them.
 //!
 //! Every message serialises to readable JSON through serde (enum values by name, addresses and masks
-//! in hexadecimal), which is what `describe` prints.
+//! in hexadecimal), which is what [`crate::describe`] prints.
 //!
 //! Left out: messages of other architectures than x86-64, whose fields a reader skips.
 
