@@ -1,0 +1,662 @@
+//! A bridge network: attaching containers and publishing their ports.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+
+use ipnet::Ipv4Net;
+use rustix::io::Errno;
+use sha2::{Digest, Sha256};
+
+use crate::mac::Mac;
+use crate::nft::Nft;
+use crate::ports::{self, PortMapping, Protocol};
+use crate::route::{Link, Route, Veth};
+use crate::rules;
+use crate::state::{Lease, Locked, State, StateError, gateway, peek};
+use crate::status::NetworkStatus;
+
+/// What went wrong with a network. [`NetworkError::hint`] says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// The state file could not be read, written or locked.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The kernel refused a step.
+    #[error("cannot {action} {object}")]
+    Kernel {
+        /// What was tried.
+        action: &'static str,
+        /// With what: an interface, an address, a file.
+        object: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Another interface has the bridge's name.
+    #[error("interface {name} exists and is no bridge (kind {kind:?})")]
+    NotABridge {
+        /// The name.
+        name: String,
+        /// What it is.
+        kind: String,
+    },
+    /// Every subnet that would be chosen collides with a route of the host.
+    #[error("no free subnet: every candidate overlaps a route of this host")]
+    NoFreeSubnet,
+    /// The subnet is too small or not private to be shared out.
+    #[error("subnet {0} has no room for containers")]
+    SubnetTooSmall(Ipv4Net),
+    /// All addresses are taken.
+    #[error("no free address in {0}")]
+    NoFreeAddress(Ipv4Net),
+    /// A static address is not one that a container can have.
+    #[error("address {ip} is not a usable address of {subnet}")]
+    AddressOutside {
+        /// The address asked for.
+        ip: Ipv4Addr,
+        /// The network's subnet.
+        subnet: Ipv4Net,
+    },
+    /// A static address is taken.
+    #[error("address {ip} is in use by container {holder}")]
+    AddressInUse {
+        /// The address asked for.
+        ip: Ipv4Addr,
+        /// The container that has it.
+        holder: String,
+    },
+    /// A container has no address here.
+    #[error("container {0} is not attached to the network")]
+    NotAttached(String),
+    /// A host port is taken by another container.
+    #[error("port {port}/{protocol} of the host is published by container {holder}")]
+    PortPublished {
+        /// The port.
+        port: u16,
+        /// Its protocol.
+        protocol: Protocol,
+        /// The container that has it.
+        holder: String,
+    },
+    /// A host port is taken by a process of the host.
+    #[error("port {port}/{protocol} of the host is in use by {}", holder.as_deref().unwrap_or("a process that could not be found"))]
+    PortInUse {
+        /// The port.
+        port: u16,
+        /// Its protocol.
+        protocol: Protocol,
+        /// `process PID (comm)`, if it was found.
+        holder: Option<String>,
+    },
+    /// Two of the mappings given claim the same host port.
+    #[error("port {port}/{protocol} of the host is given twice")]
+    PortTwice {
+        /// The port.
+        port: u16,
+        /// Its protocol.
+        protocol: Protocol,
+    },
+    /// Several steps of taking something down failed; all were tried.
+    #[error("{} steps failed: {}", .0.len(), .0.iter().map(|e| describe(e)).collect::<Vec<_>>().join("; "))]
+    Several(Vec<NetworkError>),
+}
+
+/// An error with its causes in one line, for lists.
+fn describe(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", describe(source)),
+        None => error.to_string(),
+    }
+}
+
+impl NetworkError {
+    /// What the user can do about it, where there is something.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            NetworkError::PortPublished { holder, .. } => {
+                Some(format!("choose another port with -p, or stop container {holder}"))
+            }
+            NetworkError::PortInUse { .. } => {
+                Some("choose another port with -p, or stop that process".into())
+            }
+            NetworkError::AddressInUse { .. } => {
+                Some("choose another address with --ip, or leave it out".into())
+            }
+            NetworkError::NoFreeAddress(_) => Some("remove containers that are not needed".into()),
+            NetworkError::Kernel { source, .. }
+                if source.raw_os_error() == Some(Errno::PERM.raw_os_error()) =>
+            {
+                Some("networks need root (CAP_NET_ADMIN)".into())
+            }
+            NetworkError::Kernel { source, .. }
+                if source.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) =>
+            {
+                Some("the kernel lacks a module: bridge, veth or nf_tables".into())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Attaches what was tried to a kernel error.
+trait Doing<T> {
+    fn doing(self, action: &'static str, object: impl ToString) -> Result<T, NetworkError>;
+}
+
+impl<T> Doing<T> for io::Result<T> {
+    fn doing(self, action: &'static str, object: impl ToString) -> Result<T, NetworkError> {
+        self.map_err(|source| NetworkError::Kernel { action, object: object.to_string(), source })
+    }
+}
+
+/// What a container's interface is to be like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttachSpec {
+    /// Its address; `None` for a free one.
+    pub ip: Option<Ipv4Addr>,
+    /// Its hardware address; `None` for one derived from container and address.
+    pub mac: Option<Mac>,
+    /// Its name inside, usually `eth0`.
+    pub ifname: String,
+    /// Host name of the container.
+    pub hostname: String,
+}
+
+impl Default for AttachSpec {
+    fn default() -> Self {
+        AttachSpec { ip: None, mac: None, ifname: "eth0".into(), hostname: String::new() }
+    }
+}
+
+/// The bridge as it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bridge {
+    /// Its name.
+    pub name: String,
+    /// Its interface index.
+    pub index: u32,
+    /// The subnet.
+    pub subnet: Ipv4Net,
+    /// Its own address: the containers' default route.
+    pub gateway: Ipv4Addr,
+    /// Its hardware address.
+    pub mac: Mac,
+    /// MTU in bytes.
+    pub mtu: u32,
+}
+
+/// A bridge network of the network namespace that the calling thread is in.
+#[derive(Clone, Debug)]
+pub struct Network {
+    dir: PathBuf,
+    bridge: String,
+    wanted: Option<Ipv4Net>,
+}
+
+/// The bridge of the default network.
+pub const DEFAULT_BRIDGE: &str = "arctern0";
+
+impl Network {
+    /// The network with the bridge `bridge`, whose state is kept in `dir`. Nothing is made yet.
+    /// `subnet` is used when the network is made; without it one is chosen that collides with no
+    /// route of the host.
+    ///
+    /// # Errors
+    /// [`NetworkError::SubnetTooSmall`].
+    pub fn open(dir: &Path, bridge: &str, subnet: Option<Ipv4Net>) -> Result<Self, NetworkError> {
+        if let Some(subnet) = subnet
+            && subnet.prefix_len() > 29
+        {
+            return Err(NetworkError::SubnetTooSmall(subnet));
+        }
+        let bridge: String = bridge.chars().take(15).collect();
+        Ok(Network { dir: dir.to_owned(), bridge, wanted: subnet.map(|s| s.trunc()) })
+    }
+
+    /// The bridge's name.
+    pub fn bridge_name(&self) -> &str {
+        &self.bridge
+    }
+
+    /// Makes bridge, address, forwarding and rules unless they are there.
+    ///
+    /// # Errors
+    /// [`NetworkError`].
+    pub fn ensure_bridge(&self) -> Result<Bridge, NetworkError> {
+        let mut locked = self.lock()?;
+        self.ensure(&mut locked, &mut self.route()?, &mut self.nft()?)
+    }
+
+    fn lock(&self) -> Result<Locked, NetworkError> {
+        Ok(Locked::open(&self.dir, &self.bridge)?)
+    }
+
+    fn route(&self) -> Result<Route, NetworkError> {
+        Route::open().doing("open", "a route netlink socket")
+    }
+
+    fn nft(&self) -> Result<Nft, NetworkError> {
+        Nft::open().doing("open", "a netfilter netlink socket")
+    }
+
+    fn ensure(
+        &self,
+        locked: &mut Locked,
+        route: &mut Route,
+        nft: &mut Nft,
+    ) -> Result<Bridge, NetworkError> {
+        let name = &self.bridge;
+        let existing = route.link(name).doing("look up", name)?;
+        let link = match existing {
+            Some(link) if link.kind != "bridge" => {
+                return Err(NetworkError::NotABridge { name: name.clone(), kind: link.kind });
+            }
+            Some(link) if link.up && locked.state.subnet.is_some() => link,
+            other => self.build(locked, route, other)?,
+        };
+        let subnet = locked.state.subnet.ok_or(NetworkError::NoFreeSubnet)?;
+        set_sysctl("net/ipv4/ip_forward", "1")?;
+        set_sysctl(&format!("net/ipv4/conf/{name}/route_localnet"), "1")?;
+        if rules::ensure(nft, name, subnet).doing("make nf_tables table", name)? {
+            // The rules were flushed by somebody, or the host's tables are new: ports come back.
+            for (container, lease) in &locked.state.leases {
+                rules::publish(nft, name, container, lease.ip, &lease.ports)
+                    .doing("publish ports of container", container)?;
+            }
+        }
+        let gateway = gateway(subnet);
+        Ok(Bridge {
+            name: name.clone(),
+            index: link.index,
+            subnet,
+            gateway,
+            mac: link.mac.unwrap_or(Mac::of_gateway(gateway)),
+            mtu: link.mtu,
+        })
+    }
+
+    /// Makes what is missing of bridge and address.
+    fn build(
+        &self,
+        locked: &mut Locked,
+        route: &mut Route,
+        existing: Option<Link>,
+    ) -> Result<Link, NetworkError> {
+        let name = &self.bridge;
+        let subnet = match (locked.state.subnet, &existing) {
+            (Some(subnet), _) => subnet,
+            (None, Some(link)) => {
+                let addresses = route.addresses(link.index).doing("read addresses of", name)?;
+                match addresses.first() {
+                    Some(address) => address.trunc(),
+                    None => self.choose_subnet(route)?,
+                }
+            }
+            (None, None) => self.choose_subnet(route)?,
+        };
+        if existing.is_none() {
+            route.add_bridge(name, Mac::of_gateway(gateway(subnet))).doing("make bridge", name)?;
+        }
+        let found = route.link(name).doing("look up", name)?;
+        let link = found.ok_or_else(|| NetworkError::Kernel {
+            action: "look up",
+            object: name.clone(),
+            source: Errno::NODEV.into(),
+        })?;
+        if !link.up {
+            route.set_up(link.index).doing("bring up", name)?;
+        }
+        let address = Ipv4Net::new(gateway(subnet), subnet.prefix_len())
+            .map_err(|_| NetworkError::SubnetTooSmall(subnet))?;
+        route.add_address(link.index, address).doing("give an address to", name)?;
+        locked.state.subnet = Some(subnet);
+        locked.save()?;
+        Ok(link)
+    }
+
+    fn choose_subnet(&self, route: &mut Route) -> Result<Ipv4Net, NetworkError> {
+        if let Some(subnet) = self.wanted {
+            return Ok(subnet);
+        }
+        let taken = route.destinations().doing("read", "the routes of this host")?;
+        let overlaps = |a: &Ipv4Net, b: &Ipv4Net| a.contains(b) || b.contains(a);
+        let candidates = (88..=255u8)
+            .filter_map(|n| Ipv4Net::new(Ipv4Addr::new(10, n, 0, 0), 16).ok())
+            .chain((16..=31u8).filter_map(|n| Ipv4Net::new(Ipv4Addr::new(172, n, 0, 0), 16).ok()))
+            .chain(
+                (0..=255u8).filter_map(|n| Ipv4Net::new(Ipv4Addr::new(192, 168, n, 0), 24).ok()),
+            );
+        candidates
+            .into_iter()
+            .find(|candidate| !taken.iter().any(|t| overlaps(candidate, t)))
+            .ok_or(NetworkError::NoFreeSubnet)
+    }
+
+    /// Attaches a container: a veth pair between the bridge and its network namespace, its address
+    /// and default route; loopback comes up. A container that is attached already is attached anew,
+    /// with the same address unless another one is asked for. On failure nothing stays behind.
+    ///
+    /// # Errors
+    /// [`NetworkError`].
+    pub fn attach(
+        &self,
+        netns: BorrowedFd<'_>,
+        container: &str,
+        spec: &AttachSpec,
+    ) -> Result<NetworkStatus, NetworkError> {
+        let mut locked = self.lock()?;
+        let mut route = self.route()?;
+        let mut nft = self.nft()?;
+        let bridge = self.ensure(&mut locked, &mut route, &mut nft)?;
+        let ip = self.choose_address(&locked.state, container, spec.ip, bridge.subnet)?;
+        if let Some(old) = locked.state.leases.get(container)
+            && !old.ports.is_empty()
+        {
+            rules::unpublish(&mut nft, &self.bridge, container)
+                .doing("unpublish ports of container", container)?;
+        }
+        let lease = Lease {
+            ip,
+            mac: spec.mac.unwrap_or_else(|| Mac::of_container(container, ip)),
+            ifname: spec.ifname.clone(),
+            host_veth: self.veth_name(container),
+            hostname: spec.hostname.clone(),
+            ports: Vec::new(),
+        };
+        locked.state.last = Some(ip);
+        locked.state.leases.insert(container.to_owned(), lease.clone());
+        // Before the kernel is touched: who kills us now leaves a record to clean up by.
+        locked.save()?;
+        if let Err(error) = connect(&mut route, netns, &bridge, &lease) {
+            let _ = route.delete_link(&lease.host_veth);
+            locked.state.leases.remove(container);
+            locked.save()?;
+            return Err(error);
+        }
+        Ok(status(&lease, bridge.subnet, &self.bridge))
+    }
+
+    fn choose_address(
+        &self,
+        state: &State,
+        container: &str,
+        wanted: Option<Ipv4Addr>,
+        subnet: Ipv4Net,
+    ) -> Result<Ipv4Addr, NetworkError> {
+        if let Some(ip) = wanted {
+            let usable = subnet.contains(&ip)
+                && ![subnet.network(), subnet.broadcast(), gateway(subnet)].contains(&ip);
+            if !usable {
+                return Err(NetworkError::AddressOutside { ip, subnet });
+            }
+            return match state.holder(ip) {
+                Some(holder) if holder != container => {
+                    Err(NetworkError::AddressInUse { ip, holder: holder.to_owned() })
+                }
+                _ => Ok(ip),
+            };
+        }
+        match state.leases.get(container) {
+            Some(lease) if subnet.contains(&lease.ip) => Ok(lease.ip),
+            _ => state.free_address(subnet).ok_or(NetworkError::NoFreeAddress(subnet)),
+        }
+    }
+
+    /// The name of the host's end: at most 15 bytes, always the same for the same container, and
+    /// different between networks.
+    fn veth_name(&self, container: &str) -> String {
+        let digest = Sha256::new().chain_update(&self.bridge).chain_update(container).finalize();
+        let hex: String = digest[..6].iter().map(|b| format!("{b:02x}")).collect();
+        format!("ve{hex}")
+    }
+
+    /// Publishes ports of an attached container, all or none, in addition to those it has. Host
+    /// ports that are 0 are chosen. Returns the mappings as they are now.
+    ///
+    /// # Errors
+    /// [`NetworkError::PortPublished`], [`NetworkError::PortInUse`], [`NetworkError::PortTwice`],
+    /// [`NetworkError::NotAttached`].
+    pub fn publish(
+        &self,
+        container: &str,
+        ports: &[PortMapping],
+    ) -> Result<Vec<PortMapping>, NetworkError> {
+        let mut locked = self.lock()?;
+        let not_attached = || NetworkError::NotAttached(container.to_owned());
+        let lease = locked.state.leases.get(container).ok_or_else(not_attached)?.clone();
+        let mut chosen: Vec<PortMapping> = Vec::new();
+        for mapping in ports {
+            let mapping = settle(mapping, &chosen, &locked.state)?;
+            check(&mapping, &chosen, &locked.state)?;
+            chosen.push(mapping);
+        }
+        let mut nft = self.nft()?;
+        let subnet = locked.state.subnet.ok_or_else(not_attached)?;
+        rules::ensure(&mut nft, &self.bridge, subnet)
+            .doing("make nf_tables table", &self.bridge)?;
+        let mut all = lease.ports.clone();
+        all.extend(chosen.iter().cloned());
+        if let Some(lease) = locked.state.leases.get_mut(container) {
+            lease.ports = all.clone();
+        }
+        locked.save()?;
+        let published = rules::publish(&mut nft, &self.bridge, container, lease.ip, &chosen)
+            .doing("publish ports of container", container);
+        if let Err(error) = published {
+            locked.state.leases.insert(container.to_owned(), lease);
+            locked.save()?;
+            return Err(error);
+        }
+        Ok(all)
+    }
+
+    /// Takes back every published port of a container. Absence is no error.
+    ///
+    /// # Errors
+    /// [`NetworkError`].
+    pub fn unpublish(&self, container: &str) -> Result<(), NetworkError> {
+        let mut locked = self.lock()?;
+        rules::unpublish(&mut self.nft()?, &self.bridge, container)
+            .doing("unpublish ports of container", container)?;
+        if let Some(lease) = locked.state.leases.get_mut(container)
+            && !lease.ports.is_empty()
+        {
+            lease.ports.clear();
+            locked.save()?;
+        }
+        Ok(())
+    }
+
+    /// Takes back ports, interface and address of a container. Absence is no error. Every step is
+    /// tried; the address is only given back when all went well.
+    ///
+    /// # Errors
+    /// [`NetworkError::Several`], or the one error.
+    pub fn detach(&self, container: &str) -> Result<(), NetworkError> {
+        let mut locked = self.lock()?;
+        let mut route = self.route()?;
+        let mut errors = Vec::new();
+        let mut note = |result: Result<(), NetworkError>| errors.extend(result.err());
+        note(self.nft().and_then(|mut nft| {
+            rules::unpublish(&mut nft, &self.bridge, container)
+                .doing("unpublish ports of container", container)
+        }));
+        let veth = self.veth_name(container);
+        note(route.delete_link(&veth).map(drop).doing("remove", &veth));
+        if let Some(lease) = locked.state.leases.get(container)
+            && let Ok(Some(bridge)) = route.link(&self.bridge)
+        {
+            note(route.delete_neighbour(bridge.index, lease.ip).doing("forget", lease.ip));
+        }
+        match errors.len() {
+            0 => {
+                if locked.state.leases.remove(container).is_some() {
+                    locked.save()?;
+                }
+                Ok(())
+            }
+            1 => Err(errors.remove(0)),
+            _ => Err(NetworkError::Several(errors)),
+        }
+    }
+
+    /// Removes bridge, rules and memory of the network. Absence is no error.
+    ///
+    /// # Errors
+    /// [`NetworkError`]; [`NetworkError::AddressInUse`] while a container is attached.
+    pub fn remove(&self) -> Result<(), NetworkError> {
+        let mut locked = self.lock()?;
+        if let Some((holder, lease)) = locked.state.leases.iter().next() {
+            return Err(NetworkError::AddressInUse { ip: lease.ip, holder: holder.clone() });
+        }
+        rules::remove(&mut self.nft()?, &self.bridge)
+            .doing("remove nf_tables table", &self.bridge)?;
+        self.route()?.delete_link(&self.bridge).doing("remove", &self.bridge)?;
+        locked.state.subnet = None;
+        locked.state.last = None;
+        Ok(locked.save()?)
+    }
+
+    /// Who is attached, by container id.
+    ///
+    /// # Errors
+    /// [`NetworkError::State`].
+    pub fn leases(&self) -> Result<BTreeMap<String, Lease>, NetworkError> {
+        Ok(peek(&self.dir, &self.bridge)?.leases)
+    }
+
+    /// How a container is attached; `None` when it is not.
+    ///
+    /// # Errors
+    /// [`NetworkError::State`].
+    pub fn status(&self, container: &str) -> Result<Option<NetworkStatus>, NetworkError> {
+        let state = peek(&self.dir, &self.bridge)?;
+        Ok(state
+            .subnet
+            .zip(state.leases.get(container))
+            .map(|(subnet, lease)| status(lease, subnet, &self.bridge)))
+    }
+}
+
+fn status(lease: &Lease, subnet: Ipv4Net, bridge: &str) -> NetworkStatus {
+    NetworkStatus {
+        ip: lease.ip,
+        prefix: subnet.prefix_len(),
+        gateway: gateway(subnet),
+        mac: lease.mac,
+        ifname: lease.ifname.clone(),
+        host_veth: lease.host_veth.clone(),
+        bridge: bridge.to_owned(),
+    }
+}
+
+/// Makes the veth pair and sets up its inner end.
+fn connect(
+    route: &mut Route,
+    netns: BorrowedFd<'_>,
+    bridge: &Bridge,
+    lease: &Lease,
+) -> Result<(), NetworkError> {
+    let veth = Veth {
+        name: &lease.host_veth,
+        master: bridge.index,
+        peer_name: &lease.ifname,
+        peer_mac: lease.mac,
+        peer_netns: netns,
+        mtu: bridge.mtu,
+    };
+    match route.add_veth(&veth) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            // Left by a command that was killed: the name is derived from the container's id.
+            route.delete_link(&lease.host_veth).doing("remove", &lease.host_veth)?;
+            route.add_veth(&veth).doing("make veth pair", &lease.host_veth)?;
+        }
+        other => other.doing("make veth pair", &lease.host_veth)?,
+    }
+    if bridge_filters_ip() {
+        // Translation then happens before the bridge decides, so a container that uses its own
+        // published port gets its frames bridged back to itself instead of routed.
+        route.set_hairpin(&lease.host_veth).doing("set hairpin mode of", &lease.host_veth)?;
+    }
+    let mut inside = Route::open_in(netns).doing("enter", "the container's network namespace")?;
+    let mut index = |name: &str| -> Result<u32, NetworkError> {
+        let link = inside.link(name).doing("look up", name)?;
+        link.map(|l| l.index).ok_or_else(|| NetworkError::Kernel {
+            action: "look up",
+            object: name.to_owned(),
+            source: Errno::NODEV.into(),
+        })
+    };
+    let (loopback, eth) = (index("lo")?, index(&lease.ifname)?);
+    inside.set_up(loopback).doing("bring up", "lo")?;
+    inside.set_up(eth).doing("bring up", &lease.ifname)?;
+    let address = Ipv4Net::new(lease.ip, bridge.subnet.prefix_len())
+        .map_err(|_| NetworkError::SubnetTooSmall(bridge.subnet))?;
+    inside.add_address(eth, address).doing("set address", lease.ip)?;
+    inside.set_default_route(bridge.gateway).doing("set default route", bridge.gateway)?;
+    route.set_neighbour(bridge.index, lease.ip, lease.mac).doing("announce", lease.ip)
+}
+
+/// Whether bridged IPv4 packets pass the IP hooks of netfilter (module br_netfilter).
+fn bridge_filters_ip() -> bool {
+    std::fs::read("/proc/sys/net/bridge/bridge-nf-call-iptables").is_ok_and(|v| v.starts_with(b"1"))
+}
+
+/// A mapping whose host port is 0 with a free one in its place.
+fn settle(
+    mapping: &PortMapping,
+    chosen: &[PortMapping],
+    state: &State,
+) -> Result<PortMapping, NetworkError> {
+    let mut settled = mapping.clone();
+    if mapping.host_port != 0 {
+        return Ok(settled);
+    }
+    for _ in 0..64 {
+        settled.host_port = ports::any_free(mapping.host_ip, mapping.protocol)
+            .doing("find", "a free port of the host")?;
+        if settled.pairs().count() == usize::from(mapping.range.max(1))
+            && check(&settled, chosen, state).is_ok()
+        {
+            return Ok(settled);
+        }
+    }
+    Err(NetworkError::Kernel {
+        action: "find",
+        object: format!("{} free consecutive ports of the host", mapping.range),
+        source: Errno::ADDRINUSE.into(),
+    })
+}
+
+/// Refuses host ports that somebody has.
+fn check(mapping: &PortMapping, chosen: &[PortMapping], state: &State) -> Result<(), NetworkError> {
+    let protocol = mapping.protocol;
+    if let Some(port) = chosen.iter().find_map(|other| mapping.conflicts_with(other)) {
+        return Err(NetworkError::PortTwice { port, protocol });
+    }
+    for (holder, lease) in &state.leases {
+        if let Some(port) = lease.ports.iter().find_map(|other| mapping.conflicts_with(other)) {
+            return Err(NetworkError::PortPublished { port, protocol, holder: holder.clone() });
+        }
+    }
+    for (port, _) in mapping.pairs() {
+        let free = ports::is_free(mapping.host_ip, port, protocol).doing("try port", port)?;
+        if !free {
+            let holder = ports::holder(port, protocol).map(|p| format!("process {p}"));
+            return Err(NetworkError::PortInUse { port, protocol, holder });
+        }
+    }
+    Ok(())
+}
+
+/// Sets a value below `/proc/sys` of the current network namespace, if it differs.
+fn set_sysctl(name: &str, value: &str) -> Result<(), NetworkError> {
+    let path = Path::new("/proc/sys").join(name);
+    let current = std::fs::read_to_string(&path).doing("read", path.display())?;
+    if current.trim() == value {
+        return Ok(());
+    }
+    std::fs::write(&path, value).doing("set", path.display())
+}

@@ -1,0 +1,219 @@
+//! The nf_tables rules of a network: one table `inet BRIDGE`.
+//!
+//! ```text
+//! map by_port    { protocol . port           : address . port }   published on all addresses
+//! map by_address { address . protocol . port : address . port }   published on one
+//! chain guard       filter prerouting -300   from the bridge to 127.0.0.0/8: drop
+//! chain prerouting  nat prerouting -100      dnat by the maps: from other hosts and containers
+//! chain output      nat output -100          dnat by the maps: from this host
+//! chain postrouting nat postrouting 100      masquerade, see below
+//! ```
+//!
+//! Publishing a port adds an element whose comment is the container's id; unpublishing removes the
+//! elements with that comment. No rule is ever changed, nothing of others is touched, and a lookup
+//! costs the same with one container and with a thousand.
+//!
+//! Masqueraded are: what leaves the subnet; connections from the host's 127.0.0.0/8 that were
+//! redirected to a container (it could not answer to 127.0.0.1); connections between two containers
+//! by way of a published port (the answer would take the short way and not be translated back).
+//! The second needs `route_localnet` on the bridge, which would let containers talk to services of
+//! the host that are bound to 127.0.0.1: the guard forbids it before translation.
+
+use std::io;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+use crate::nft::{Batch, Element, Expr, Hook, MapType, Nft, REG, REG2, interface, meta};
+use crate::ports::PortMapping;
+
+/// nft's type numbers, six bits each in a concatenation.
+const TYPE_ADDRESS: u32 = 7;
+const TYPE_PROTOCOL: u32 = 12;
+const TYPE_SERVICE: u32 = 13;
+
+const BY_PORT: MapType = MapType {
+    name: "by_port",
+    id: 1,
+    key_type: TYPE_PROTOCOL << 6 | TYPE_SERVICE,
+    key_len: 8,
+    data_type: TYPE_ADDRESS << 6 | TYPE_SERVICE,
+    data_len: 8,
+};
+
+const BY_ADDRESS: MapType = MapType {
+    name: "by_address",
+    id: 2,
+    key_type: TYPE_ADDRESS << 12 | TYPE_PROTOCOL << 6 | TYPE_SERVICE,
+    key_len: 12,
+    data_type: TYPE_ADDRESS << 6 | TYPE_SERVICE,
+    data_len: 8,
+};
+
+/// `IPS_DST_NAT`, a bit of a connection's status.
+const STATUS_DNAT: u32 = 1 << 5;
+/// `RTN_LOCAL`.
+const LOCAL: u32 = 2;
+/// `NFPROTO_IPV4` as `meta nfproto` loads it.
+const IPV4: [u8; 1] = [2];
+/// Offsets in the IPv4 header.
+const SOURCE: u32 = 12;
+const DESTINATION: u32 = 16;
+/// Offset of the destination port in TCP and UDP headers.
+const PORT: u32 = 2;
+
+/// The parts of a rule as one.
+fn joined<'a>(parts: &[&[Expr<'a>]]) -> Vec<Expr<'a>> {
+    parts.concat()
+}
+
+/// The transaction that makes the table of a network.
+fn table(bridge: &str, subnet: Ipv4Net) -> Batch {
+    let mut batch = Batch::new(bridge);
+    batch
+        .table()
+        .map(&BY_PORT)
+        .map(&BY_ADDRESS)
+        .chain("guard", "filter", Hook::Prerouting, -300)
+        .chain("prerouting", "nat", Hook::Prerouting, -100)
+        .chain("output", "nat", Hook::Output, -100)
+        .chain("postrouting", "nat", Hook::Postrouting, 100);
+    let ipv4 = [Expr::Meta(REG, meta::NETWORK_PROTOCOL), Expr::Equal(REG, &IPV4)];
+    let name = interface(bridge);
+    let from_bridge = [Expr::Meta(REG, meta::INPUT_NAME), Expr::Equal(REG, &name)];
+    let to_bridge = [Expr::Meta(REG, meta::OUTPUT_NAME), Expr::Equal(REG, &name)];
+    let loopback = |offset| {
+        [
+            Expr::Network(REG, offset, 4),
+            Expr::Mask(REG, &[255, 0, 0, 0]),
+            Expr::Equal(REG, &[127, 0, 0, 0]),
+        ]
+    };
+
+    batch.rule("guard", &joined(&[&ipv4, &from_bridge, &loopback(DESTINATION), &[Expr::Drop]]));
+
+    let by_address = [
+        Expr::Network(REG, DESTINATION, 4),
+        Expr::Meta(REG2, meta::TRANSPORT_PROTOCOL),
+        Expr::Transport(REG2 + 1, PORT, 2),
+        Expr::Lookup(REG, BY_ADDRESS.name, BY_ADDRESS.id),
+        Expr::DestinationNat(REG),
+    ];
+    let local = LOCAL.to_ne_bytes();
+    let by_port = [
+        Expr::DestinationType(REG),
+        Expr::Equal(REG, &local),
+        Expr::Meta(REG, meta::TRANSPORT_PROTOCOL),
+        Expr::Transport(REG2, PORT, 2),
+        Expr::Lookup(REG, BY_PORT.name, BY_PORT.id),
+        Expr::DestinationNat(REG),
+    ];
+    for chain in ["prerouting", "output"] {
+        batch.rule(chain, &joined(&[&ipv4, &by_address]));
+        batch.rule(chain, &joined(&[&ipv4, &by_port]));
+    }
+
+    let (network, mask) = (subnet.network().octets(), subnet.netmask().octets());
+    let leaving = [
+        Expr::Network(REG, SOURCE, 4),
+        Expr::Mask(REG, &mask),
+        Expr::Equal(REG, &network),
+        // Multicast keeps its source.
+        Expr::Network(REG, DESTINATION, 4),
+        Expr::Mask(REG, &[240, 0, 0, 0]),
+        Expr::Differs(REG, &[224, 0, 0, 0]),
+        Expr::Meta(REG, meta::OUTPUT_NAME),
+        Expr::Differs(REG, &name),
+    ];
+    batch.rule("postrouting", &joined(&[&ipv4, &leaving, &[Expr::Masquerade]]));
+    batch
+        .rule("postrouting", &joined(&[&ipv4, &to_bridge, &loopback(SOURCE), &[Expr::Masquerade]]));
+    let dnat = STATUS_DNAT.to_ne_bytes();
+    let redirected =
+        [Expr::CtStatus(REG), Expr::Mask(REG, &dnat), Expr::Equal(REG, &dnat), Expr::Masquerade];
+    batch.rule("postrouting", &joined(&[&ipv4, &from_bridge, &to_bridge, &redirected]));
+    batch
+}
+
+/// Makes the table unless it is there. Says whether it was made.
+///
+/// # Errors
+/// The kernel's answer.
+pub(crate) fn ensure(nft: &mut Nft, bridge: &str, subnet: Ipv4Net) -> io::Result<bool> {
+    if nft.has_table(bridge)? {
+        return Ok(false);
+    }
+    nft.commit(table(bridge, subnet))?;
+    Ok(true)
+}
+
+/// Removes the table. Absence is no error.
+///
+/// # Errors
+/// The kernel's answer.
+pub(crate) fn remove(nft: &mut Nft, bridge: &str) -> io::Result<()> {
+    let mut batch = Batch::new(bridge);
+    batch.delete_table();
+    match nft.commit(batch) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// The elements of both maps that publish `ports` of a container.
+fn elements(container: &str, ip: Ipv4Addr, ports: &[PortMapping]) -> [Vec<Element>; 2] {
+    let (mut by_port, mut by_address) = (Vec::new(), Vec::new());
+    let padded = |port: u16| [port.to_be_bytes(), [0, 0]].concat();
+    for mapping in ports {
+        let protocol = [mapping.protocol.number(), 0, 0, 0];
+        for (host, inner) in mapping.pairs() {
+            let data = [&ip.octets()[..], &padded(inner)].concat();
+            let mut key = [&protocol[..], &padded(host)].concat();
+            let list = match mapping.host_ip {
+                None => &mut by_port,
+                Some(address) => {
+                    key = [&address.octets()[..], &key].concat();
+                    &mut by_address
+                }
+            };
+            list.push(Element { key, data, comment: container.to_owned() });
+        }
+    }
+    [by_port, by_address]
+}
+
+/// Publishes ports in one transaction.
+///
+/// # Errors
+/// The kernel's answer; `EBUSY` or `EEXIST` when a port leads elsewhere.
+pub(crate) fn publish(
+    nft: &mut Nft,
+    bridge: &str,
+    container: &str,
+    ip: Ipv4Addr,
+    ports: &[PortMapping],
+) -> io::Result<()> {
+    let [by_port, by_address] = elements(container, ip, ports);
+    let mut batch = Batch::new(bridge);
+    batch.add_elements(BY_PORT.name, &by_port).add_elements(BY_ADDRESS.name, &by_address);
+    nft.commit(batch)
+}
+
+/// Removes every published port of a container. Absence is no error.
+///
+/// # Errors
+/// The kernel's answer.
+pub(crate) fn unpublish(nft: &mut Nft, bridge: &str, container: &str) -> io::Result<()> {
+    let mut batch = Batch::new(bridge);
+    for map in [BY_PORT.name, BY_ADDRESS.name] {
+        let mut elements = match nft.elements(bridge, map) {
+            Ok(elements) => elements,
+            // No table, no ports.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        elements.retain(|e| e.comment == container);
+        batch.delete_elements(map, &elements);
+    }
+    nft.commit(batch)
+}
