@@ -114,10 +114,9 @@ fn table(bridge: &str, subnet: Ipv4Net) -> Batch {
     }
 
     let (network, mask) = (subnet.network().octets(), subnet.netmask().octets());
+    let from_subnet =
+        [Expr::Network(REG, SOURCE, 4), Expr::Mask(REG, &mask), Expr::Equal(REG, &network)];
     let leaving = [
-        Expr::Network(REG, SOURCE, 4),
-        Expr::Mask(REG, &mask),
-        Expr::Equal(REG, &network),
         // Multicast keeps its source.
         Expr::Network(REG, DESTINATION, 4),
         Expr::Mask(REG, &[240, 0, 0, 0]),
@@ -125,13 +124,14 @@ fn table(bridge: &str, subnet: Ipv4Net) -> Batch {
         Expr::Meta(REG, meta::OUTPUT_NAME),
         Expr::Differs(REG, &name),
     ];
-    batch.rule("postrouting", &joined(&[&ipv4, &leaving, &[Expr::Masquerade]]));
+    batch.rule("postrouting", &joined(&[&ipv4, &from_subnet, &leaving, &[Expr::Masquerade]]));
     batch
         .rule("postrouting", &joined(&[&ipv4, &to_bridge, &loopback(SOURCE), &[Expr::Masquerade]]));
     let dnat = STATUS_DNAT.to_ne_bytes();
     let redirected =
         [Expr::CtStatus(REG), Expr::Mask(REG, &dnat), Expr::Equal(REG, &dnat), Expr::Masquerade];
-    batch.rule("postrouting", &joined(&[&ipv4, &from_bridge, &to_bridge, &redirected]));
+    // By source address, not by interface: a bridged packet has no incoming one here.
+    batch.rule("postrouting", &joined(&[&ipv4, &from_subnet, &to_bridge, &redirected]));
     batch
 }
 
