@@ -70,8 +70,7 @@ CONF
 # come from the folder.
 criu() {
     lib=$root/usr/lib/x86_64-linux-gnu
-    exec env CRIU_LIBS_DIR="$root/usr/lib/criu" \
-        "$root/usr/lib64/ld-linux-x86-64.so.2" --library-path "$lib:$root/usr/lib" \
+    exec "$root/usr/lib64/ld-linux-x86-64.so.2" --library-path "$lib:$root/usr/lib" \
         --argv0 criu "$root/usr/sbin/criu" "$@"
 }
 

@@ -1,0 +1,8 @@
+//! What the tests of whole programs share: running workloads, calling the engines, skipping with a
+//! reason, and finding what was left behind.
+#![forbid(unsafe_code)]
+
+pub mod engine;
+pub mod process;
+pub mod skips;
+pub mod workload;

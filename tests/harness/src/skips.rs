@@ -1,0 +1,53 @@
+//! Skips: a test that cannot run says why, and only those of `expected-skips.txt` may.
+//!
+//! A line of that file is `PATTERN REASON`; in the pattern `*` stands for any text.
+
+use std::fmt;
+
+const EXPECTED: &str = include_str!("../expected-skips.txt");
+
+/// The reason for which a test is expected not to run here.
+pub fn expected(test: &str) -> Option<&'static str> {
+    EXPECTED
+        .lines()
+        .filter(|line| !line.trim_start().starts_with('#'))
+        .filter_map(|line| line.split_once(char::is_whitespace))
+        .find(|(pattern, _)| matches(pattern, test))
+        .map(|(_, reason)| reason.trim())
+}
+
+fn matches(pattern: &str, text: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == text,
+        Some((head, rest)) => text.strip_prefix(head).is_some_and(|tail| {
+            (0..=tail.len())
+                .filter(|&at| tail.is_char_boundary(at))
+                .any(|at| matches(rest, &tail[at..]))
+        }),
+    }
+}
+
+/// A test that finds out while it runs that it cannot.
+#[derive(Debug)]
+pub struct Skip(pub String);
+
+impl fmt::Display for Skip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "skip: {}", self.0)
+    }
+}
+
+impl std::error::Error for Skip {}
+
+#[cfg(test)]
+mod tests {
+    use super::matches;
+
+    #[test]
+    fn star_stands_for_any_text() {
+        assert!(matches("a::*", "a::b"));
+        assert!(matches("*::b-*", "a::b-c"));
+        assert!(!matches("a::b", "a::bc"));
+        assert!(!matches("a*c", "ab"));
+    }
+}

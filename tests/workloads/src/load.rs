@@ -1,0 +1,114 @@
+//! Loads of one kind in a given amount, for benchmarks: they set up and sleep.
+
+use crate::must;
+use crate::stage::Stage;
+
+/// Sets `count` things of `kind` up, says ready, and sleeps until SIGUSR1; then it ends.
+pub fn load(kind: &str, count: usize, stage: &Stage) {
+    // A benchmark must not fail by a limit that is lower than the kernel's.
+    // SAFETY: rlimit is plain data.
+    let mut limit: libc::rlimit = unsafe { std::mem::zeroed() };
+    must!(libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit));
+    limit.rlim_cur = limit.rlim_max;
+    must!(libc::setrlimit(libc::RLIMIT_NOFILE, &limit));
+    match kind {
+        "memory" => memory(count),
+        "processes" => processes(count),
+        "threads" => threads(count),
+        "mappings" => mappings(count),
+        "descriptors" => descriptors(count),
+        _ => {
+            eprintln!(
+                "no load is called {kind}: memory (MiB), processes, threads, mappings, descriptors"
+            );
+            std::process::exit(64);
+        }
+    }
+    stage.ready();
+    stage.wait_for_verify();
+}
+
+/// `mebibytes` of anonymous memory, each page different.
+fn memory(mebibytes: usize) {
+    let length = mebibytes << 20;
+    let memory = crate::memory::map(
+        length,
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+        -1,
+        0,
+    );
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    for page in crate::memory::bytes(memory, length).chunks_mut(4096) {
+        for word in page.chunks_mut(8) {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            word.copy_from_slice(&state.to_ne_bytes());
+        }
+    }
+}
+
+/// `count` processes in all.
+fn processes(count: usize) {
+    for _ in 1..count {
+        if must!(libc::fork()) == 0 {
+            must!(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL));
+            loop {
+                must!(libc::sigwaitinfo(
+                    &crate::stage::sigset(&[libc::SIGUSR1]),
+                    std::ptr::null_mut()
+                ));
+            }
+        }
+    }
+}
+
+/// `count` threads in all, with small stacks.
+fn threads(count: usize) {
+    for _ in 1..count {
+        std::thread::Builder::new()
+            .stack_size(64 * 1024)
+            .spawn(|| {
+                loop {
+                    std::thread::park();
+                }
+            })
+            .expect("a thread can be made");
+    }
+}
+
+/// `count` mappings that cannot be merged, one page each.
+fn mappings(count: usize) {
+    for index in 0..count {
+        let protection = if index % 2 == 0 {
+            libc::PROT_READ | libc::PROT_WRITE
+        } else {
+            libc::PROT_READ
+        };
+        crate::memory::map(
+            4096,
+            protection,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        );
+    }
+}
+
+/// `count` descriptors: a third regular files, a third pipe ends, a third event counters.
+fn descriptors(count: usize) {
+    for index in 0..count / 6 * 2 {
+        let name = std::ffi::CString::new(format!("file-{index}")).expect("no NUL");
+        must!(libc::open(
+            name.as_ptr(),
+            libc::O_RDWR | libc::O_CREAT,
+            0o600
+        ));
+        must!(libc::eventfd(index as u32, 0));
+        if index % 2 == 0 {
+            let mut ends = [0; 2];
+            must!(libc::pipe(ends.as_mut_ptr()));
+        }
+    }
+}

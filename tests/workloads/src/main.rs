@@ -1,0 +1,161 @@
+//! Programs that check themselves: each sets some kernel state up, says that it is ready, and on
+//! SIGUSR1 compares what it finds with what it made. In between it may be captured and restored.
+//!
+//! `workload list` prints the names; `workload run NAME DIR` runs one. In DIR there must be a FIFO
+//! `ready`, where the program writes `ready` or `skip REASON`. Exit codes: 0 all equal, 1 something
+//! differs (on stderr), 3 the state could not be set up, 77 this machine cannot hold it.
+
+mod busy;
+mod calls;
+mod events;
+mod files;
+mod identity;
+mod ipc;
+mod jobs;
+mod load;
+mod memory;
+mod pipes;
+mod shell;
+mod signals;
+mod sockets;
+mod stage;
+mod threads;
+mod timers;
+
+use stage::{Checks, Stage};
+use std::path::PathBuf;
+
+type Body = fn(&Stage, &mut Checks);
+
+/// Namespaces of its own that the root of a workload gets (flags of clone(2)).
+const NONE: i32 = 0;
+
+/// Every workload: name, namespaces, program.
+const WORKLOADS: &[(&str, i32, Body)] = &[
+    ("shell", NONE, shell::shell),
+    ("threads", NONE, threads::threads),
+    ("robust-mutex", NONE, threads::robust_mutex),
+    ("registers", NONE, threads::registers),
+    ("thread-pending", NONE, threads::thread_pending),
+    ("pipes", NONE, pipes::pipes),
+    ("packet-pipe", NONE, pipes::packet_pipe),
+    ("fifos", NONE, pipes::fifos),
+    ("files", NONE, files::files),
+    ("deleted-files", NONE, files::deleted_files),
+    ("shared-descriptions", NONE, files::shared_descriptions),
+    ("file-locks", NONE, files::file_locks),
+    ("shared-memory", NONE, memory::shared_memory),
+    ("memfd", NONE, memory::memfd),
+    ("private-file", NONE, memory::private_file),
+    ("copy-on-write", NONE, memory::copy_on_write),
+    ("protections", NONE, memory::protections),
+    ("guard-pages", NONE, memory::guard_pages),
+    ("process-image", NONE, memory::process_image),
+    ("interval-timers", NONE, timers::interval_timers),
+    ("posix-timers", NONE, timers::posix_timers),
+    ("ticking-timer", NONE, timers::ticking_timer),
+    ("timerfds", NONE, timers::timerfds),
+    ("clocks", NONE, timers::clocks),
+    ("handlers", NONE, signals::handlers),
+    ("queued-signals", NONE, signals::queued_signals),
+    ("epoll", NONE, events::epoll),
+    ("epoll-closed-number", NONE, events::epoll_closed_number),
+    ("eventfds", NONE, events::eventfds),
+    ("eventfd-semaphore", NONE, events::eventfd_semaphore),
+    ("signalfds", NONE, events::signalfds),
+    ("inotify", NONE, events::inotify),
+    ("sessions", NONE, jobs::sessions),
+    ("orphaned-session", NONE, jobs::orphaned_session),
+    ("zombies", NONE, jobs::zombies),
+    ("stopped-task", NONE, jobs::stopped_task),
+    ("terminal", NONE, jobs::terminal),
+    ("deep-tree", NONE, jobs::deep_tree),
+    ("socket-pairs", NONE, sockets::socket_pairs),
+    ("socket-credentials", NONE, sockets::socket_credentials),
+    ("unix-listeners", NONE, sockets::unix_listeners),
+    ("unix-pending", NONE, sockets::unix_pending),
+    ("tcp-listeners", NONE, sockets::tcp_listeners),
+    ("udp", NONE, sockets::udp),
+    ("capabilities", NONE, identity::capabilities),
+    ("other-user", NONE, identity::other_user),
+    ("seccomp", NONE, identity::seccomp),
+    ("limits", NONE, identity::limits),
+    ("scheduling", NONE, identity::scheduling),
+    ("cpu-affinity", NONE, identity::cpu_affinity),
+    ("attributes", NONE, identity::attributes),
+    ("sysv-ipc", libc::CLONE_NEWIPC, ipc::sysv_ipc),
+    ("uts-names", libc::CLONE_NEWUTS, ipc::uts_names),
+    ("pid-namespace", libc::CLONE_NEWPID, ipc::pid_namespace),
+    ("blocked-calls", NONE, calls::blocked_calls),
+    ("sleeping-calls", NONE, calls::sleeping_calls),
+    ("busy", NONE, busy::busy),
+];
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    let arguments: Vec<&str> = arguments.iter().skip(1).map(String::as_str).collect();
+    match arguments.as_slice() {
+        ["list"] => {
+            for (name, _, _) in WORKLOADS {
+                println!("{name}");
+            }
+        }
+        ["run", name, dir] => {
+            let Some((name, namespaces, body)) = WORKLOADS.iter().find(|(known, ..)| known == name)
+            else {
+                eprintln!("no workload is called {name} (see `workload list`)");
+                std::process::exit(64);
+            };
+            run(name, *namespaces, *body, PathBuf::from(dir));
+        }
+        ["load", kind, count, dir] => {
+            let count = count.parse().unwrap_or_else(|_| {
+                eprintln!("{count} is not a number");
+                std::process::exit(64)
+            });
+            load::load(kind, count, &Stage::new(PathBuf::from(dir)));
+        }
+        _ => {
+            eprintln!(
+                "usage: workload list | workload run NAME DIR | workload load KIND COUNT DIR"
+            );
+            std::process::exit(64);
+        }
+    }
+}
+
+/// Runs one workload; does not return. A workload with namespaces of its own runs in a child, whose
+/// pid is written to DIR/pid, and this process waits for it outside of the tree.
+fn run(name: &str, namespaces: i32, body: Body, dir: PathBuf) {
+    // Fails harmlessly where the runner already made a session.
+    // SAFETY: plain call.
+    unsafe { libc::setsid() };
+    if namespaces != 0 {
+        let mut told = [0; 2];
+        must!(libc::pipe(told.as_mut_ptr()));
+        must!(libc::unshare(namespaces));
+        let pid = must!(libc::fork());
+        if pid != 0 {
+            std::fs::write(dir.join("pid"), format!("{pid}\n"))
+                .expect("the directory can be written");
+            must!(libc::write(told[1], b"t".as_ptr().cast(), 1));
+            let status = stage::wait_status(pid).expect("the child can be waited for");
+            let code = if libc::WIFEXITED(status) {
+                libc::WEXITSTATUS(status)
+            } else {
+                128 + libc::WTERMSIG(status)
+            };
+            std::process::exit(code);
+        }
+        let mut byte = [0u8; 1];
+        must!(libc::read(told[0], byte.as_mut_ptr().cast(), 1));
+        must!(libc::close(told[0]));
+        must!(libc::close(told[1]));
+        // The child leads a session of its own, as the outer process does.
+        must!(libc::setsid());
+    }
+    let stage = Stage::new(dir);
+    let mut checks = Checks::default();
+    body(&stage, &mut checks);
+    std::process::exit(checks.finish(name));
+}
