@@ -1,2 +1,18 @@
 //! Container lifecycle: create, start, exec, logs, the shim, state, checkpoint and restore.
+//!
+//! A [`Host`] is one pair of `--root` and `--runroot`. There is no daemon: every command opens the
+//! host, checks what the database claims against the kernel, does its work and ends. What lives
+//! longer is one [`shim`] a container, the parent of the container's init.
 #![forbid(unsafe_code)]
+
+pub mod cgroup;
+pub mod config;
+pub mod error;
+pub mod ids;
+pub mod paths;
+pub mod process;
+pub mod spec;
+pub mod state;
+pub mod time;
+
+pub use error::{Error, Result};

@@ -1,0 +1,290 @@
+//! The control groups of a container: `/arctern/ID` in every hierarchy that is mounted.
+//!
+//! Three arrangements exist: version 1 hierarchies one by one, one version 2 hierarchy, and both
+//! (hybrid), where the version 2 hierarchy may have no controllers. libcontainer makes and joins
+//! the groups at creation; this module makes them for a restore, which libcontainer does not know,
+//! applies the limits, finds the freezer, and removes the groups in either case.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::config::ContainerConfig;
+use crate::error::{Error, Result};
+
+/// Parent of all our groups, relative to a hierarchy's root.
+const PARENT: &str = "arctern";
+
+/// Version 1 controllers that a container's group is made in, if they are mounted. These are the
+/// ones that libcontainer uses.
+const CONTROLLERS: &[&str] = &[
+    "cpu", "cpuacct", "cpuset", "devices", "hugetlb", "memory", "pids", "perf_event", "blkio",
+    "net_prio", "net_cls", "freezer",
+];
+
+/// One mounted hierarchy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Hierarchy {
+    mount: PathBuf,
+    /// Version 1 controllers; empty for version 2.
+    controllers: Vec<String>,
+    v2: bool,
+}
+
+/// The hierarchies of this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hierarchies(Vec<Hierarchy>);
+
+impl Hierarchies {
+    /// Reads them from `/proc/self/mountinfo`.
+    pub fn read() -> Result<Hierarchies> {
+        let path = "/proc/self/mountinfo";
+        let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+        Ok(Self::parse(&text))
+    }
+
+    fn parse(mountinfo: &str) -> Hierarchies {
+        let mut found: Vec<Hierarchy> = Vec::new();
+        for line in mountinfo.lines() {
+            let Some((head, tail)) = line.split_once(" - ") else { continue };
+            let mut head = head.split(' ').skip(3);
+            let (Some(root), Some(mount)) = (head.next(), head.next()) else { continue };
+            let mut tail = tail.split(' ');
+            let (Some(kind), Some(options)) = (tail.next(), tail.nth(1)) else { continue };
+            if !matches!(kind, "cgroup" | "cgroup2") || root != "/" {
+                continue;
+            }
+            let hierarchy = Hierarchy {
+                mount: PathBuf::from(mount),
+                controllers: options
+                    .split(',')
+                    .filter(|o| CONTROLLERS.contains(o))
+                    .map(str::to_owned)
+                    .collect(),
+                v2: kind == "cgroup2",
+            };
+            let known = found
+                .iter()
+                .any(|h| h.v2 == hierarchy.v2 && h.controllers == hierarchy.controllers);
+            if !known && (hierarchy.v2 || !hierarchy.controllers.is_empty()) {
+                found.push(hierarchy);
+            }
+        }
+        Hierarchies(found)
+    }
+
+    /// `1`, `2` or `hybrid`, as `arctern info` shows it.
+    #[must_use]
+    pub fn version(&self) -> &'static str {
+        let v1 = self.0.iter().any(|h| !h.v2);
+        let v2 = self.0.iter().any(|h| h.v2);
+        match (v1, v2) {
+            (true, true) => "hybrid",
+            (true, false) => "1",
+            (false, true) => "2",
+            (false, false) => "none",
+        }
+    }
+
+    /// The hierarchies that containers get a group in: those of version 1 if there are any, as
+    /// libcontainer does in the hybrid arrangement, else the one of version 2.
+    fn used(&self) -> impl Iterator<Item = &Hierarchy> {
+        let v1 = self.0.iter().any(|h| !h.v2);
+        self.0.iter().filter(move |h| h.v2 != v1)
+    }
+
+    /// The directories of a container's groups.
+    #[must_use]
+    pub fn groups(&self, id: &str) -> Vec<PathBuf> {
+        self.used().map(|h| h.mount.join(PARENT).join(id)).collect()
+    }
+
+    /// The group through which a container is frozen, if there is a freezer.
+    #[must_use]
+    pub fn freezer(&self, id: &str) -> Option<PathBuf> {
+        self.used()
+            .find(|h| h.v2 || h.controllers.iter().any(|c| c == "freezer"))
+            .map(|h| h.mount.join(PARENT).join(id))
+    }
+
+    fn has(&self, controller: &str) -> bool {
+        self.used().any(|h| {
+            if h.v2 {
+                fs::read_to_string(h.mount.join("cgroup.controllers"))
+                    .is_ok_and(|list| list.split_ascii_whitespace().any(|c| c == controller))
+            } else {
+                h.controllers.iter().any(|c| c == controller)
+            }
+        })
+    }
+
+    /// Refuses limits for which this machine has no controller.
+    pub fn check(&self, config: &ContainerConfig) -> Result<()> {
+        let wanted = [
+            (config.memory.is_some(), "memory", "--memory"),
+            (config.milli_cpus.is_some(), "cpu", "--cpus"),
+            (config.pids_limit.is_some_and(|n| n > 0), "pids", "--pids-limit"),
+        ];
+        for (asked, controller, option) in wanted {
+            if asked && !self.has(controller) {
+                return Err(Error::NoController { controller, option });
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the groups of a container and gives their directories.
+    pub fn create(&self, id: &str) -> Result<Vec<PathBuf>> {
+        let mut groups = Vec::new();
+        for hierarchy in self.used() {
+            let parent = hierarchy.mount.join(PARENT);
+            let group = parent.join(id);
+            for dir in [&parent, &group] {
+                match fs::create_dir(dir) {
+                    Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                    Err(e) => return Err(Error::io("create cgroup", dir)(e)),
+                    Ok(()) => {}
+                }
+                if hierarchy.controllers.iter().any(|c| c == "cpuset") {
+                    inherit_cpuset(dir)?;
+                }
+                if hierarchy.v2 && dir == &parent {
+                    delegate(&hierarchy.mount)?;
+                    delegate(&parent)?;
+                }
+            }
+            groups.push(group);
+        }
+        Ok(groups)
+    }
+
+    /// Applies the limits of the runtime spec to groups that exist.
+    pub fn apply(&self, id: &str, resources: &oci_spec::runtime::LinuxResources) -> Result<()> {
+        use libcgroups::common::{CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager};
+        let manager = create_cgroup_manager(CgroupConfig {
+            cgroup_path: PathBuf::from(cgroup_path(id)),
+            systemd_cgroup: false,
+            container_name: id.to_owned(),
+        })
+        .map_err(Error::runtime("limit"))?;
+        manager
+            .apply(&ControllerOpt {
+                resources,
+                disable_oom_killer: false,
+                oom_score_adj: None,
+                freezer_state: None,
+            })
+            .map_err(Error::runtime("limit"))
+    }
+
+    /// Removes the groups of a container with everything below; what is gone already is no error.
+    pub fn remove(&self, id: &str) -> Result<()> {
+        for group in self.groups(id) {
+            remove_tree(&group).map_err(Error::io("remove cgroup", &group))?;
+            // The parent goes with its last container; others keep it busy.
+            if let Some(parent) = group.parent() {
+                let _ = fs::remove_dir(parent);
+            }
+        }
+        Ok(())
+    }
+
+    /// Pids in a container's groups, the container's own init and what exec added.
+    #[must_use]
+    pub fn pids(&self, id: &str) -> Vec<i32> {
+        self.freezer(id)
+            .or_else(|| self.groups(id).into_iter().next())
+            .and_then(|group| fs::read_to_string(group.join("cgroup.procs")).ok())
+            .map(|text| text.lines().filter_map(|l| l.parse().ok()).collect())
+            .unwrap_or_default()
+    }
+}
+
+/// The `cgroupsPath` of the runtime spec.
+#[must_use]
+pub fn cgroup_path(id: &str) -> String {
+    format!("/{PARENT}/{id}")
+}
+
+/// A new cpuset group is empty and admits no task until it has its parent's CPUs and nodes.
+fn inherit_cpuset(dir: &Path) -> Result<()> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let own = dir.join(file);
+        let Ok(current) = fs::read_to_string(&own) else { continue };
+        if !current.trim().is_empty() {
+            continue;
+        }
+        if let Some(parent) = dir.parent() {
+            let above = parent.join(file);
+            let value = fs::read_to_string(&above).map_err(Error::io("read", &above))?;
+            fs::write(&own, value.trim()).map_err(Error::io("write", &own))?;
+        }
+    }
+    Ok(())
+}
+
+/// Hands the controllers of a version 2 group to its children; one that cannot be handed on is
+/// missed later, by name, if a limit needs it.
+fn delegate(dir: &Path) -> Result<()> {
+    let list = dir.join("cgroup.controllers");
+    let controllers = fs::read_to_string(&list).map_err(Error::io("read", &list))?;
+    for controller in controllers.split_ascii_whitespace() {
+        let _ = fs::write(dir.join("cgroup.subtree_control"), format!("+{controller}"));
+    }
+    Ok(())
+}
+
+fn remove_tree(dir: &Path) -> io::Result<()> {
+    match fs::read_dir(dir) {
+        Ok(entries) => {
+            for entry in entries.flatten() {
+                if entry.file_type().is_ok_and(|t| t.is_dir()) {
+                    remove_tree(&entry.path())?;
+                }
+            }
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e),
+    }
+    match fs::remove_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HYBRID: &str = "\
+31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
+32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct
+37 31 0:34 / /sys/fs/cgroup/freezer rw,relatime shared:4 - cgroup cgroup rw,freezer
+40 31 0:37 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,name=systemd
+41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
+90 31 0:34 /arctern/x /tmp/x rw,relatime - cgroup cgroup rw,freezer
+";
+    const UNIFIED: &str = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n";
+
+    #[test]
+    fn hybrid_uses_version_1() {
+        let h = Hierarchies::parse(HYBRID);
+        assert_eq!(h.version(), "hybrid");
+        assert_eq!(
+            h.groups("ID"),
+            [
+                PathBuf::from("/sys/fs/cgroup/cpu,cpuacct/arctern/ID"),
+                PathBuf::from("/sys/fs/cgroup/freezer/arctern/ID"),
+            ]
+        );
+        assert_eq!(h.freezer("ID"), Some(PathBuf::from("/sys/fs/cgroup/freezer/arctern/ID")));
+        assert!(h.has("cpuacct") && !h.has("memory"));
+    }
+
+    #[test]
+    fn unified_is_its_own_freezer() {
+        let h = Hierarchies::parse(UNIFIED);
+        assert_eq!(h.version(), "2");
+        assert_eq!(h.freezer("ID"), Some(PathBuf::from("/sys/fs/cgroup/arctern/ID")));
+    }
+}

@@ -1,0 +1,495 @@
+//! What the user asked of a container: fixed at `create`, kept in the database and, as
+//! `config.dump`, in every checkpoint archive.
+//!
+//! Field names are those of Podman's container config where it has the field, so that tools which
+//! read its archives read ours.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// How the container is connected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkMode {
+    /// Own network namespace with an address on the bridge.
+    #[default]
+    Bridge,
+    /// Own network namespace with a loopback device only.
+    None,
+    /// The network of the host.
+    Host,
+}
+
+impl NetworkMode {
+    /// The name as given to `--network`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            NetworkMode::Bridge => "bridge",
+            NetworkMode::None => "none",
+            NetworkMode::Host => "host",
+        }
+    }
+}
+
+impl FromStr for NetworkMode {
+    type Err = InvalidOption;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "bridge" | "private" => Ok(NetworkMode::Bridge),
+            "none" => Ok(NetworkMode::None),
+            "host" => Ok(NetworkMode::Host),
+            _ => Err(InvalidOption::new("network", text, "bridge, none or host")),
+        }
+    }
+}
+
+/// An option's value that is not of its form.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{value}` is no valid {option}: expected {expected}")]
+pub struct InvalidOption {
+    /// What is being set.
+    pub option: &'static str,
+    /// What was given.
+    pub value: String,
+    /// What would be right.
+    pub expected: &'static str,
+}
+
+impl InvalidOption {
+    fn new(option: &'static str, value: &str, expected: &'static str) -> InvalidOption {
+        InvalidOption {
+            option,
+            value: value.to_owned(),
+            expected,
+        }
+    }
+}
+
+/// Transport protocol of a published port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP.
+    #[default]
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        })
+    }
+}
+
+/// A port of the host that leads into the container (`-p`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortMapping {
+    /// Address of the host; empty for all of them.
+    #[serde(default)]
+    pub host_ip: String,
+    /// Port inside.
+    pub container_port: u16,
+    /// Port outside; 0 lets the system choose one.
+    pub host_port: u16,
+    /// How many consecutive ports, at least 1.
+    #[serde(default = "one")]
+    pub range: u16,
+    /// Protocol.
+    #[serde(default)]
+    pub protocol: Protocol,
+}
+
+fn one() -> u16 {
+    1
+}
+
+const PORT_FORM: &str = "[[IP:][HOSTPORT]:]PORT[/tcp|udp], ports also as FIRST-LAST";
+
+impl FromStr for PortMapping {
+    type Err = InvalidOption;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bad = || InvalidOption::new("port mapping", text, PORT_FORM);
+        let (rest, protocol) = match text.rsplit_once('/') {
+            None => (text, Protocol::Tcp),
+            Some((rest, "tcp")) => (rest, Protocol::Tcp),
+            Some((rest, "udp")) => (rest, Protocol::Udp),
+            Some(_) => return Err(bad()),
+        };
+        let (rest, inside) = match rest.rsplit_once(':') {
+            Some((rest, port)) => (Some(rest), port),
+            None => (None, rest),
+        };
+        let (ip, outside) = match rest {
+            None => ("", ""),
+            Some(rest) => match rest.strip_prefix('[') {
+                Some(v6) => match v6.split_once("]:") {
+                    Some((ip, port)) => (ip, port),
+                    None => return Err(bad()),
+                },
+                None => match rest.rsplit_once(':') {
+                    Some((ip, port)) => (ip, port),
+                    None => ("", rest),
+                },
+            },
+        };
+        if !ip.is_empty() && ip.parse::<IpAddr>().is_err() {
+            return Err(bad());
+        }
+        let (container_port, last) = port_range(inside).ok_or_else(bad)?;
+        let range = last - container_port + 1;
+        let host_port = if outside.is_empty() {
+            0
+        } else {
+            let (first, last) = port_range(outside).ok_or_else(bad)?;
+            if last - first + 1 != range {
+                return Err(bad());
+            }
+            first
+        };
+        Ok(PortMapping {
+            host_ip: ip.to_owned(),
+            container_port,
+            host_port,
+            range,
+            protocol,
+        })
+    }
+}
+
+fn port_range(text: &str) -> Option<(u16, u16)> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last): (u16, u16) = (first.parse().ok()?, last.parse().ok()?);
+    // The count of a range must fit as well: 1-65535 is the largest.
+    (first > 0 && first <= last).then_some((first, last))
+}
+
+/// A bind mount (`-v SOURCE:DESTINATION[:OPTIONS]`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// Path on the host.
+    pub source: PathBuf,
+    /// Path in the container.
+    pub destination: PathBuf,
+    /// Mount options (`ro`, `rw`, `noexec`, …).
+    #[serde(default)]
+    pub options: Vec<String>,
+}
+
+const VOLUME_FORM: &str = "/HOST/PATH:/CONTAINER/PATH[:OPTION,…]";
+const VOLUME_OPTIONS: &[&str] = &[
+    "ro", "rw", "z", "Z", "noexec", "exec", "nosuid", "suid", "nodev", "dev", "bind", "rbind",
+    "private", "rprivate", "slave", "rslave", "shared", "rshared",
+];
+
+impl FromStr for Volume {
+    type Err = InvalidOption;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bad = || InvalidOption::new("volume", text, VOLUME_FORM);
+        let mut parts = text.split(':');
+        let source = PathBuf::from(parts.next().ok_or_else(bad)?);
+        let destination = PathBuf::from(parts.next().ok_or_else(bad)?);
+        let options: Vec<String> = match parts.next() {
+            None | Some("") => Vec::new(),
+            Some(list) => list.split(',').map(str::to_owned).collect(),
+        };
+        let known = options.iter().all(|o| VOLUME_OPTIONS.contains(&o.as_str()));
+        if parts.next().is_some() || !known || !source.is_absolute() || !destination.is_absolute() {
+            return Err(bad());
+        }
+        Ok(Volume {
+            source,
+            destination,
+            options,
+        })
+    }
+}
+
+/// A tmpfs in the container (`--tmpfs PATH[:OPTIONS]`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tmpfs {
+    /// Path in the container.
+    pub destination: PathBuf,
+    /// Mount options (`size=64m`, `mode=1777`, `noexec`, …).
+    #[serde(default)]
+    pub options: Vec<String>,
+}
+
+impl FromStr for Tmpfs {
+    type Err = InvalidOption;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (path, options) = text.split_once(':').unwrap_or((text, ""));
+        if !path.starts_with('/') || path == "/" {
+            return Err(InvalidOption::new("tmpfs", text, "/PATH[:OPTION,…]"));
+        }
+        Ok(Tmpfs {
+            destination: PathBuf::from(path),
+            options: options
+                .split(',')
+                .filter(|o| !o.is_empty())
+                .map(str::to_owned)
+                .collect(),
+        })
+    }
+}
+
+/// A resource limit of the container's processes (`--ulimit NAME=SOFT[:HARD]`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ulimit {
+    /// Name without `RLIMIT_`, in lower case.
+    pub name: String,
+    /// Soft limit; `u64::MAX` is unlimited.
+    pub soft: u64,
+    /// Hard limit.
+    pub hard: u64,
+}
+
+const ULIMITS: &[&str] = &[
+    "as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile",
+    "nproc", "rss", "rtprio", "rttime", "sigpending", "stack",
+];
+
+impl FromStr for Ulimit {
+    type Err = InvalidOption;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bad = || InvalidOption::new("ulimit", text, "NAME=SOFT[:HARD], for example nofile=1024:2048");
+        let value = |v: &str| match v {
+            "-1" | "unlimited" => Some(u64::MAX),
+            _ => v.parse().ok(),
+        };
+        let (name, limits) = text.split_once('=').ok_or_else(bad)?;
+        if !ULIMITS.contains(&name) {
+            return Err(bad());
+        }
+        let (soft, hard) = limits.split_once(':').unwrap_or((limits, limits));
+        let (soft, hard) = (value(soft).ok_or_else(bad)?, value(hard).ok_or_else(bad)?);
+        if soft > hard {
+            return Err(bad());
+        }
+        Ok(Ulimit {
+            name: name.to_owned(),
+            soft,
+            hard,
+        })
+    }
+}
+
+/// Bytes as people write them: `64m`, `1g`, `512k`, `4096`, `1GiB`.
+pub fn parse_size(text: &str) -> Result<u64, InvalidOption> {
+    let bad = || InvalidOption::new("size", text, "a number with an optional unit b, k, m, g or t");
+    let lower = text.trim().to_ascii_lowercase();
+    let digits = lower.find(|c: char| !c.is_ascii_digit()).unwrap_or(lower.len());
+    let number: u64 = lower[..digits].parse().map_err(|_| bad())?;
+    let shift = match &lower[digits..] {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return Err(bad()),
+    };
+    number.checked_mul(1 << shift).ok_or_else(bad)
+}
+
+/// Everything that was asked of a container.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ContainerConfig {
+    /// Container id, 64 hexadecimal digits.
+    pub id: String,
+    /// Name.
+    pub name: String,
+    /// Id of the image that the root file system is made from.
+    #[serde(rename = "rootfsImageID", default)]
+    pub image_id: String,
+    /// Full name of the image.
+    #[serde(rename = "rootfsImageName", default)]
+    pub image_name: String,
+    /// The image as the user named it.
+    #[serde(rename = "RawImageName", default)]
+    pub raw_image_name: String,
+    /// OCI runtime that the archive claims to be made with. Podman insists on the same one at
+    /// restore; our containers are set up as runc's.
+    #[serde(default = "runtime_name")]
+    pub runtime: String,
+    /// When it was created, RFC 3339.
+    #[serde(rename = "createdTime", default)]
+    pub created: String,
+    /// The command line that created it.
+    #[serde(rename = "CreateCommand", default)]
+    pub create_command: Vec<String>,
+    /// What the user gave after the image, or the image's own command.
+    #[serde(default)]
+    pub command: Vec<String>,
+    /// Entry point of the user or of the image.
+    #[serde(default)]
+    pub entrypoint: Vec<String>,
+    /// Environment, `NAME=VALUE`.
+    #[serde(default)]
+    pub env: Vec<String>,
+    /// Working directory in the container.
+    #[serde(rename = "workDir", default)]
+    pub workdir: String,
+    /// `-u` as given: user[:group], names or numbers.
+    #[serde(default)]
+    pub user: String,
+    /// Host name.
+    #[serde(default)]
+    pub hostname: String,
+    /// Network.
+    #[serde(rename = "networkMode", default)]
+    pub network: NetworkMode,
+    /// Address asked for.
+    #[serde(rename = "staticIP", default, skip_serializing_if = "Option::is_none")]
+    pub static_ip: Option<Ipv4Addr>,
+    /// Published ports.
+    #[serde(rename = "newPortMappings", default)]
+    pub ports: Vec<PortMapping>,
+    /// Whether the container has its own network namespace made by us.
+    #[serde(rename = "createNetNS", default)]
+    pub create_netns: bool,
+    /// Capabilities added to the default set (`CAP_…`).
+    #[serde(rename = "capAdd", default)]
+    pub cap_add: Vec<String>,
+    /// Capabilities taken from the default set.
+    #[serde(rename = "capDrop", default)]
+    pub cap_drop: Vec<String>,
+    /// All capabilities, no seccomp filter, nothing masked.
+    #[serde(default)]
+    pub privileged: bool,
+    /// Root file system is read-only.
+    #[serde(rename = "readOnly", default)]
+    pub read_only: bool,
+    /// tmpfs mounts.
+    #[serde(default)]
+    pub tmpfs: Vec<Tmpfs>,
+    /// Bind mounts.
+    #[serde(default)]
+    pub volumes: Vec<Volume>,
+    /// Memory limit in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
+    /// CPU time, in thousandths of a CPU.
+    #[serde(rename = "milliCPUs", default, skip_serializing_if = "Option::is_none")]
+    pub milli_cpus: Option<u64>,
+    /// Limit of processes and threads.
+    #[serde(rename = "pidsLimit", default, skip_serializing_if = "Option::is_none")]
+    pub pids_limit: Option<i64>,
+    /// Limits of the processes.
+    #[serde(default)]
+    pub ulimits: Vec<Ulimit>,
+    /// Labels.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Signal that asks the container to stop.
+    #[serde(rename = "stopSignal", default = "sigterm")]
+    pub stop_signal: i32,
+    /// Seconds from that signal to SIGKILL.
+    #[serde(rename = "stopTimeout", default = "ten")]
+    pub stop_timeout: u32,
+    /// Keep standard input open.
+    #[serde(default)]
+    pub stdin: bool,
+    /// Give the container a terminal.
+    #[serde(default)]
+    pub terminal: bool,
+    /// Remove the container when it ends.
+    #[serde(rename = "autoRemove", default)]
+    pub auto_remove: bool,
+    /// Log driver; its file goes into checkpoint archives.
+    #[serde(rename = "logDriver", default = "log_driver")]
+    pub log_driver: String,
+    /// The container has no /dev/shm owned by the engine: it is a tmpfs of the container itself.
+    #[serde(rename = "NoShm", default)]
+    pub no_shm: bool,
+}
+
+fn runtime_name() -> String {
+    "runc".to_owned()
+}
+
+fn log_driver() -> String {
+    "k8s-file".to_owned()
+}
+
+fn sigterm() -> i32 {
+    15
+}
+
+fn ten() -> u32 {
+    10
+}
+
+impl ContainerConfig {
+    /// Entry point and command together: what pid 1 of the container executes.
+    #[must_use]
+    pub fn args(&self) -> Vec<String> {
+        self.entrypoint.iter().chain(&self.command).cloned().collect()
+    }
+
+    /// The first 12 digits of the id, as lists show it.
+    #[must_use]
+    pub fn short_id(&self) -> &str {
+        short_id(&self.id)
+    }
+}
+
+/// The first 12 characters of an id.
+#[must_use]
+pub fn short_id(id: &str) -> &str {
+    id.get(..12).unwrap_or(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_in_every_form() {
+        let port = |s: &str| s.parse::<PortMapping>().expect(s);
+        assert_eq!(port("80").host_port, 0);
+        assert_eq!((port("8080:80").host_port, port("8080:80").container_port), (8080, 80));
+        assert_eq!(port("127.0.0.1:8080:80").host_ip, "127.0.0.1");
+        assert_eq!(port("127.0.0.1::80").host_port, 0);
+        assert_eq!(port("[::1]:8080:80").host_ip, "::1");
+        assert_eq!(port("53:53/udp").protocol, Protocol::Udp);
+        assert_eq!(port("8000-8002:80-82").range, 3);
+        for bad in ["", "0:80", "x", "80:", "1:2:3:4", "70000:80", "80-82:80", "8080:80/icmp", "82-80"] {
+            assert!(bad.parse::<PortMapping>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size("64m"), Ok(64 << 20));
+        assert_eq!(parse_size("1GiB"), Ok(1 << 30));
+        assert_eq!(parse_size("4096"), Ok(4096));
+        assert!(parse_size("m").is_err());
+        assert!(parse_size("99999999999t").is_err());
+    }
+
+    #[test]
+    fn volumes_and_limits() {
+        let v: Volume = "/a:/b:ro,noexec".parse().expect("volume");
+        assert_eq!(v.options, ["ro", "noexec"]);
+        assert!("a:/b".parse::<Volume>().is_err());
+        assert!("/a:/b:bogus".parse::<Volume>().is_err());
+        let l: Ulimit = "nofile=1024:2048".parse().expect("ulimit");
+        assert_eq!((l.soft, l.hard), (1024, 2048));
+        assert!("nofile=2:1".parse::<Ulimit>().is_err());
+        assert!("bogus=1".parse::<Ulimit>().is_err());
+    }
+}

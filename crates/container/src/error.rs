@@ -1,0 +1,284 @@
+//! What can go wrong with a container.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::state::Status;
+
+/// Result of an operation on containers.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What can go wrong with a container.
+///
+/// `Display` names what happened to which object; the cause is the `source`; the remedy is
+/// [`Error::hint`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Nothing has this name or id.
+    #[error("no container with name or id `{0}`")]
+    NoSuchContainer(String),
+    /// Several containers have ids that begin so.
+    #[error("`{0}` is the beginning of several container ids")]
+    AmbiguousId(String),
+    /// Another container has the name.
+    #[error("the name `{name}` is used by container {id}")]
+    NameInUse {
+        /// The name.
+        name: String,
+        /// Who has it.
+        id: String,
+    },
+    /// Another container has the id (a checkpoint restored without `--name`).
+    #[error("a container with id {0} exists already")]
+    IdInUse(String),
+    /// Not of the form of a name.
+    #[error("`{0}` is no valid container name: letters, digits, `_`, `.` and `-`, a letter or digit first")]
+    InvalidName(String),
+    /// The operation needs another state.
+    #[error("container `{name}` is {status}, not {needed}")]
+    WrongState {
+        /// Its name.
+        name: String,
+        /// What it is.
+        status: Status,
+        /// What it had to be.
+        needed: &'static str,
+    },
+    /// `rm` of a running container without force.
+    #[error("container `{0}` is running")]
+    StillRunning(String),
+    /// An option that makes no sense here.
+    #[error("{0}")]
+    Invalid(String),
+    /// An option's value is not of its form.
+    #[error(transparent)]
+    Option(#[from] crate::config::InvalidOption),
+    /// The command to execute does not exist in the container.
+    #[error("command `{0}` not found in the container")]
+    CommandNotFound(String),
+    /// The command to execute exists and cannot be executed.
+    #[error("command `{0}` in the container cannot be executed")]
+    CommandNotExecutable(String),
+    /// `-u` names somebody that the container's /etc/passwd or /etc/group does not have.
+    #[error("no {kind} `{name}` in {file} of the container")]
+    NoSuchUser {
+        /// `user` or `group`.
+        kind: &'static str,
+        /// The name.
+        name: String,
+        /// Where it was looked for.
+        file: &'static str,
+    },
+    /// A limit was asked for and this machine has no controller for it.
+    #[error("no {controller} controller in the cgroup hierarchies of this machine, which {option} needs")]
+    NoController {
+        /// `memory`, `cpu`, `pids`.
+        controller: &'static str,
+        /// The option that asked.
+        option: &'static str,
+    },
+    /// A file operation failed.
+    #[error("{action} {path}")]
+    Io {
+        /// What was being done: `read`, `create`, ….
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A system call failed.
+    #[error("{what}")]
+    System {
+        /// What was being done, to which object.
+        what: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The database.
+    #[error("database {path}")]
+    Database {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite says.
+        source: rusqlite::Error,
+    },
+    /// The database was written by a newer program.
+    #[error("database {path} has version {found}, this program knows up to {known}")]
+    DatabaseVersion {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+        /// Ours.
+        known: i64,
+    },
+    /// A stored document does not parse.
+    #[error("{what} is damaged")]
+    Json {
+        /// Which document.
+        what: String,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// The OCI library failed.
+    #[error("{action} the container through the OCI library")]
+    Runtime {
+        /// What was being done.
+        action: &'static str,
+        /// What it says.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The runtime spec cannot be built.
+    #[error("runtime spec")]
+    Spec(#[from] oci_spec::OciSpecError),
+    /// The shim reported a failure.
+    #[error("{message}")]
+    Shim {
+        /// Its message with all causes.
+        message: String,
+        /// Its hint.
+        hint: Option<String>,
+        /// Exit code that goes with it.
+        code: i32,
+    },
+    /// The shim ended without a word.
+    #[error("the shim of container {0} ended without a report")]
+    ShimGone(String),
+    /// Image, layer and root file system store.
+    #[error(transparent)]
+    Storage(Box<dyn std::error::Error + Send + Sync>),
+    /// Network.
+    #[error(transparent)]
+    Network(Box<dyn std::error::Error + Send + Sync>),
+    /// Checkpoint archive or images.
+    #[error(transparent)]
+    Archive(Box<dyn std::error::Error + Send + Sync>),
+    /// The engine could not capture.
+    #[error(transparent)]
+    Capture(Box<dyn std::error::Error + Send + Sync>),
+    /// The engine could not restore.
+    #[error(transparent)]
+    Restore(Box<dyn std::error::Error + Send + Sync>),
+    /// This machine's CPU lacks what the captured programs were given.
+    #[error("this CPU lacks {missing}, which the checkpoint's programs were started with")]
+    CpuFeatures {
+        /// Feature names as in /proc/cpuinfo.
+        missing: String,
+    },
+    /// There is no checkpoint to restore.
+    #[error("container `{0}` has no checkpoint")]
+    NoCheckpoint(String),
+}
+
+impl Error {
+    /// Makes the error of a failed file operation.
+    pub fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Error {
+        let path = path.as_ref().to_owned();
+        move |source| Error::Io {
+            action,
+            path,
+            source,
+        }
+    }
+
+    /// Makes the error of a failed system call.
+    pub fn system<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> Error {
+        let what = what.into();
+        move |source| Error::System {
+            what,
+            source: source.into(),
+        }
+    }
+
+    /// Makes the error of a document that does not parse.
+    pub fn json(what: impl Into<String>) -> impl FnOnce(serde_json::Error) -> Error {
+        let what = what.into();
+        move |source| Error::Json { what, source }
+    }
+
+    /// Makes the error of the OCI library.
+    pub fn runtime<E>(action: &'static str) -> impl FnOnce(E) -> Error
+    where
+        E: std::error::Error + Send + Sync + 'static,
+    {
+        move |source| Error::Runtime {
+            action,
+            source: Box::new(source),
+        }
+    }
+
+    /// Makes the error of the storage crate.
+    pub fn storage(source: impl std::error::Error + Send + Sync + 'static) -> Error {
+        Error::Storage(Box::new(source))
+    }
+
+    /// Makes the error of the network crate.
+    pub fn network(source: impl std::error::Error + Send + Sync + 'static) -> Error {
+        Error::Network(Box::new(source))
+    }
+
+    /// Makes the error of an archive.
+    pub fn archive(source: impl std::error::Error + Send + Sync + 'static) -> Error {
+        Error::Archive(Box::new(source))
+    }
+
+    /// The exit code of a command that failed so: 127 and 126 are about the command in the
+    /// container, 125 is about us.
+    #[must_use]
+    pub fn exit_code(&self) -> i32 {
+        match self {
+            Error::CommandNotFound(_) => 127,
+            Error::CommandNotExecutable(_) => 126,
+            Error::Shim { code, .. } => *code,
+            _ => 125,
+        }
+    }
+
+    /// What the user can do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Error::NoSuchContainer(_) => "`arctern ps -a` lists all containers".to_owned(),
+            Error::AmbiguousId(_) => "give more digits of the id, or the name".to_owned(),
+            Error::NameInUse { name, .. } => {
+                format!("choose another --name, pass --replace, or `arctern rm {name}` first")
+            }
+            Error::IdInUse(_) => {
+                "pass --name to restore it as a new container, or remove the old one first".to_owned()
+            }
+            Error::StillRunning(name) => {
+                format!("`arctern stop {name}` first, or pass --force")
+            }
+            Error::NoController { option, .. } => format!("leave {option} away, or mount the controller"),
+            Error::NoCheckpoint(name) => format!("make one with `arctern container checkpoint {name}`"),
+            Error::CpuFeatures { .. } => "restore on a machine whose CPU has them".to_owned(),
+            Error::DatabaseVersion { .. } => "use the newer program, or another --root".to_owned(),
+            Error::Shim { hint, .. } => return hint.clone(),
+            _ => return None,
+        })
+    }
+
+    /// The message with all causes, in one line.
+    #[must_use]
+    pub fn chain(&self) -> String {
+        chain(self)
+    }
+}
+
+/// An error with all its causes, in one line; a cause that only repeats its parent is left out.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let message = cause.to_string();
+        if !text.ends_with(&message) {
+            text.push_str(": ");
+            text.push_str(&message);
+        }
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,479 @@
+//! The state of all containers, in SQLite.
+//!
+//! What the database says about a running container is a claim: [`crate::Host`] checks it against
+//! the kernel (pid with start time, boot id) before anything is done with it.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
+
+use crate::config::ContainerConfig;
+use crate::error::{Error, Result};
+use crate::process::ProcessId;
+use crate::time::Timestamp;
+
+/// Version of the tables below. A newer database is refused, an older one is brought up.
+const VERSION: i64 = 1;
+
+const TABLES: &str = "
+CREATE TABLE containers (
+    id              TEXT PRIMARY KEY,
+    name            TEXT NOT NULL UNIQUE,
+    status          TEXT NOT NULL,
+    boot            TEXT NOT NULL DEFAULT '',
+    pid             INTEGER,
+    pid_start       INTEGER,
+    shim            INTEGER,
+    shim_start      INTEGER,
+    exit_code       INTEGER,
+    created_at      INTEGER NOT NULL,
+    started_at      INTEGER,
+    finished_at     INTEGER,
+    checkpointed_at INTEGER,
+    restored_at     INTEGER,
+    network         TEXT,
+    error           TEXT,
+    config          TEXT NOT NULL
+) STRICT;
+";
+
+/// Where a container is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Created, never started.
+    Created,
+    /// Its init runs.
+    Running,
+    /// Its init has ended.
+    Exited,
+    /// Stopped by a checkpoint that is kept with it.
+    Checkpointed,
+}
+
+impl Status {
+    /// As stored and as shown.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Status::Created => "created",
+            Status::Running => "running",
+            Status::Exited => "exited",
+            Status::Checkpointed => "checkpointed",
+        }
+    }
+
+    fn parse(text: &str) -> Option<Status> {
+        [Status::Created, Status::Running, Status::Exited, Status::Checkpointed]
+            .into_iter()
+            .find(|s| s.as_str() == text)
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One container as the database has it.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// What was asked of it.
+    pub config: ContainerConfig,
+    /// Where it is in its life.
+    pub status: Status,
+    /// Boot in which the processes below ran.
+    pub boot: String,
+    /// Its init.
+    pub init: Option<ProcessId>,
+    /// Its shim.
+    pub shim: Option<ProcessId>,
+    /// How init ended.
+    pub exit_code: Option<i32>,
+    /// When it was created.
+    pub created_at: Timestamp,
+    /// When it was last started or restored.
+    pub started_at: Option<Timestamp>,
+    /// When it last ended.
+    pub finished_at: Option<Timestamp>,
+    /// When it was last checkpointed.
+    pub checkpointed_at: Option<Timestamp>,
+    /// When it was last restored.
+    pub restored_at: Option<Timestamp>,
+    /// What the network gave it, as JSON of the network crate.
+    pub network: Option<String>,
+    /// Why it could not be started.
+    pub error: Option<String>,
+}
+
+impl Record {
+    /// A container that was just asked for.
+    #[must_use]
+    pub fn new(config: ContainerConfig) -> Record {
+        Record {
+            config,
+            status: Status::Created,
+            boot: String::new(),
+            init: None,
+            shim: None,
+            exit_code: None,
+            created_at: Timestamp::now(),
+            started_at: None,
+            finished_at: None,
+            checkpointed_at: None,
+            restored_at: None,
+            network: None,
+            error: None,
+        }
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.config.id
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.config.name
+    }
+}
+
+/// The database.
+#[derive(Debug)]
+pub struct Store {
+    path: PathBuf,
+    db: Connection,
+}
+
+const COLUMNS: &str = "config, status, boot, pid, pid_start, shim, shim_start, exit_code, created_at, \
+     started_at, finished_at, checkpointed_at, restored_at, network, error";
+
+impl Store {
+    /// Opens the database, and makes it if there is none.
+    pub fn open(path: &Path) -> Result<Store> {
+        let fail = |source| Error::Database {
+            path: path.to_owned(),
+            source,
+        };
+        let mut db = Connection::open(path).map_err(fail)?;
+        db.busy_timeout(Duration::from_secs(20)).map_err(fail)?;
+        // WAL: readers and one writer at a time do not block each other. NORMAL: a power cut may
+        // lose the last transactions and never the database; no sync in each command.
+        db.pragma_update(None, "journal_mode", "wal").map_err(fail)?;
+        db.pragma_update(None, "synchronous", "normal").map_err(fail)?;
+        let mut version: i64 = db
+            .pragma_query_value(None, "user_version", |row| row.get(0))
+            .map_err(fail)?;
+        if version == 0 {
+            let tx = db
+                .transaction_with_behavior(TransactionBehavior::Immediate)
+                .map_err(fail)?;
+            // Another command may have made the tables meanwhile.
+            version = tx
+                .pragma_query_value(None, "user_version", |row| row.get(0))
+                .map_err(fail)?;
+            if version == 0 {
+                tx.execute_batch(TABLES).map_err(fail)?;
+                tx.pragma_update(None, "user_version", VERSION).map_err(fail)?;
+                version = VERSION;
+            }
+            tx.commit().map_err(fail)?;
+        }
+        if version > VERSION {
+            return Err(Error::DatabaseVersion {
+                path: path.to_owned(),
+                found: version,
+                known: VERSION,
+            });
+        }
+        Ok(Store {
+            path: path.to_owned(),
+            db,
+        })
+    }
+
+    fn fail(&self, source: rusqlite::Error) -> Error {
+        Error::Database {
+            path: self.path.clone(),
+            source,
+        }
+    }
+
+    /// Adds a container. The name and the id must be free.
+    pub fn insert(&mut self, record: &Record) -> Result<()> {
+        let path = self.path.clone();
+        let fail = move |source| Error::Database { path: path.clone(), source };
+        let tx = self
+            .db
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(&fail)?;
+        let taken: Option<String> = tx
+            .query_row("SELECT id FROM containers WHERE name = ?1", [record.name()], |r| r.get(0))
+            .optional()
+            .map_err(&fail)?;
+        if let Some(id) = taken {
+            return Err(Error::NameInUse {
+                name: record.name().to_owned(),
+                id: crate::config::short_id(&id).to_owned(),
+            });
+        }
+        let taken: Option<i64> = tx
+            .query_row("SELECT 1 FROM containers WHERE id = ?1", [record.id()], |r| r.get(0))
+            .optional()
+            .map_err(&fail)?;
+        if taken.is_some() {
+            return Err(Error::IdInUse(crate::config::short_id(record.id()).to_owned()));
+        }
+        write(&tx, record).map_err(&fail)?;
+        tx.commit().map_err(&fail)
+    }
+
+    /// Reads one container by its full id.
+    pub fn get(&self, id: &str) -> Result<Option<Record>> {
+        let raw = self
+            .db
+            .query_row(
+                &format!("SELECT {COLUMNS} FROM containers WHERE id = ?1"),
+                [id],
+                RawRecord::read,
+            )
+            .optional()
+            .map_err(|e| self.fail(e))?;
+        raw.map(RawRecord::parse).transpose()
+    }
+
+    /// All containers, oldest first.
+    pub fn list(&self) -> Result<Vec<Record>> {
+        let mut statement = self
+            .db
+            .prepare(&format!("SELECT {COLUMNS} FROM containers ORDER BY created_at"))
+            .map_err(|e| self.fail(e))?;
+        let rows = statement
+            .query_map([], RawRecord::read)
+            .map_err(|e| self.fail(e))?;
+        rows.map(|row| row.map_err(|e| self.fail(e)).and_then(RawRecord::parse))
+            .collect()
+    }
+
+    /// The full id of what the user calls by name, id or the beginning of an id.
+    pub fn resolve(&self, name_or_id: &str) -> Result<String> {
+        let by_name: Option<String> = self
+            .db
+            .query_row(
+                "SELECT id FROM containers WHERE name = ?1 OR id = ?1",
+                [name_or_id],
+                |r| r.get(0),
+            )
+            .optional()
+            .map_err(|e| self.fail(e))?;
+        if let Some(id) = by_name {
+            return Ok(id);
+        }
+        if name_or_id.is_empty() || !name_or_id.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(Error::NoSuchContainer(name_or_id.to_owned()));
+        }
+        let mut statement = self
+            .db
+            .prepare("SELECT id FROM containers WHERE substr(id, 1, length(?1)) = lower(?1) LIMIT 2")
+            .map_err(|e| self.fail(e))?;
+        let ids: Vec<String> = statement
+            .query_map([name_or_id], |r| r.get(0))
+            .and_then(Iterator::collect)
+            .map_err(|e| self.fail(e))?;
+        match ids.as_slice() {
+            [id] => Ok(id.clone()),
+            [] => Err(Error::NoSuchContainer(name_or_id.to_owned())),
+            _ => Err(Error::AmbiguousId(name_or_id.to_owned())),
+        }
+    }
+
+    /// Changes one container in one transaction: what `change` sees is what is stored. None when
+    /// the container is gone.
+    pub fn update(&mut self, id: &str, change: impl FnOnce(&mut Record)) -> Result<Option<Record>> {
+        let path = self.path.clone();
+        let fail = move |source| Error::Database { path: path.clone(), source };
+        let tx = self
+            .db
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(&fail)?;
+        let raw = tx
+            .query_row(
+                &format!("SELECT {COLUMNS} FROM containers WHERE id = ?1"),
+                [id],
+                RawRecord::read,
+            )
+            .optional()
+            .map_err(&fail)?;
+        let Some(raw) = raw else { return Ok(None) };
+        let mut record = raw.parse()?;
+        change(&mut record);
+        write(&tx, &record).map_err(&fail)?;
+        tx.commit().map_err(&fail)?;
+        Ok(Some(record))
+    }
+
+    /// Forgets a container.
+    pub fn remove(&mut self, id: &str) -> Result<()> {
+        self.db
+            .execute("DELETE FROM containers WHERE id = ?1", [id])
+            .map(|_| ())
+            .map_err(|e| self.fail(e))
+    }
+}
+
+fn write(tx: &Transaction<'_>, record: &Record) -> rusqlite::Result<()> {
+    let config = serde_json::to_string(&record.config)
+        .map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
+    tx.prepare_cached(
+        "INSERT OR REPLACE INTO containers (id, name, config, status, boot, pid, pid_start, shim, \
+         shim_start, exit_code, created_at, started_at, finished_at, checkpointed_at, restored_at, \
+         network, error) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17)",
+    )?
+    .execute(params![
+        record.id(),
+        record.name(),
+        config,
+        record.status.as_str(),
+        record.boot,
+        record.init.map(|p| p.pid),
+        record.init.map(|p| p.start.cast_signed()),
+        record.shim.map(|p| p.pid),
+        record.shim.map(|p| p.start.cast_signed()),
+        record.exit_code,
+        record.created_at.0,
+        record.started_at.map(|t| t.0),
+        record.finished_at.map(|t| t.0),
+        record.checkpointed_at.map(|t| t.0),
+        record.restored_at.map(|t| t.0),
+        record.network,
+        record.error,
+    ])
+    .map(|_| ())
+}
+
+/// A row before its JSON is understood.
+struct RawRecord {
+    config: String,
+    status: String,
+    boot: String,
+    init: Option<ProcessId>,
+    shim: Option<ProcessId>,
+    exit_code: Option<i32>,
+    created_at: i64,
+    started_at: Option<i64>,
+    finished_at: Option<i64>,
+    checkpointed_at: Option<i64>,
+    restored_at: Option<i64>,
+    network: Option<String>,
+    error: Option<String>,
+}
+
+impl RawRecord {
+    fn read(row: &Row<'_>) -> rusqlite::Result<RawRecord> {
+        let process = |pid: Option<i32>, start: Option<i64>| {
+            Some(ProcessId {
+                pid: pid?,
+                start: start?.cast_unsigned(),
+            })
+        };
+        Ok(RawRecord {
+            config: row.get(0)?,
+            status: row.get(1)?,
+            boot: row.get(2)?,
+            init: process(row.get(3)?, row.get(4)?),
+            shim: process(row.get(5)?, row.get(6)?),
+            exit_code: row.get(7)?,
+            created_at: row.get(8)?,
+            started_at: row.get(9)?,
+            finished_at: row.get(10)?,
+            checkpointed_at: row.get(11)?,
+            restored_at: row.get(12)?,
+            network: row.get(13)?,
+            error: row.get(14)?,
+        })
+    }
+
+    fn parse(self) -> Result<Record> {
+        let config: ContainerConfig =
+            serde_json::from_str(&self.config).map_err(Error::json("a container in the database"))?;
+        Ok(Record {
+            config,
+            status: Status::parse(&self.status)
+                .ok_or_else(|| Error::Invalid(format!("unknown status `{}` in the database", self.status)))?,
+            boot: self.boot,
+            init: self.init,
+            shim: self.shim,
+            exit_code: self.exit_code,
+            created_at: Timestamp(self.created_at),
+            started_at: self.started_at.map(Timestamp),
+            finished_at: self.finished_at.map(Timestamp),
+            checkpointed_at: self.checkpointed_at.map(Timestamp),
+            restored_at: self.restored_at.map(Timestamp),
+            network: self.network,
+            error: self.error,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(id: &str, name: &str) -> Record {
+        let config = serde_json::json!({ "id": id, "name": name });
+        Record::new(serde_json::from_value(config).expect("config"))
+    }
+
+    #[test]
+    fn names_and_ids_are_unique_and_prefixes_resolve() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let mut store = Store::open(&dir.path().join("db")).expect("open");
+        store.insert(&record(&"a1".repeat(32), "web")).expect("insert");
+        store.insert(&record(&"a2".repeat(32), "db")).expect("insert");
+        assert!(matches!(store.insert(&record(&"b".repeat(64), "web")), Err(Error::NameInUse { .. })));
+        assert!(matches!(store.insert(&record(&"a1".repeat(32), "x")), Err(Error::IdInUse(_))));
+        assert_eq!(store.resolve("web").expect("name"), "a1".repeat(32));
+        assert_eq!(store.resolve("a2").expect("prefix"), "a2".repeat(32));
+        assert!(matches!(store.resolve("a"), Err(Error::AmbiguousId(_))));
+        assert!(matches!(store.resolve("c"), Err(Error::NoSuchContainer(_))));
+        assert!(matches!(store.resolve("%"), Err(Error::NoSuchContainer(_))));
+    }
+
+    #[test]
+    fn updates_are_stored() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("db");
+        let mut store = Store::open(&path).expect("open");
+        let id = "a".repeat(64);
+        store.insert(&record(&id, "web")).expect("insert");
+        store
+            .update(&id, |r| {
+                r.status = Status::Running;
+                r.init = Some(ProcessId { pid: 7, start: u64::MAX });
+            })
+            .expect("update");
+        drop(store);
+        let mut store = Store::open(&path).expect("open again");
+        let read = store.get(&id).expect("get").expect("there");
+        assert_eq!(read.status, Status::Running);
+        assert_eq!(read.init, Some(ProcessId { pid: 7, start: u64::MAX }));
+        store.remove(&id).expect("remove");
+        assert!(store.update(&id, |_| ()).expect("update").is_none());
+    }
+
+    #[test]
+    fn a_newer_database_is_refused() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("db");
+        drop(Store::open(&path).expect("open"));
+        let db = Connection::open(&path).expect("raw");
+        db.pragma_update(None, "user_version", VERSION + 1).expect("pragma");
+        drop(db);
+        assert!(matches!(Store::open(&path), Err(Error::DatabaseVersion { .. })));
+    }
+}
