@@ -18,8 +18,18 @@ const PARENT: &str = "arctern";
 /// Version 1 controllers that a container's group is made in, if they are mounted. These are the
 /// ones that libcontainer uses.
 const CONTROLLERS: &[&str] = &[
-    "cpu", "cpuacct", "cpuset", "devices", "hugetlb", "memory", "pids", "perf_event", "blkio",
-    "net_prio", "net_cls", "freezer",
+    "cpu",
+    "cpuacct",
+    "cpuset",
+    "devices",
+    "hugetlb",
+    "memory",
+    "pids",
+    "perf_event",
+    "blkio",
+    "net_prio",
+    "net_cls",
+    "freezer",
 ];
 
 /// One mounted hierarchy.
@@ -107,7 +117,9 @@ impl Hierarchies {
             .map(|h| h.mount.join(PARENT).join(id))
     }
 
-    fn has(&self, controller: &str) -> bool {
+    /// Whether containers get a group with this controller.
+    #[must_use]
+    pub fn has(&self, controller: &str) -> bool {
         self.used().any(|h| {
             if h.v2 {
                 fs::read_to_string(h.mount.join("cgroup.controllers"))
@@ -160,7 +172,9 @@ impl Hierarchies {
 
     /// Applies the limits of the runtime spec to groups that exist.
     pub fn apply(&self, id: &str, resources: &oci_spec::runtime::LinuxResources) -> Result<()> {
-        use libcgroups::common::{CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager};
+        use libcgroups::common::{
+            CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager,
+        };
         let manager = create_cgroup_manager(CgroupConfig {
             cgroup_path: PathBuf::from(cgroup_path(id)),
             systemd_cgroup: false,

@@ -64,11 +64,7 @@ pub struct InvalidOption {
 
 impl InvalidOption {
     fn new(option: &'static str, value: &str, expected: &'static str) -> InvalidOption {
-        InvalidOption {
-            option,
-            value: value.to_owned(),
-            expected,
-        }
+        InvalidOption { option, value: value.to_owned(), expected }
     }
 }
 
@@ -158,13 +154,7 @@ impl FromStr for PortMapping {
             }
             first
         };
-        Ok(PortMapping {
-            host_ip: ip.to_owned(),
-            container_port,
-            host_port,
-            range,
-            protocol,
-        })
+        Ok(PortMapping { host_ip: ip.to_owned(), container_port, host_port, range, protocol })
     }
 }
 
@@ -209,11 +199,7 @@ impl FromStr for Volume {
         if parts.next().is_some() || !known || !source.is_absolute() || !destination.is_absolute() {
             return Err(bad());
         }
-        Ok(Volume {
-            source,
-            destination,
-            options,
-        })
+        Ok(Volume { source, destination, options })
     }
 }
 
@@ -237,11 +223,7 @@ impl FromStr for Tmpfs {
         }
         Ok(Tmpfs {
             destination: PathBuf::from(path),
-            options: options
-                .split(',')
-                .filter(|o| !o.is_empty())
-                .map(str::to_owned)
-                .collect(),
+            options: options.split(',').filter(|o| !o.is_empty()).map(str::to_owned).collect(),
         })
     }
 }
@@ -258,15 +240,30 @@ pub struct Ulimit {
 }
 
 const ULIMITS: &[&str] = &[
-    "as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile",
-    "nproc", "rss", "rtprio", "rttime", "sigpending", "stack",
+    "as",
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "rttime",
+    "sigpending",
+    "stack",
 ];
 
 impl FromStr for Ulimit {
     type Err = InvalidOption;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let bad = || InvalidOption::new("ulimit", text, "NAME=SOFT[:HARD], for example nofile=1024:2048");
+        let bad =
+            || InvalidOption::new("ulimit", text, "NAME=SOFT[:HARD], for example nofile=1024:2048");
         let value = |v: &str| match v {
             "-1" | "unlimited" => Some(u64::MAX),
             _ => v.parse().ok(),
@@ -280,11 +277,7 @@ impl FromStr for Ulimit {
         if soft > hard {
             return Err(bad());
         }
-        Ok(Ulimit {
-            name: name.to_owned(),
-            soft,
-            hard,
-        })
+        Ok(Ulimit { name: name.to_owned(), soft, hard })
     }
 }
 
@@ -467,7 +460,9 @@ mod tests {
         assert_eq!(port("[::1]:8080:80").host_ip, "::1");
         assert_eq!(port("53:53/udp").protocol, Protocol::Udp);
         assert_eq!(port("8000-8002:80-82").range, 3);
-        for bad in ["", "0:80", "x", "80:", "1:2:3:4", "70000:80", "80-82:80", "8080:80/icmp", "82-80"] {
+        for bad in
+            ["", "0:80", "x", "80:", "1:2:3:4", "70000:80", "80-82:80", "8080:80/icmp", "82-80"]
+        {
             assert!(bad.parse::<PortMapping>().is_err(), "{bad}");
         }
     }

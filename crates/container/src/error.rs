@@ -33,7 +33,9 @@ pub enum Error {
     #[error("a container with id {0} exists already")]
     IdInUse(String),
     /// Not of the form of a name.
-    #[error("`{0}` is no valid container name: letters, digits, `_`, `.` and `-`, a letter or digit first")]
+    #[error(
+        "`{0}` is no valid container name: letters, digits, `_`, `.` and `-`, a letter or digit first"
+    )]
     InvalidName(String),
     /// The operation needs another state.
     #[error("container `{name}` is {status}, not {needed}")]
@@ -71,7 +73,9 @@ pub enum Error {
         file: &'static str,
     },
     /// A limit was asked for and this machine has no controller for it.
-    #[error("no {controller} controller in the cgroup hierarchies of this machine, which {option} needs")]
+    #[error(
+        "no {controller} controller in the cgroup hierarchies of this machine, which {option} needs"
+    )]
     NoController {
         /// `memory`, `cpu`, `pids`.
         controller: &'static str,
@@ -176,20 +180,13 @@ impl Error {
     /// Makes the error of a failed file operation.
     pub fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Error {
         let path = path.as_ref().to_owned();
-        move |source| Error::Io {
-            action,
-            path,
-            source,
-        }
+        move |source| Error::Io { action, path, source }
     }
 
     /// Makes the error of a failed system call.
     pub fn system<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> Error {
         let what = what.into();
-        move |source| Error::System {
-            what,
-            source: source.into(),
-        }
+        move |source| Error::System { what, source: source.into() }
     }
 
     /// Makes the error of a document that does not parse.
@@ -203,10 +200,7 @@ impl Error {
     where
         E: std::error::Error + Send + Sync + 'static,
     {
-        move |source| Error::Runtime {
-            action,
-            source: Box::new(source),
-        }
+        move |source| Error::Runtime { action, source: Box::new(source) }
     }
 
     /// Makes the error of the storage crate.
@@ -246,13 +240,18 @@ impl Error {
                 format!("choose another --name, pass --replace, or `arctern rm {name}` first")
             }
             Error::IdInUse(_) => {
-                "pass --name to restore it as a new container, or remove the old one first".to_owned()
+                "pass --name to restore it as a new container, or remove the old one first"
+                    .to_owned()
             }
             Error::StillRunning(name) => {
                 format!("`arctern stop {name}` first, or pass --force")
             }
-            Error::NoController { option, .. } => format!("leave {option} away, or mount the controller"),
-            Error::NoCheckpoint(name) => format!("make one with `arctern container checkpoint {name}`"),
+            Error::NoController { option, .. } => {
+                format!("leave {option} away, or mount the controller")
+            }
+            Error::NoCheckpoint(name) => {
+                format!("make one with `arctern container checkpoint {name}`")
+            }
             Error::CpuFeatures { .. } => "restore on a machine whose CPU has them".to_owned(),
             Error::DatabaseVersion { .. } => "use the newer program, or another --root".to_owned(),
             Error::Shim { hint, .. } => return hint.clone(),

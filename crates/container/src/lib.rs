@@ -6,13 +6,25 @@
 #![forbid(unsafe_code)]
 
 pub mod cgroup;
+pub mod checkpoint;
 pub mod config;
+mod console;
 pub mod error;
+mod etc;
+mod host;
 pub mod ids;
+pub mod lifecycle;
+mod lock;
+mod network;
 pub mod paths;
 pub mod process;
+mod runtime;
+pub mod shim;
+pub mod signal;
 pub mod spec;
 pub mod state;
 pub mod time;
 
 pub use error::{Error, Result};
+pub use host::{ExitRecord, Host};
+pub use lock::Lock;

@@ -32,10 +32,7 @@ pub struct Paths {
 impl Paths {
     /// Both directories, made absolute so that a shim in another directory finds them.
     pub fn new(root: &Path, runroot: &Path) -> std::io::Result<Paths> {
-        Ok(Paths {
-            root: std::path::absolute(root)?,
-            runroot: std::path::absolute(runroot)?,
-        })
+        Ok(Paths { root: std::path::absolute(root)?, runroot: std::path::absolute(runroot)? })
     }
 
     /// The database.

@@ -76,6 +76,12 @@ impl ProcessHandle {
     }
 }
 
+impl std::os::fd::AsFd for ProcessHandle {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 struct Stat {
     start: u64,
     dead: bool,
@@ -92,10 +98,7 @@ fn parse_stat(text: &str) -> Option<Stat> {
     let mut fields = rest.split_ascii_whitespace();
     let state = fields.next()?;
     let start = fields.nth(18)?.parse().ok()?;
-    Some(Stat {
-        start,
-        dead: matches!(state, "Z" | "X" | "x"),
-    })
+    Some(Stat { start, dead: matches!(state, "Z" | "X" | "x") })
 }
 
 /// The id of this boot: pids and start times of another boot mean nothing.

@@ -156,27 +156,20 @@ const COLUMNS: &str = "config, status, boot, pid, pid_start, shim, shim_start, e
 impl Store {
     /// Opens the database, and makes it if there is none.
     pub fn open(path: &Path) -> Result<Store> {
-        let fail = |source| Error::Database {
-            path: path.to_owned(),
-            source,
-        };
+        let fail = |source| Error::Database { path: path.to_owned(), source };
         let mut db = Connection::open(path).map_err(fail)?;
         db.busy_timeout(Duration::from_secs(20)).map_err(fail)?;
         // WAL: readers and one writer at a time do not block each other. NORMAL: a power cut may
         // lose the last transactions and never the database; no sync in each command.
         db.pragma_update(None, "journal_mode", "wal").map_err(fail)?;
         db.pragma_update(None, "synchronous", "normal").map_err(fail)?;
-        let mut version: i64 = db
-            .pragma_query_value(None, "user_version", |row| row.get(0))
-            .map_err(fail)?;
+        let mut version: i64 =
+            db.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(fail)?;
         if version == 0 {
-            let tx = db
-                .transaction_with_behavior(TransactionBehavior::Immediate)
-                .map_err(fail)?;
+            let tx = db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(fail)?;
             // Another command may have made the tables meanwhile.
-            version = tx
-                .pragma_query_value(None, "user_version", |row| row.get(0))
-                .map_err(fail)?;
+            version =
+                tx.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(fail)?;
             if version == 0 {
                 tx.execute_batch(TABLES).map_err(fail)?;
                 tx.pragma_update(None, "user_version", VERSION).map_err(fail)?;
@@ -191,27 +184,19 @@ impl Store {
                 known: VERSION,
             });
         }
-        Ok(Store {
-            path: path.to_owned(),
-            db,
-        })
+        Ok(Store { path: path.to_owned(), db })
     }
 
     fn fail(&self, source: rusqlite::Error) -> Error {
-        Error::Database {
-            path: self.path.clone(),
-            source,
-        }
+        Error::Database { path: self.path.clone(), source }
     }
 
     /// Adds a container. The name and the id must be free.
     pub fn insert(&mut self, record: &Record) -> Result<()> {
         let path = self.path.clone();
         let fail = move |source| Error::Database { path: path.clone(), source };
-        let tx = self
-            .db
-            .transaction_with_behavior(TransactionBehavior::Immediate)
-            .map_err(&fail)?;
+        let tx =
+            self.db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&fail)?;
         let taken: Option<String> = tx
             .query_row("SELECT id FROM containers WHERE name = ?1", [record.name()], |r| r.get(0))
             .optional()
@@ -253,22 +238,17 @@ impl Store {
             .db
             .prepare(&format!("SELECT {COLUMNS} FROM containers ORDER BY created_at"))
             .map_err(|e| self.fail(e))?;
-        let rows = statement
-            .query_map([], RawRecord::read)
-            .map_err(|e| self.fail(e))?;
-        rows.map(|row| row.map_err(|e| self.fail(e)).and_then(RawRecord::parse))
-            .collect()
+        let rows = statement.query_map([], RawRecord::read).map_err(|e| self.fail(e))?;
+        rows.map(|row| row.map_err(|e| self.fail(e)).and_then(RawRecord::parse)).collect()
     }
 
     /// The full id of what the user calls by name, id or the beginning of an id.
     pub fn resolve(&self, name_or_id: &str) -> Result<String> {
         let by_name: Option<String> = self
             .db
-            .query_row(
-                "SELECT id FROM containers WHERE name = ?1 OR id = ?1",
-                [name_or_id],
-                |r| r.get(0),
-            )
+            .query_row("SELECT id FROM containers WHERE name = ?1 OR id = ?1", [name_or_id], |r| {
+                r.get(0)
+            })
             .optional()
             .map_err(|e| self.fail(e))?;
         if let Some(id) = by_name {
@@ -279,7 +259,9 @@ impl Store {
         }
         let mut statement = self
             .db
-            .prepare("SELECT id FROM containers WHERE substr(id, 1, length(?1)) = lower(?1) LIMIT 2")
+            .prepare(
+                "SELECT id FROM containers WHERE substr(id, 1, length(?1)) = lower(?1) LIMIT 2",
+            )
             .map_err(|e| self.fail(e))?;
         let ids: Vec<String> = statement
             .query_map([name_or_id], |r| r.get(0))
@@ -297,10 +279,8 @@ impl Store {
     pub fn update(&mut self, id: &str, change: impl FnOnce(&mut Record)) -> Result<Option<Record>> {
         let path = self.path.clone();
         let fail = move |source| Error::Database { path: path.clone(), source };
-        let tx = self
-            .db
-            .transaction_with_behavior(TransactionBehavior::Immediate)
-            .map_err(&fail)?;
+        let tx =
+            self.db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&fail)?;
         let raw = tx
             .query_row(
                 &format!("SELECT {COLUMNS} FROM containers WHERE id = ?1"),
@@ -376,10 +356,7 @@ struct RawRecord {
 impl RawRecord {
     fn read(row: &Row<'_>) -> rusqlite::Result<RawRecord> {
         let process = |pid: Option<i32>, start: Option<i64>| {
-            Some(ProcessId {
-                pid: pid?,
-                start: start?.cast_unsigned(),
-            })
+            Some(ProcessId { pid: pid?, start: start?.cast_unsigned() })
         };
         Ok(RawRecord {
             config: row.get(0)?,
@@ -399,12 +376,13 @@ impl RawRecord {
     }
 
     fn parse(self) -> Result<Record> {
-        let config: ContainerConfig =
-            serde_json::from_str(&self.config).map_err(Error::json("a container in the database"))?;
+        let config: ContainerConfig = serde_json::from_str(&self.config)
+            .map_err(Error::json("a container in the database"))?;
         Ok(Record {
             config,
-            status: Status::parse(&self.status)
-                .ok_or_else(|| Error::Invalid(format!("unknown status `{}` in the database", self.status)))?,
+            status: Status::parse(&self.status).ok_or_else(|| {
+                Error::Invalid(format!("unknown status `{}` in the database", self.status))
+            })?,
             boot: self.boot,
             init: self.init,
             shim: self.shim,
@@ -435,7 +413,10 @@ mod tests {
         let mut store = Store::open(&dir.path().join("db")).expect("open");
         store.insert(&record(&"a1".repeat(32), "web")).expect("insert");
         store.insert(&record(&"a2".repeat(32), "db")).expect("insert");
-        assert!(matches!(store.insert(&record(&"b".repeat(64), "web")), Err(Error::NameInUse { .. })));
+        assert!(matches!(
+            store.insert(&record(&"b".repeat(64), "web")),
+            Err(Error::NameInUse { .. })
+        ));
         assert!(matches!(store.insert(&record(&"a1".repeat(32), "x")), Err(Error::IdInUse(_))));
         assert_eq!(store.resolve("web").expect("name"), "a1".repeat(32));
         assert_eq!(store.resolve("a2").expect("prefix"), "a2".repeat(32));

@@ -83,7 +83,11 @@ pub fn normalize(name: &str) -> Result<String> {
 
 /// The bounding set of a container. What this process does not have itself cannot be given and is
 /// left out of `ALL` and of `--privileged`.
-pub fn bounding(add: &[String], drop: &[String], privileged: bool) -> Result<BTreeSet<&'static str>> {
+pub fn bounding(
+    add: &[String],
+    drop: &[String],
+    privileged: bool,
+) -> Result<BTreeSet<&'static str>> {
     let ours = own_bounding();
     let held = |name: &&str| {
         let number = ALL.iter().position(|n| n == name);

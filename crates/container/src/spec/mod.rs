@@ -49,12 +49,7 @@ pub fn build(config: &ContainerConfig, prepared: Prepared<'_>) -> Result<Spec> {
     let caps = caps::bounding(&config.cap_add, &config.cap_drop, config.privileged)?;
     let mut spec = SpecBuilder::default()
         .version("1.0.2")
-        .root(
-            RootBuilder::default()
-                .path(prepared.rootfs)
-                .readonly(config.read_only)
-                .build()?,
-        )
+        .root(RootBuilder::default().path(prepared.rootfs).readonly(config.read_only).build()?)
         .hostname(config.hostname.clone())
         .mounts(mounts::mounts(config, prepared.etc)?)
         .annotations(annotations(config))
@@ -206,8 +201,9 @@ pub fn resources(config: &ContainerConfig) -> Result<LinuxResources> {
         builder = builder.memory(LinuxMemoryBuilder::default().limit(limit).build()?);
     }
     if let Some(milli) = config.milli_cpus {
-        let quota = i64::try_from(milli.saturating_mul(CPU_PERIOD / 1000))
-            .map_err(|_| Error::Invalid(format!("{milli} thousandths of a CPU are out of range")))?;
+        let quota = i64::try_from(milli.saturating_mul(CPU_PERIOD / 1000)).map_err(|_| {
+            Error::Invalid(format!("{milli} thousandths of a CPU are out of range"))
+        })?;
         builder = builder.cpu(LinuxCpuBuilder::default().quota(quota).period(CPU_PERIOD).build()?);
     }
     if let Some(limit) = config.pids_limit {
@@ -283,7 +279,8 @@ mod tests {
             "memory": 64 << 20, "milliCPUs": 1500, "pidsLimit": 50,
             "ulimits": [{ "name": "nofile", "soft": 10, "hard": 20 }],
         }));
-        let resources = spec.linux().as_ref().and_then(|l| l.resources().clone()).expect("resources");
+        let resources =
+            spec.linux().as_ref().and_then(|l| l.resources().clone()).expect("resources");
         assert_eq!(resources.memory().as_ref().and_then(|m| m.limit()), Some(64 << 20));
         assert_eq!(resources.cpu().as_ref().and_then(|c| c.quota()), Some(150_000));
         assert!(resources.pids().is_some());
@@ -295,6 +292,9 @@ mod tests {
     fn environment_keeps_what_is_set() {
         let config = config(serde_json::json!({ "env": ["PATH=/x", "A=b"], "terminal": true }));
         let env = environment(&config, &User::default());
-        assert_eq!(env, ["PATH=/x", "A=b", "container=arctern", "HOSTNAME=web", "HOME=/", "TERM=xterm"]);
+        assert_eq!(
+            env,
+            ["PATH=/x", "A=b", "container=arctern", "HOSTNAME=web", "HOME=/", "TERM=xterm"]
+        );
     }
 }

@@ -8,7 +8,6 @@ use oci_spec::runtime::{Mount, MountBuilder};
 use crate::config::{ContainerConfig, Volume};
 use crate::error::Result;
 
-
 /// Names of the files in [`EtcFiles::dir`].
 pub const ETC_FILES: &[&str] = &["resolv.conf", "hosts", "hostname"];
 
@@ -29,14 +28,8 @@ pub const MASKED: &[&str] = &[
 ];
 
 /// Read-only for the container.
-pub const READONLY: &[&str] = &[
-    "/proc/asound",
-    "/proc/bus",
-    "/proc/fs",
-    "/proc/irq",
-    "/proc/sys",
-    "/proc/sysrq-trigger",
-];
+pub const READONLY: &[&str] =
+    &["/proc/asound", "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// All mounts in mounting order: parents before what is mounted below them.
 pub fn mounts(config: &ContainerConfig, etc: &Path) -> Result<Vec<Mount>> {
@@ -112,7 +105,8 @@ fn volume_mount(volume: &Volume) -> Result<Mount> {
         .filter(|o| !matches!(o.as_str(), "z" | "Z" | "bind" | "rbind"))
         .cloned()
         .collect();
-    if !options.iter().any(|o| o.contains("private") || o.contains("slave") || o.contains("shared")) {
+    if !options.iter().any(|o| o.contains("private") || o.contains("slave") || o.contains("shared"))
+    {
         options.push("rprivate".to_owned());
     }
     bind(&volume.source, &volume.destination, &options)

@@ -142,8 +142,18 @@ fn socket_rules(audit: bool) -> Result<Vec<LinuxSyscall>> {
                 argument(2, NETLINK_AUDIT, LinuxSeccompOperator::ScmpCmpEq)?,
             ],
         )?,
-        rule("socket", allow, None, vec![argument(2, NETLINK_AUDIT, LinuxSeccompOperator::ScmpCmpNe)?])?,
-        rule("socket", allow, None, vec![argument(0, AF_NETLINK, LinuxSeccompOperator::ScmpCmpNe)?])?,
+        rule(
+            "socket",
+            allow,
+            None,
+            vec![argument(2, NETLINK_AUDIT, LinuxSeccompOperator::ScmpCmpNe)?],
+        )?,
+        rule(
+            "socket",
+            allow,
+            None,
+            vec![argument(0, AF_NETLINK, LinuxSeccompOperator::ScmpCmpNe)?],
+        )?,
     ])
 }
 
@@ -186,9 +196,8 @@ mod tests {
     fn no_call_is_in_two_lists() {
         let mut seen = HashMap::new();
         let guarded = GUARDED.iter().map(|(cap, names)| (*cap, *names));
-        for (list, names) in [("allowed", ALLOWED), ("administration", ADMINISTRATION)]
-            .into_iter()
-            .chain(guarded)
+        for (list, names) in
+            [("allowed", ALLOWED), ("administration", ADMINISTRATION)].into_iter().chain(guarded)
         {
             for name in names.split_whitespace() {
                 assert_eq!(seen.insert(name, list), None, "{name} is in {list} and elsewhere");

@@ -41,10 +41,8 @@ fn resolve_in(passwd: &str, group: &str, spec: &str) -> Result<User> {
     };
     let user = if user.is_empty() { "0" } else { user };
     let number: Option<u32> = user.parse().ok();
-    let entry = passwd
-        .lines()
-        .filter_map(Passwd::parse)
-        .find(|p| p.name == user || number == Some(p.uid));
+    let entry =
+        passwd.lines().filter_map(Passwd::parse).find(|p| p.name == user || number == Some(p.uid));
     let uid = match (&entry, number) {
         (Some(entry), _) => entry.uid,
         (None, Some(uid)) => uid,
@@ -83,12 +81,7 @@ fn resolve_in(passwd: &str, group: &str, spec: &str) -> Result<User> {
             .collect(),
         _ => Vec::new(),
     };
-    Ok(User {
-        uid,
-        gid,
-        groups,
-        home: entry.map(|e| e.home.to_owned()).filter(|h| !h.is_empty()),
-    })
+    Ok(User { uid, gid, groups, home: entry.map(|e| e.home.to_owned()).filter(|h| !h.is_empty()) })
 }
 
 struct Passwd<'a> {
@@ -120,11 +113,7 @@ impl<'a> Group<'a> {
         let mut fields = line.split(':');
         let name = fields.next()?;
         let gid = fields.nth(1)?.parse().ok()?;
-        Some(Group {
-            name,
-            gid,
-            members: fields.next().unwrap_or(""),
-        })
+        Some(Group { name, gid, members: fields.next().unwrap_or("") })
     }
 }
 
@@ -132,7 +121,12 @@ impl<'a> Group<'a> {
 fn read_beneath(root: &Path, path: &str) -> Result<String> {
     let full = || root.join(path);
     let open = || -> io::Result<Option<File>> {
-        let dir = rustix::fs::openat(CWD, root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let dir = rustix::fs::openat(
+            CWD,
+            root,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
         // NONBLOCK: the image may have put a FIFO there.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
         match rustix::fs::openat2(&dir, path, flags, Mode::empty(), ResolveFlags::IN_ROOT) {
@@ -148,9 +142,7 @@ fn read_beneath(root: &Path, path: &str) -> Result<String> {
         return Ok(String::new());
     }
     let mut bytes = Vec::new();
-    file.take(LIMIT)
-        .read_to_end(&mut bytes)
-        .map_err(Error::io("read", full()))?;
+    file.take(LIMIT).read_to_end(&mut bytes).map_err(Error::io("read", full()))?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
@@ -158,7 +150,8 @@ fn read_beneath(root: &Path, path: &str) -> Result<String> {
 mod tests {
     use super::*;
 
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www:/var/www:/x\nbroken\nu:x:5\n";
+    const PASSWD: &str =
+        "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www:/var/www:/x\nbroken\nu:x:5\n";
     const GROUP: &str = "root:x:0:\nwww-data:x:33:\nadm:x:4:www-data,root\nvideo:x:44:www-data\n";
 
     #[test]

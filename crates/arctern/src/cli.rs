@@ -1,0 +1,185 @@
+//! The command line: global options and the tree of commands.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::commands::{
+    check, checkpoint, create, criu, exec, images, import, info, inspect, internal, kill, logs,
+    port, ps, restore, rm, rmi, run, start, stop, tag, version, wait,
+};
+
+/// Run containers and move them, running, from host to host.
+///
+/// Commands and options are those of Podman. A container can be frozen to a file with all its
+/// processes, memory, files and connections, and go on from there later or elsewhere:
+///
+///   arctern run -d -p 8080:80 --name web nginx
+///   arctern container checkpoint web --file web.tar.gz
+///   arctern container restore --name web2 --file web.tar.gz
+///
+/// Exit codes: 125 arctern itself failed, 126 the command in the container cannot be executed, 127
+/// it was not found, otherwise that of the command.
+#[derive(Debug, Parser)]
+#[command(name = "arctern", version, verbatim_doc_comment, max_term_width = 100)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// Directory for what survives a reboot: images, containers, checkpoints
+    #[arg(long, global = true, value_name = "DIR", default_value = "/var/lib/arctern")]
+    #[arg(hide_default_value = false)]
+    pub root: PathBuf,
+
+    /// Directory for what belongs to the running system
+    #[arg(long, global = true, value_name = "DIR", default_value = "/run/arctern")]
+    pub runroot: PathBuf,
+
+    /// How much to say about what happens inside
+    #[arg(long, global = true, value_name = "LEVEL")]
+    pub log_level: Option<LogLevel>,
+
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Level of diagnostics.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum LogLevel {
+    /// Nothing but errors
+    Error,
+    /// What may be wrong
+    Warn,
+    /// What is done
+    Info,
+    /// How it is done
+    Debug,
+    /// Everything
+    Trace,
+}
+
+impl LogLevel {
+    /// As a filter of the tracing library.
+    pub fn filter(self) -> &'static str {
+        match self {
+            LogLevel::Error => "error",
+            LogLevel::Warn => "warn",
+            LogLevel::Info => "info",
+            LogLevel::Debug => "debug",
+            LogLevel::Trace => "trace",
+        }
+    }
+}
+
+/// All commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Run(Box<run::Args>),
+    Create(Box<create::Args>),
+    Start(start::Args),
+    Stop(stop::Args),
+    Kill(kill::Args),
+    Rm(rm::Args),
+    Ps(ps::Args),
+    Logs(logs::Args),
+    Exec(exec::Args),
+    Inspect(inspect::Args),
+    Wait(wait::Args),
+    Port(port::Args),
+    Checkpoint(checkpoint::Args),
+    Restore(restore::Args),
+    /// Manage containers: all commands about them, also those with short forms
+    #[command(subcommand, visible_alias = "ctr")]
+    Container(Container),
+    Import(import::Args),
+    Images(images::Args),
+    Rmi(rmi::Args),
+    Tag(tag::Args),
+    /// Manage images
+    #[command(subcommand)]
+    Image(Image),
+    Info(info::Args),
+    Version(version::Args),
+    Check(check::Args),
+    Criu(Box<criu::Args>),
+    #[command(hide = true)]
+    Internal(internal::Args),
+}
+
+/// `arctern container …`
+#[derive(Debug, Subcommand)]
+pub enum Container {
+    Run(Box<run::Args>),
+    Create(Box<create::Args>),
+    Start(start::Args),
+    Stop(stop::Args),
+    Kill(kill::Args),
+    Rm(rm::Args),
+    #[command(visible_aliases = ["list", "ls"])]
+    Ps(ps::Args),
+    Logs(logs::Args),
+    Exec(exec::Args),
+    Inspect(inspect::Args),
+    Wait(wait::Args),
+    Port(port::Args),
+    Checkpoint(checkpoint::Args),
+    Restore(restore::Args),
+}
+
+impl From<Container> for Command {
+    fn from(command: Container) -> Command {
+        match command {
+            Container::Run(a) => Command::Run(a),
+            Container::Create(a) => Command::Create(a),
+            Container::Start(a) => Command::Start(a),
+            Container::Stop(a) => Command::Stop(a),
+            Container::Kill(a) => Command::Kill(a),
+            Container::Rm(a) => Command::Rm(a),
+            Container::Ps(a) => Command::Ps(a),
+            Container::Logs(a) => Command::Logs(a),
+            Container::Exec(a) => Command::Exec(a),
+            Container::Inspect(a) => Command::Inspect(a),
+            Container::Wait(a) => Command::Wait(a),
+            Container::Port(a) => Command::Port(a),
+            Container::Checkpoint(a) => Command::Checkpoint(a),
+            Container::Restore(a) => Command::Restore(a),
+        }
+    }
+}
+
+/// `arctern image …`
+#[derive(Debug, Subcommand)]
+pub enum Image {
+    Import(import::Args),
+    #[command(name = "ls", visible_alias = "list")]
+    Ls(images::Args),
+    Rm(rmi::Args),
+    Tag(tag::Args),
+}
+
+impl From<Image> for Command {
+    fn from(command: Image) -> Command {
+        match command {
+            Image::Import(a) => Command::Import(a),
+            Image::Ls(a) => Command::Images(a),
+            Image::Rm(a) => Command::Rmi(a),
+            Image::Tag(a) => Command::Tag(a),
+        }
+    }
+}
+
+/// Exit code for options that are not understood.
+pub fn usage_code(called_as: &str) -> u8 {
+    if called_as == "criu" { 1 } else { 125 }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

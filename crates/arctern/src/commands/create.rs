@@ -1,0 +1,226 @@
+//! `create`
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use arctern_container::config::{NetworkMode, PortMapping, Tmpfs, Ulimit, Volume, parse_size};
+use arctern_container::lifecycle::CreateOptions;
+
+use super::Context;
+use crate::report::{Cannot, CommandResult};
+
+/// Create a container and do not start it
+///
+/// Prints the container's id. `arctern start` starts it.
+///
+///   arctern create --name web -p 8080:80 nginx
+///   arctern start web
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub struct Args {
+    #[command(flatten)]
+    pub container: ContainerArgs,
+}
+
+/// Options of a new container, the same for `run` and `create`.
+#[derive(Debug, clap::Args)]
+pub struct ContainerArgs {
+    /// Name of the container; without one it gets a generated name
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Remove a container that has the name, first
+    #[arg(long)]
+    pub replace: bool,
+    /// Remove the container when it ends
+    #[arg(long)]
+    pub rm: bool,
+    /// Keep standard input open
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the container a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+
+    /// Set a variable; NAME alone takes its value from here
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+    /// Working directory in the container
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// User and group, names or numbers
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// Command in place of the image's entry point; a JSON list for one with arguments
+    #[arg(long, value_name = "COMMAND")]
+    pub entrypoint: Option<String>,
+    /// Host name in the container
+    #[arg(long, value_name = "NAME")]
+    pub hostname: Option<String>,
+    /// Add a label
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    pub label: Vec<String>,
+    /// Signal that asks the container to stop
+    #[arg(long, value_name = "SIGNAL")]
+    pub stop_signal: Option<String>,
+    /// Seconds from that signal to SIGKILL
+    #[arg(long, value_name = "SECONDS")]
+    pub stop_timeout: Option<u32>,
+
+    /// Network: bridge, none or host
+    #[arg(long, value_name = "MODE", default_value = "bridge", value_parser = parse::<NetworkMode>)]
+    pub network: NetworkMode,
+    /// Publish a port of the container on the host
+    #[arg(short, long, value_name = "[[IP:]HOSTPORT:]PORT[/PROTO]", value_parser = parse::<PortMapping>)]
+    pub publish: Vec<PortMapping>,
+    /// Address of the container on the bridge
+    #[arg(long, value_name = "ADDRESS")]
+    pub ip: Option<Ipv4Addr>,
+
+    /// Mount a directory or file of the host
+    #[arg(short, long, value_name = "SOURCE:TARGET[:OPTIONS]", value_parser = parse_volume)]
+    pub volume: Vec<Volume>,
+    /// Mount an empty file system in memory
+    #[arg(long, value_name = "TARGET[:OPTIONS]", value_parser = parse::<Tmpfs>)]
+    pub tmpfs: Vec<Tmpfs>,
+    /// Make the root file system read-only
+    #[arg(long)]
+    pub read_only: bool,
+
+    /// Add a capability
+    #[arg(long, value_name = "CAPABILITY")]
+    pub cap_add: Vec<String>,
+    /// Take a capability away; `all` for every one
+    #[arg(long, value_name = "CAPABILITY")]
+    pub cap_drop: Vec<String>,
+    /// All capabilities and devices, no system call filter, nothing hidden
+    #[arg(long)]
+    pub privileged: bool,
+
+    /// Limit memory: a number with b, k, m or g
+    #[arg(short, long, value_name = "SIZE", value_parser = parse_size)]
+    pub memory: Option<u64>,
+    /// Limit CPU time: 1.5 is one and a half CPUs
+    #[arg(long, value_name = "NUMBER", value_parser = parse_cpus)]
+    pub cpus: Option<u64>,
+    /// Limit the number of processes and threads; -1 for none
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    pub pids_limit: Option<i64>,
+    /// Limit a resource of the processes
+    #[arg(long, value_name = "NAME=SOFT[:HARD]", value_parser = parse::<Ulimit>)]
+    pub ulimit: Vec<Ulimit>,
+
+    /// Image, by name or id
+    #[arg(value_name = "IMAGE")]
+    pub image: String,
+    /// Command and its arguments, in place of the image's
+    #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+}
+
+fn parse<T: std::str::FromStr>(text: &str) -> Result<T, T::Err> {
+    text.parse()
+}
+
+/// A volume whose source may be relative to the current directory.
+fn parse_volume(text: &str) -> Result<Volume, String> {
+    let absolute = match text.split_once(':') {
+        Some((source, rest)) if source.starts_with('.') => {
+            let source = std::path::absolute(PathBuf::from(source)).map_err(|e| e.to_string())?;
+            format!("{}:{rest}", source.display())
+        }
+        _ => text.to_owned(),
+    };
+    absolute.parse::<Volume>().map_err(|e| e.to_string())
+}
+
+/// Thousandths of CPUs.
+fn parse_cpus(text: &str) -> Result<u64, String> {
+    let bad = || format!("`{text}` is no number of CPUs");
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| bad())? };
+    let digits = format!("{fraction:0<3}");
+    let milli: u64 = digits.get(..3).ok_or_else(bad)?.parse().map_err(|_| bad())?;
+    match whole.checked_mul(1000).and_then(|w| w.checked_add(milli)) {
+        Some(0) | None => Err(bad()),
+        Some(total) => Ok(total),
+    }
+}
+
+/// An entry point as given: a JSON list, or one command; empty means none.
+fn parse_entrypoint(text: &str) -> Vec<String> {
+    match serde_json::from_str(text) {
+        Ok(list) => list,
+        Err(_) if text.is_empty() => Vec::new(),
+        Err(_) => vec![text.to_owned()],
+    }
+}
+
+impl ContainerArgs {
+    /// The options as the library takes them.
+    pub fn into_options(self) -> CreateOptions {
+        CreateOptions {
+            image: self.image,
+            name: self.name,
+            replace: self.replace,
+            command: self.command,
+            entrypoint: self.entrypoint.as_deref().map(parse_entrypoint),
+            env: self.env,
+            workdir: self.workdir,
+            user: self.user,
+            hostname: self.hostname,
+            network: self.network,
+            ip: self.ip,
+            ports: self.publish,
+            cap_add: self.cap_add,
+            cap_drop: self.cap_drop,
+            privileged: self.privileged,
+            read_only: self.read_only,
+            tmpfs: self.tmpfs,
+            volumes: self.volume,
+            memory: self.memory,
+            milli_cpus: self.cpus,
+            pids_limit: self.pids_limit,
+            ulimits: self.ulimit,
+            labels: self.label,
+            stop_signal: self.stop_signal,
+            stop_timeout: self.stop_timeout,
+            stdin: self.interactive,
+            terminal: self.tty,
+            auto_remove: self.rm,
+            create_command: std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect(),
+        }
+    }
+}
+
+/// Runs the command.
+pub fn run(ctx: &Context, args: Args) -> CommandResult {
+    let image = args.container.image.clone();
+    let record = ctx
+        .host()?
+        .create(args.container.into_options())
+        .cannot(|| format!("create a container from `{image}`"))?;
+    outln!("{}", record.id());
+    Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpus_are_thousandths() {
+        assert_eq!(parse_cpus("1.5"), Ok(1500));
+        assert_eq!(parse_cpus("2"), Ok(2000));
+        assert_eq!(parse_cpus(".25"), Ok(250));
+        for bad in ["", "0", "x", "1.x", "-1"] {
+            assert!(parse_cpus(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn entry_points_in_both_forms() {
+        assert_eq!(parse_entrypoint("/bin/sh"), ["/bin/sh"]);
+        assert_eq!(parse_entrypoint(r#"["sh","-c"]"#), ["sh", "-c"]);
+        assert!(parse_entrypoint("").is_empty());
+    }
+}

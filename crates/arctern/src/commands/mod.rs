@@ -1,0 +1,106 @@
+//! One command a file: its options, which are its help page, and what it does with them.
+
+pub mod check;
+pub mod checkpoint;
+pub mod create;
+pub mod criu;
+pub mod exec;
+pub mod images;
+pub mod import;
+pub mod info;
+pub mod inspect;
+pub mod internal;
+pub mod kill;
+pub mod logs;
+pub mod port;
+pub mod ps;
+pub mod restore;
+pub mod rm;
+pub mod rmi;
+pub mod run;
+pub mod start;
+pub mod stop;
+pub mod tag;
+pub mod version;
+pub mod wait;
+
+use arctern_container::Host;
+use arctern_container::paths::Paths;
+
+use crate::cli::{Cli, Command};
+use crate::report::{Cannot, CommandResult, Failure};
+
+/// What every command gets: where the host is. It is opened by those that need it.
+pub struct Context {
+    paths: Paths,
+}
+
+impl Context {
+    /// Opens the host.
+    pub fn host(&self) -> Result<Host, Failure> {
+        Host::open(self.paths.clone()).cannot(|| format!("open {}", self.paths.root.display()))
+    }
+
+    /// Where the host is.
+    pub fn paths(&self) -> &Paths {
+        &self.paths
+    }
+}
+
+/// Runs the command.
+pub fn run(cli: Cli) -> CommandResult {
+    let paths = Paths::new(&cli.root, &cli.runroot).cannot(|| "find the current directory")?;
+    let ctx = Context { paths };
+    let command = match cli.command {
+        Command::Container(command) => command.into(),
+        Command::Image(command) => command.into(),
+        command => command,
+    };
+    match command {
+        Command::Run(args) => run::run(&ctx, *args),
+        Command::Create(args) => create::run(&ctx, *args),
+        Command::Start(args) => start::run(&ctx, args),
+        Command::Stop(args) => stop::run(&ctx, args),
+        Command::Kill(args) => kill::run(&ctx, args),
+        Command::Rm(args) => rm::run(&ctx, args),
+        Command::Ps(args) => ps::run(&ctx, args),
+        Command::Logs(args) => logs::run(&ctx, args),
+        Command::Exec(args) => exec::run(&ctx, args),
+        Command::Inspect(args) => inspect::run(&ctx, args),
+        Command::Wait(args) => wait::run(&ctx, args),
+        Command::Port(args) => port::run(&ctx, args),
+        Command::Checkpoint(args) => checkpoint::run(&ctx, args),
+        Command::Restore(args) => restore::run(&ctx, args),
+        Command::Import(args) => import::run(&ctx, args),
+        Command::Images(args) => images::run(&ctx, args),
+        Command::Rmi(args) => rmi::run(&ctx, args),
+        Command::Tag(args) => tag::run(&ctx, args),
+        Command::Info(args) => info::run(&ctx, args),
+        Command::Version(args) => version::run(args),
+        Command::Check(args) => check::run(args),
+        Command::Criu(args) => criu::run(*args),
+        Command::Internal(args) => internal::run(&ctx, args),
+        // Turned into their members above.
+        Command::Container(_) | Command::Image(_) => Ok(0),
+    }
+}
+
+/// Runs a closure for each name, goes on after a failure, and fails at the end with the first one;
+/// the others are printed as they happen.
+pub fn for_each(
+    names: &[String],
+    mut act: impl FnMut(&str) -> Result<(), Failure>,
+) -> CommandResult {
+    let mut first: Option<Failure> = None;
+    for name in names {
+        if let Err(failure) = act(name) {
+            match &first {
+                None => first = Some(failure),
+                Some(_) => {
+                    crate::report::print(&failure);
+                }
+            }
+        }
+    }
+    first.map_or(Ok(0), Err)
+}

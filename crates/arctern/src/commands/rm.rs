@@ -1,0 +1,52 @@
+//! `rm`
+
+use super::{Context, for_each};
+use crate::report::{Cannot, CommandResult};
+
+/// Remove containers with their files and checkpoints
+///
+///   arctern rm web
+///   arctern rm --force web      # also if it runs
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub struct Args {
+    /// Kill a container that runs; one that does not exist is no error
+    #[arg(short, long)]
+    pub force: bool,
+    /// Seconds to stop a running container before it is killed, with --force
+    #[arg(short, long, value_name = "SECONDS", requires = "force")]
+    pub time: Option<u32>,
+    /// All containers
+    #[arg(short, long)]
+    pub all: bool,
+    /// A container that does not exist is no error
+    #[arg(short, long)]
+    pub ignore: bool,
+    /// Containers, by name or id
+    #[arg(value_name = "CONTAINER", required_unless_present = "all")]
+    pub containers: Vec<String>,
+}
+
+/// Runs the command.
+pub fn run(ctx: &Context, args: Args) -> CommandResult {
+    let mut host = ctx.host()?;
+    let mut names = args.containers;
+    if args.all {
+        let records = host.list().cannot(|| "list containers")?;
+        names.extend(records.iter().map(|r| r.id().to_owned()));
+    }
+    for_each(&names, |name| {
+        let action = || format!("remove container `{name}`");
+        if let (true, Some(time)) = (args.force, args.time) {
+            host.stop(name, Some(time)).cannot(action)?;
+        }
+        match host.remove(name, args.force) {
+            Err(arctern_container::Error::NoSuchContainer(_)) if args.force || args.ignore => {}
+            result => {
+                result.cannot(action)?;
+                outln!("{name}");
+            }
+        }
+        Ok(())
+    })
+}

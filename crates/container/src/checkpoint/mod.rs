@@ -1,0 +1,3 @@
+//! Checkpoint and restore of containers.
+
+pub(crate) mod restore;

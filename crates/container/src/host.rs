@@ -1,0 +1,269 @@
+//! One host: a pair of `--root` and `--runroot`, opened by every command.
+
+use std::fs;
+use std::time::Duration;
+
+use crate::cgroup::Hierarchies;
+use crate::error::{Error, Result};
+use crate::lock::Lock;
+use crate::paths::{ContainerPaths, Paths};
+use crate::process::{ProcessHandle, ProcessId, boot_id};
+use crate::state::{Record, Status, Store};
+use crate::time::Timestamp;
+
+/// An opened host.
+#[derive(Debug)]
+pub struct Host {
+    /// Where everything is.
+    pub paths: Paths,
+    /// Images, layers and root file systems.
+    pub images: arctern_storage::Store,
+    pub(crate) store: Store,
+    boot: String,
+}
+
+/// How a container ended: in the run directory until the database has it.
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
+pub struct ExitRecord {
+    /// Exit code of init.
+    pub code: i32,
+    /// When it ended.
+    pub finished: Timestamp,
+}
+
+impl Host {
+    /// Opens a host and makes its directories if they are missing.
+    pub fn open(paths: Paths) -> Result<Host> {
+        use std::os::unix::fs::DirBuilderExt;
+        for dir in [paths.root.join("containers"), paths.runroot.join("containers")] {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o711)
+                .create(&dir)
+                .map_err(Error::io("create", &dir))?;
+        }
+        let images = arctern_storage::Store::open(&paths.storage(), &paths.runroot.join("storage"))
+            .map_err(Error::storage)?;
+        let store = Store::open(&paths.database())?;
+        Ok(Host { paths, images, store, boot: boot_id() })
+    }
+
+    /// The id of this boot.
+    pub(crate) fn boot(&self) -> &str {
+        &self.boot
+    }
+
+    /// A container by name, id or beginning of an id, as it really is.
+    pub fn find(&mut self, name_or_id: &str) -> Result<Record> {
+        let id = self.store.resolve(name_or_id)?;
+        self.read(&id)?.ok_or_else(|| Error::NoSuchContainer(name_or_id.to_owned()))
+    }
+
+    /// Takes the lock of a container and then reads it: what is read holds until the lock goes.
+    pub fn find_locked(&mut self, name_or_id: &str) -> Result<(Record, Lock)> {
+        let id = self.store.resolve(name_or_id)?;
+        let gone = || Error::NoSuchContainer(name_or_id.to_owned());
+        let path = self.paths.container(&id).lock();
+        let lock = match Lock::wait(&path) {
+            // The directory goes before the row: another command is removing it.
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                self.make_dirs(&id)?;
+                Lock::wait(&path)?
+            }
+            other => other?,
+        };
+        let record = self.store.get(&id)?.ok_or_else(gone)?;
+        let record = self.settle(record)?;
+        Ok((record.ok_or_else(gone)?, lock))
+    }
+
+    /// All containers as they really are, oldest first.
+    pub fn list(&mut self) -> Result<Vec<Record>> {
+        let mut records = Vec::new();
+        for record in self.store.list()? {
+            if self.needs_repair(&record) {
+                records.extend(self.read(&record.config.id)?);
+            } else {
+                records.push(self.seen(record));
+            }
+        }
+        Ok(records)
+    }
+
+    fn read(&mut self, id: &str) -> Result<Option<Record>> {
+        let Some(record) = self.store.get(id)? else { return Ok(None) };
+        if !self.needs_repair(&record) {
+            return Ok(Some(self.seen(record)));
+        }
+        // Whoever holds the lock is at work on it; then what is stored is shown as it is.
+        match Lock::try_take(&self.paths.container(id).lock()) {
+            Ok(Some(_lock)) => match self.store.get(id)? {
+                Some(record) => self.settle(record),
+                None => Ok(None),
+            },
+            _ => Ok(Some(self.seen(record))),
+        }
+    }
+
+    /// A record with the status that the kernel confirms.
+    fn seen(&self, mut record: Record) -> Record {
+        if record.status == Status::Running && self.init(&record).is_none() {
+            record.status = Status::Exited;
+            if let Some(exit) = self.exit_record(&record.config.id) {
+                record.exit_code = Some(exit.code);
+                record.finished_at = Some(exit.finished);
+            }
+        }
+        record
+    }
+
+    /// The container's init, if it runs.
+    #[must_use]
+    pub fn init(&self, record: &Record) -> Option<ProcessHandle> {
+        (record.boot == self.boot).then_some(record.init)?.and_then(|p| p.open())
+    }
+
+    fn shim(&self, record: &Record) -> Option<ProcessHandle> {
+        (record.boot == self.boot).then_some(record.shim)?.and_then(|p| p.open())
+    }
+
+    /// Whether a dead shim left something to clean up.
+    fn needs_repair(&self, record: &Record) -> bool {
+        let claims = record.status == Status::Running || record.shim.is_some();
+        claims && self.shim(record).is_none() && self.init(record).is_none()
+    }
+
+    /// Makes the record true. The caller holds the lock. None when the container is gone, as `--rm`
+    /// ones are after their end.
+    fn settle(&mut self, record: Record) -> Result<Option<Record>> {
+        if let Some(init) = self.init(&record) {
+            drop(init);
+            return Ok(Some(record));
+        }
+        if let Some(shim) = self.shim(&record) {
+            // Init has ended and its shim is cleaning up.
+            let _ = shim.wait(Some(Duration::from_secs(30)));
+            let Some(again) = self.store.get(&record.config.id)? else { return Ok(None) };
+            if !self.needs_repair(&again) {
+                return Ok(Some(again));
+            }
+        }
+        if record.status == Status::Running || record.shim.is_some() {
+            return self.finish(&record.config.id, None);
+        }
+        Ok(Some(record))
+    }
+
+    /// Removes what a running container has in the kernel, writes down how it ended, and removes
+    /// the container itself if it was started with `--rm`.
+    pub(crate) fn finish(&mut self, id: &str, exit: Option<ExitRecord>) -> Result<Option<Record>> {
+        let exit = exit.or_else(|| self.exit_record(id));
+        self.teardown(id)?;
+        let record = self.store.update(id, |r| {
+            if r.status == Status::Running {
+                let kept = r.checkpointed_at.is_some() && r.checkpointed_at >= r.started_at;
+                r.status = if kept { Status::Checkpointed } else { Status::Exited };
+                r.exit_code = Some(if kept { 0 } else { exit.map_or(255, |e| e.code) });
+                r.finished_at = Some(exit.map_or_else(Timestamp::now, |e| e.finished));
+            }
+            r.init = None;
+            r.shim = None;
+        })?;
+        let _ = fs::remove_file(self.paths.container(id).exit());
+        match record {
+            Some(r) if r.config.auto_remove && r.status == Status::Exited => {
+                self.remove_files(id)?;
+                Ok(None)
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// Removes everything that a container has in the kernel: processes, control groups, network,
+    /// mounts, sockets. Goes on after a failure and gives the first one.
+    pub(crate) fn teardown(&self, id: &str) -> Result<()> {
+        let mut first: Result<()> = Ok(());
+        let mut note = |result: Result<()>| {
+            if let Err(e) = result {
+                if first.is_ok() {
+                    first = Err(e);
+                } else {
+                    tracing::warn!("while cleaning up {id}: {}", e.chain());
+                }
+            }
+        };
+        match Hierarchies::read() {
+            Ok(groups) => {
+                note(kill_all(&groups, id));
+                note(groups.remove(id));
+            }
+            Err(e) => note(Err(e)),
+        }
+        note(crate::runtime::forget(&self.paths.oci(), id));
+        note(crate::network::teardown(&self.paths, id));
+        note(self.images.unmount_root(id).map_err(Error::storage));
+        let ctl = self.paths.container(id).run.join("ctl");
+        let _ = fs::remove_file(ctl);
+        first
+    }
+
+    /// Removes a container that does not run, with its files.
+    pub(crate) fn remove_files(&mut self, id: &str) -> Result<()> {
+        self.images.remove_root(id).map_err(Error::storage)?;
+        self.images.remove_checkpoint(id).map_err(Error::storage)?;
+        let ContainerPaths { dir, run, .. } = self.paths.container(id);
+        for dir in [&run, &dir] {
+            match fs::remove_dir_all(dir) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Error::io("remove", dir)(e));
+                }
+                _ => {}
+            }
+        }
+        // Last: as long as the row is there, the next command can go on with the removal.
+        self.store.remove(id)
+    }
+
+    /// Makes the directories of a container.
+    pub(crate) fn make_dirs(&self, id: &str) -> Result<ContainerPaths> {
+        use std::os::unix::fs::DirBuilderExt;
+        let paths = self.paths.container(id);
+        for dir in [&paths.dir, &paths.run, &paths.bundle(), &paths.etc()] {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(dir)
+                .map_err(Error::io("create", dir))?;
+        }
+        Ok(paths)
+    }
+
+    pub(crate) fn exit_record(&self, id: &str) -> Option<ExitRecord> {
+        let bytes = fs::read(self.paths.container(id).exit()).ok()?;
+        serde_json::from_slice(&bytes).ok()
+    }
+}
+
+/// Kills every process in a container's control groups and waits for their end.
+fn kill_all(groups: &Hierarchies, id: &str) -> Result<()> {
+    // A frozen process does not die.
+    if let Some(freezer) = groups.freezer(id) {
+        let _ = fs::write(freezer.join("freezer.state"), "THAWED");
+        let _ = fs::write(freezer.join("cgroup.freeze"), "0");
+    }
+    // A new process may appear while the others are being killed; each round leaves fewer.
+    for _ in 0..100 {
+        let pids = groups.pids(id);
+        if pids.is_empty() {
+            return Ok(());
+        }
+        for pid in pids {
+            if let Some(process) = ProcessId::of(pid).and_then(|p| p.open()) {
+                let kill = rustix::process::Signal::KILL;
+                process.signal(kill).map_err(Error::system(format!("kill process {pid}")))?;
+                let _ = process.wait(Some(Duration::from_secs(10)));
+            }
+        }
+    }
+    Err(Error::Invalid(format!("processes of container {id} do not die")))
+}

@@ -1,0 +1,280 @@
+//! `create`: from options and an image to a container that can be started.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+
+use crate::config::{
+    ContainerConfig, NetworkMode, PortMapping, Protocol, Tmpfs, Ulimit, Volume, short_id,
+};
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::ids;
+use crate::spec::caps;
+use crate::state::Record;
+use crate::time::Timestamp;
+
+/// What the user asks of a new container. What is None or empty comes from the image, or from the
+/// defaults.
+#[derive(Clone, Debug, Default)]
+pub struct CreateOptions {
+    /// Image, by name or id.
+    pub image: String,
+    /// Name; None generates one.
+    pub name: Option<String>,
+    /// Remove a container that has the name.
+    pub replace: bool,
+    /// Command and its arguments, in place of the image's.
+    pub command: Vec<String>,
+    /// Entry point, in place of the image's; an empty list means none.
+    pub entrypoint: Option<Vec<String>>,
+    /// `NAME=VALUE`, or `NAME` to take the value from this process.
+    pub env: Vec<String>,
+    /// Working directory.
+    pub workdir: Option<String>,
+    /// `user[:group]`.
+    pub user: Option<String>,
+    /// Host name; the short id by default.
+    pub hostname: Option<String>,
+    /// Network.
+    pub network: NetworkMode,
+    /// Address on the bridge.
+    pub ip: Option<Ipv4Addr>,
+    /// Published ports.
+    pub ports: Vec<PortMapping>,
+    /// Capabilities to add.
+    pub cap_add: Vec<String>,
+    /// Capabilities to take.
+    pub cap_drop: Vec<String>,
+    /// Everything allowed.
+    pub privileged: bool,
+    /// Read-only root.
+    pub read_only: bool,
+    /// tmpfs mounts.
+    pub tmpfs: Vec<Tmpfs>,
+    /// Bind mounts.
+    pub volumes: Vec<Volume>,
+    /// Memory limit in bytes.
+    pub memory: Option<u64>,
+    /// CPU limit in thousandths.
+    pub milli_cpus: Option<u64>,
+    /// Limit of tasks.
+    pub pids_limit: Option<i64>,
+    /// Process limits.
+    pub ulimits: Vec<Ulimit>,
+    /// Labels, `NAME=VALUE`.
+    pub labels: Vec<String>,
+    /// Signal that stops it, by name or number.
+    pub stop_signal: Option<String>,
+    /// Seconds until it is killed.
+    pub stop_timeout: Option<u32>,
+    /// Keep standard input open.
+    pub stdin: bool,
+    /// Terminal.
+    pub terminal: bool,
+    /// Remove at the end.
+    pub auto_remove: bool,
+    /// The command line, for the record.
+    pub create_command: Vec<String>,
+}
+
+impl Host {
+    /// Creates a container. When it fails nothing of it is left.
+    pub fn create(&mut self, options: CreateOptions) -> Result<Record> {
+        let replace = options.replace;
+        let config = self.configure(options)?;
+        if replace && let Ok(id) = self.store.resolve(&config.name) {
+            let old = self.store.get(&id)?;
+            if old.is_some_and(|r| r.config.name == config.name) {
+                self.remove(&id, true)?;
+            }
+        }
+        self.create_from(Record::new(config))
+    }
+
+    /// Makes the root file system and the row of a configured container.
+    pub(crate) fn create_from(&mut self, record: Record) -> Result<Record> {
+        let id = record.config.id.clone();
+        // The row first: it reserves the name, and what a killed command leaves behind is found
+        // through it.
+        self.store.insert(&record)?;
+        let image = record.config.image_id.as_str();
+        let made = self
+            .make_dirs(&id)
+            .and_then(|_| self.images.create_root(&id, image).map_err(Error::storage));
+        match made {
+            Ok(_) => Ok(record),
+            Err(error) => {
+                if let Err(cleanup) = self.remove_files(&id) {
+                    tracing::error!("while cleaning up {id}: {}", cleanup.chain());
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn configure(&mut self, options: CreateOptions) -> Result<ContainerConfig> {
+        let fail = "read random bytes";
+        let id = ids::new_id().map_err(Error::system(fail))?;
+        let name = match options.name {
+            Some(name) if ids::is_valid_name(&name) => name,
+            Some(name) => return Err(Error::InvalidName(name)),
+            None => self.free_name()?,
+        };
+        if options.network != NetworkMode::Bridge {
+            let mode = options.network.as_str();
+            if !options.ports.is_empty() {
+                return Err(Error::Invalid(format!(
+                    "--publish needs the bridge, not --network {mode}"
+                )));
+            }
+            if options.ip.is_some() {
+                return Err(Error::Invalid(format!("--ip needs the bridge, not --network {mode}")));
+            }
+        }
+        caps::bounding(&options.cap_add, &options.cap_drop, options.privileged)?;
+        for volume in &options.volumes {
+            if !volume.source.exists() {
+                let path = volume.source.display();
+                return Err(Error::Invalid(format!("volume source {path} does not exist")));
+            }
+        }
+        let image = self.images.resolve(&options.image).map_err(Error::storage)?;
+        let image_config = self.images.config(&image.id).map_err(Error::storage)?;
+        let from_image = image_config.config().clone().unwrap_or_default();
+
+        let own_entrypoint = options.entrypoint.is_some();
+        let entrypoint =
+            options.entrypoint.or_else(|| from_image.entrypoint().clone()).unwrap_or_default();
+        let command = if !options.command.is_empty() {
+            options.command
+        } else if own_entrypoint {
+            // The image's command is arguments for the image's entry point.
+            Vec::new()
+        } else {
+            from_image.cmd().clone().unwrap_or_default()
+        };
+        if entrypoint.is_empty() && command.is_empty() {
+            let image = options.image;
+            return Err(Error::Invalid(format!(
+                "image `{image}` has no command: give one after its name"
+            )));
+        }
+        let stop_signal = match options.stop_signal.as_ref().or(from_image.stop_signal().as_ref()) {
+            Some(signal) => crate::signal::parse(signal)?,
+            None => 15,
+        };
+        let mut labels: BTreeMap<String, String> =
+            from_image.labels().clone().unwrap_or_default().into_iter().collect();
+        labels.extend(options.labels.iter().map(|l| {
+            let (key, value) = l.split_once('=').unwrap_or((l, ""));
+            (key.to_owned(), value.to_owned())
+        }));
+        let ports = options.ports.into_iter().map(choose_port).collect::<Result<Vec<_>>>()?;
+        Ok(ContainerConfig {
+            hostname: options.hostname.unwrap_or_else(|| short_id(&id).to_owned()),
+            name,
+            image_id: image.id.clone(),
+            image_name: image.names.first().cloned().unwrap_or_default(),
+            raw_image_name: options.image,
+            runtime: "runc".to_owned(),
+            created: Timestamp::now().rfc3339(),
+            create_command: options.create_command,
+            command,
+            entrypoint,
+            env: environment(from_image.env().clone().unwrap_or_default(), options.env),
+            workdir: options
+                .workdir
+                .or_else(|| from_image.working_dir().clone())
+                .unwrap_or_default(),
+            user: options.user.or_else(|| from_image.user().clone()).unwrap_or_default(),
+            create_netns: options.network != NetworkMode::Host,
+            network: options.network,
+            static_ip: options.ip,
+            ports,
+            cap_add: options.cap_add,
+            cap_drop: options.cap_drop,
+            privileged: options.privileged,
+            read_only: options.read_only,
+            tmpfs: options.tmpfs,
+            volumes: options.volumes,
+            memory: options.memory,
+            milli_cpus: options.milli_cpus,
+            pids_limit: options.pids_limit,
+            ulimits: options.ulimits,
+            labels,
+            stop_signal,
+            stop_timeout: options.stop_timeout.unwrap_or(10),
+            stdin: options.stdin,
+            terminal: options.terminal,
+            auto_remove: options.auto_remove,
+            log_driver: "k8s-file".to_owned(),
+            no_shm: true,
+            id,
+        })
+    }
+
+    fn free_name(&self) -> Result<String> {
+        // 3,600 names: a taken one is soon followed by a free one, and the insertion checks again.
+        for _ in 0..64 {
+            let name = ids::new_name().map_err(Error::system("read random bytes"))?;
+            if self.store.resolve(&name).is_err() {
+                return Ok(name);
+            }
+        }
+        let id = ids::new_id().map_err(Error::system("read random bytes"))?;
+        Ok(format!("tern_{}", short_id(&id)))
+    }
+}
+
+/// The image's environment with the user's on top.
+fn environment(mut env: Vec<String>, options: Vec<String>) -> Vec<String> {
+    for option in options {
+        let entry = match option.split_once('=') {
+            Some(_) => option,
+            None => match std::env::var(&option) {
+                Ok(value) => format!("{option}={value}"),
+                Err(_) => continue,
+            },
+        };
+        let prefix = &entry[..=entry.find('=').unwrap_or(entry.len() - 1)];
+        match env.iter_mut().find(|e| e.starts_with(prefix)) {
+            Some(old) => *old = entry,
+            None => env.push(entry),
+        }
+    }
+    env
+}
+
+/// A host port for a mapping that leaves it to us: one that is free now.
+pub(crate) fn choose_port(mut mapping: PortMapping) -> Result<PortMapping> {
+    if mapping.host_port == 0 {
+        let ip = if mapping.host_ip.is_empty() { "0.0.0.0" } else { &mapping.host_ip };
+        let address = match mapping.protocol {
+            Protocol::Tcp => TcpListener::bind((ip, 0)).and_then(|s| s.local_addr()),
+            Protocol::Udp => UdpSocket::bind((ip, 0)).and_then(|s| s.local_addr()),
+        };
+        mapping.host_port =
+            address.map_err(Error::system(format!("find a free port on {ip}")))?.port();
+    }
+    Ok(mapping)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_replace_the_images_variables() {
+        let env = environment(
+            vec!["A=1".to_owned(), "AB=2".to_owned()],
+            vec!["A=3".to_owned(), "C=4=5".to_owned()],
+        );
+        assert_eq!(env, ["A=3", "AB=2", "C=4=5"]);
+    }
+
+    #[test]
+    fn a_port_is_chosen() {
+        let mapping = choose_port("127.0.0.1::80".parse().expect("port")).expect("free port");
+        assert_ne!(mapping.host_port, 0);
+    }
+}

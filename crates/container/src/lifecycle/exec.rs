@@ -1,0 +1,163 @@
+//! `exec`: another process in a running container, as a child of the command that asks.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+
+use oci_spec::runtime::{Capabilities, UserBuilder};
+use rustix::process::{Pid, WaitOptions, waitpid};
+
+use crate::console::ConsoleSocket;
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::spec::{self, user};
+
+/// What to execute and how.
+#[derive(Clone, Debug, Default)]
+pub struct ExecOptions {
+    /// Command and arguments.
+    pub command: Vec<String>,
+    /// `user[:group]`; the container's own by default.
+    pub user: Option<String>,
+    /// Added to the container's environment, `NAME=VALUE` or `NAME`.
+    pub env: Vec<String>,
+    /// Working directory.
+    pub workdir: Option<String>,
+    /// Give it a terminal.
+    pub terminal: bool,
+    /// Give it this process's standard input; else it has none.
+    pub stdin: bool,
+}
+
+/// A process that was started in a container.
+#[derive(Debug)]
+pub struct ExecSession {
+    pid: i32,
+    /// Master of its terminal.
+    pub terminal: Option<OwnedFd>,
+}
+
+impl ExecSession {
+    /// Waits for its end and gives its exit code.
+    pub fn wait(&self) -> Result<i32> {
+        let pid = Pid::from_raw(self.pid);
+        loop {
+            match waitpid(pid, WaitOptions::empty()) {
+                Ok(Some((_, status))) => {
+                    let signal = status.terminating_signal().map(|s| 128 + s);
+                    if let Some(code) = status.exit_status().or(signal) {
+                        return Ok(code);
+                    }
+                }
+                Ok(None) | Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(Error::system("wait for the command")(e)),
+            }
+        }
+    }
+
+    /// Sends a signal to it.
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        if let Some(pid) = Pid::from_raw(self.pid) {
+            let _ = rustix::process::kill_process(pid, signal);
+        }
+    }
+}
+
+impl Host {
+    /// Starts a process in a running container. It has this process's standard streams, or a
+    /// terminal of its own.
+    pub fn exec(&mut self, name_or_id: &str, options: ExecOptions) -> Result<ExecSession> {
+        let record = self.find(name_or_id)?;
+        let id = record.id();
+        if self.init(&record).is_none() {
+            return Err(Error::WrongState {
+                name: record.config.name,
+                status: record.status,
+                needed: "running",
+            });
+        }
+        let paths = self.paths.container(id);
+        let spec = spec::load(&paths.spec())?;
+        let broken = || Error::Invalid(format!("the runtime spec of container {id} is incomplete"));
+        let mut process = spec.process().clone().ok_or_else(broken)?;
+        let root = spec.root().as_ref().ok_or_else(broken)?;
+        process.set_args(Some(options.command));
+        process.set_terminal(Some(options.terminal));
+        if let Some(workdir) = options.workdir {
+            process.set_cwd(workdir.into());
+        }
+        let mut env = process.env().clone().unwrap_or_default();
+        if let Some(who) = options.user {
+            let user = user::resolve(root.path(), &who)?;
+            env.retain(|e| !e.starts_with("HOME="));
+            env.push(format!("HOME={}", user.home.as_deref().unwrap_or("/")));
+            if user.uid != 0
+                && let Some(mut caps) = process.capabilities().clone()
+            {
+                caps.set_effective(Some(Capabilities::new()));
+                caps.set_permitted(Some(Capabilities::new()));
+                process.set_capabilities(Some(caps));
+            }
+            process.set_user(
+                UserBuilder::default()
+                    .uid(user.uid)
+                    .gid(user.gid)
+                    .additional_gids(user.groups)
+                    .build()?,
+            );
+        }
+        for option in options.env {
+            let Some(entry) = with_value(option) else { continue };
+            let name = entry.split('=').next().unwrap_or_default().to_owned();
+            env.retain(|e| e.split('=').next() != Some(&name));
+            env.push(entry);
+        }
+        if options.terminal && !env.iter().any(|e| e.starts_with("TERM=")) {
+            env.push("TERM=xterm".to_owned());
+        }
+        process.set_env(Some(env));
+
+        let own = std::process::id();
+        let document = paths.run.join(format!("exec-{own}.json"));
+        let json = serde_json::to_vec(&process).map_err(Error::json("the process"))?;
+        fs::write(&document, json).map_err(Error::io("write", &document))?;
+        let started = self.start_exec(
+            id,
+            &document,
+            &options.terminal.then(|| format!("exec-{own}")),
+            options.stdin,
+        );
+        let _ = fs::remove_file(&document);
+        started
+    }
+
+    fn start_exec(
+        &self,
+        id: &str,
+        document: &std::path::Path,
+        console: &Option<String>,
+        stdin: bool,
+    ) -> Result<ExecSession> {
+        let run = self.paths.container(id).run;
+        let oci = self.paths.oci();
+        if let Some(name) = console {
+            let socket = ConsoleSocket::bind(&run, name).map_err(Error::io("listen at", &run))?;
+            let pid = crate::runtime::exec(&oci, id, document, Some(socket.path()))?;
+            let terminal = socket.receive().map_err(Error::system("receive the terminal"))?;
+            return Ok(ExecSession { pid, terminal: Some(terminal) });
+        }
+        if !stdin {
+            let null = fs::File::open("/dev/null").map_err(Error::io("open", "/dev/null"))?;
+            rustix::stdio::dup2_stdin(&null).map_err(Error::system("close standard input"))?;
+        }
+        let pid = crate::runtime::exec(&oci, id, document, None)?;
+        Ok(ExecSession { pid, terminal: None })
+    }
+}
+
+/// `NAME=VALUE` as it is, `NAME` with the value that this process has.
+fn with_value(option: String) -> Option<String> {
+    if option.contains('=') {
+        return Some(option);
+    }
+    std::env::var(&option).ok().map(|value| format!("{option}={value}"))
+}

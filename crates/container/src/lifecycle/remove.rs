@@ -1,0 +1,23 @@
+//! `rm`.
+
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::state::Record;
+
+impl Host {
+    /// Removes a container with everything it has. A running one only by force.
+    pub fn remove(&mut self, name_or_id: &str, force: bool) -> Result<Record> {
+        let (record, _lock) = self.find_locked(name_or_id)?;
+        if let Some(init) = self.init(&record) {
+            if !force {
+                return Err(Error::StillRunning(record.config.name));
+            }
+            self.kill_init(&record, &init)?;
+            self.await_cleanup(&record)?;
+        }
+        // Also for one that was never started: a killed command may have left something.
+        self.teardown(record.id())?;
+        self.remove_files(record.id())?;
+        Ok(record)
+    }
+}

@@ -1,0 +1,186 @@
+//! `start`: handing a container to a shim, and talking with the shim.
+
+use std::fs::OpenOptions;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+
+use arctern_engine::options::RestoreReport;
+
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::lock::Lock;
+use crate::shim::protocol::{self, Kind, Report};
+use crate::shim::{Action, control};
+use crate::state::{Record, Status};
+
+/// A container that was started or restored.
+#[derive(Debug)]
+pub struct Started {
+    /// Pid of its init as the host sees it.
+    pub pid: i32,
+    /// What the engine did, after a restore.
+    pub restore: Option<RestoreReport>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+    /// The connection to its shim; attached if that was asked for.
+    pub connection: Connection,
+}
+
+/// What a shim tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Bytes of standard output, or of the terminal.
+    Stdout(Vec<u8>),
+    /// Bytes of standard error.
+    Stderr(Vec<u8>),
+    /// The container ended with this code.
+    Exit(i32),
+}
+
+/// A connection to a shim.
+#[derive(Debug)]
+pub struct Connection {
+    stream: UnixStream,
+}
+
+impl Connection {
+    /// The next event; None when the shim is gone without a word.
+    pub fn next_event(&mut self) -> Result<Option<Event>> {
+        loop {
+            let frame = protocol::receive(&self.stream).map_err(Error::system("hear the shim"))?;
+            return Ok(match frame {
+                None => None,
+                Some((Kind::Stdout, bytes)) => Some(Event::Stdout(bytes)),
+                Some((Kind::Stderr, bytes)) => Some(Event::Stderr(bytes)),
+                Some((Kind::Exit, bytes)) => {
+                    let code = bytes.try_into().map_or(255, i32::from_le_bytes);
+                    Some(Event::Exit(code))
+                }
+                Some(_) => continue,
+            });
+        }
+    }
+
+    /// Sends bytes to the container's standard input.
+    pub fn send_input(&self, bytes: &[u8]) -> Result<()> {
+        self.send(Kind::Stdin, bytes)
+    }
+
+    /// Says that there is no more input.
+    pub fn end_input(&self) -> Result<()> {
+        self.send(Kind::StdinEnd, &[])
+    }
+
+    /// Sets the size of the container's terminal.
+    pub fn resize(&self, rows: u16, columns: u16) -> Result<()> {
+        let ([a, b], [c, d]) = (rows.to_le_bytes(), columns.to_le_bytes());
+        self.send(Kind::Resize, &[a, b, c, d])
+    }
+
+    /// Ends the conversation: the other side of it sees no more events.
+    pub fn shutdown(&self) -> Result<()> {
+        self.stream.shutdown(std::net::Shutdown::Both).map_err(Error::system("end a connection"))
+    }
+
+    /// The same connection for another thread.
+    pub fn try_clone(&self) -> Result<Connection> {
+        let stream = self.stream.try_clone().map_err(Error::system("share a connection"))?;
+        Ok(Connection { stream })
+    }
+
+    fn send(&self, kind: Kind, bytes: &[u8]) -> Result<()> {
+        protocol::send(&self.stream, kind, bytes).map_err(Error::system("tell the shim"))
+    }
+}
+
+impl Host {
+    /// Starts a created or stopped container.
+    pub fn start(&mut self, name_or_id: &str, attach: bool) -> Result<Started> {
+        let (record, lock) = self.find_locked(name_or_id)?;
+        if record.status == Status::Running {
+            return Err(Error::WrongState {
+                name: record.config.name,
+                status: record.status,
+                needed: "stopped",
+            });
+        }
+        // It begins anew: a checkpoint of its past would come back with a foreign file system.
+        self.images.remove_checkpoint(record.id()).map_err(Error::storage)?;
+        self.store.update(record.id(), |r| r.checkpointed_at = None)?;
+        self.spawn_shim(&record, lock, Action::Start, attach)
+    }
+
+    /// Starts a shim and waits for its report.
+    pub(crate) fn spawn_shim(
+        &self,
+        record: &Record,
+        lock: Lock,
+        action: Action,
+        attach: bool,
+    ) -> Result<Started> {
+        let id = record.id();
+        let fail = || Error::system(format!("start the shim of container {}", record.name()));
+        let (ours, theirs) = UnixStream::pair().map_err(fail())?;
+        let log = self.paths.container(id).shim_log();
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .map_err(Error::io("open", &log))?;
+        let mut command = Command::new("/proc/self/exe");
+        command
+            .arg("--root")
+            .arg(&self.paths.root)
+            .arg("--runroot")
+            .arg(&self.paths.runroot)
+            .args(["internal", "shim"])
+            .arg(match action {
+                Action::Start => "start",
+                Action::Restore => "restore",
+            })
+            .arg(id)
+            .args(attach.then_some("--attach"))
+            // The environment of whoever starts a container is not the container's business.
+            .env_clear()
+            .env("PATH", crate::spec::DEFAULT_PATH)
+            .envs(std::env::var_os("ARCTERN_LOG").map(|v| ("ARCTERN_LOG", v)))
+            .current_dir("/")
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::from(lock.share()?))
+            .stderr(Stdio::from(log));
+        let mut child = command.spawn().map_err(fail())?;
+        // Our copy of the socket's other end goes with the command, or its end is never seen.
+        drop(command);
+        let frame = protocol::receive(&ours).map_err(fail())?;
+        drop(lock);
+        let report = match frame {
+            Some((Kind::Report, json)) => {
+                serde_json::from_slice(&json).map_err(Error::json("the shim's report"))?
+            }
+            _ => {
+                let _ = child.wait();
+                self.teardown(id)?;
+                return Err(Error::ShimGone(record.name().to_owned()));
+            }
+        };
+        match report {
+            Report::Running { pid, restore, warnings } => {
+                Ok(Started { pid, restore, warnings, connection: Connection { stream: ours } })
+            }
+            Report::Failed { message, hint, code } => {
+                let _ = child.wait();
+                Err(Error::Shim { message, hint, code })
+            }
+        }
+    }
+
+    /// Connects to the shim of a running container, to see its output or only its end.
+    pub fn connect(&self, record: &Record, attach: bool) -> Result<Connection> {
+        let path = self.paths.container(record.id()).run.join("ctl");
+        let stream = control::connect(&path).map_err(Error::io("connect to", &path))?;
+        let connection = Connection { stream };
+        connection.send(if attach { Kind::Attach } else { Kind::Wait }, &[])?;
+        Ok(connection)
+    }
+}

@@ -1,0 +1,127 @@
+//! `stop`, `kill` and `wait`.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use super::start::Event;
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::process::ProcessHandle;
+use crate::state::{Record, Status};
+
+/// What became of a `stop`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// It did not run.
+    Already,
+    /// It ended by itself after the signal.
+    Gracefully,
+    /// It had to be killed.
+    Killed,
+}
+
+/// How long a process may take to die after SIGKILL, and a shim to clean up.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+impl Host {
+    /// Asks a container to end, and kills it when it has not after its time. One that does not run
+    /// is no error.
+    pub fn stop(&mut self, name_or_id: &str, timeout: Option<u32>) -> Result<(Record, Stopped)> {
+        let (record, _lock) = self.find_locked(name_or_id)?;
+        let Some(init) = self.init(&record) else { return Ok((record, Stopped::Already)) };
+        let timeout = timeout.unwrap_or(record.config.stop_timeout);
+        let ended = timeout > 0 && {
+            send(&record, &init, record.config.stop_signal)?;
+            init.wait(Some(Duration::from_secs(timeout.into())))
+                .map_err(Error::system("wait for the container"))?
+        };
+        if !ended {
+            self.kill_init(&record, &init)?;
+        }
+        self.await_cleanup(&record)?;
+        Ok((record, if ended { Stopped::Gracefully } else { Stopped::Killed }))
+    }
+
+    /// Sends a signal to a running container's init.
+    pub fn kill(&mut self, name_or_id: &str, signal: i32) -> Result<Record> {
+        let record = self.find(name_or_id)?;
+        let Some(init) = self.init(&record) else {
+            return Err(Error::WrongState {
+                name: record.config.name,
+                status: record.status,
+                needed: "running",
+            });
+        };
+        if signal == 9 {
+            self.thaw(&record);
+        }
+        send(&record, &init, signal)?;
+        Ok(record)
+    }
+
+    /// Waits for the end of a container and gives its exit code; at once if it does not run.
+    pub fn wait(&mut self, name_or_id: &str) -> Result<i32> {
+        let record = self.find(name_or_id)?;
+        if let Some(init) = self.init(&record) {
+            if let Ok(mut connection) = self.connect(&record, false) {
+                while let Ok(Some(event)) = connection.next_event() {
+                    if let Event::Exit(code) = event {
+                        return Ok(code);
+                    }
+                }
+            }
+            // Its shim is gone, or was going: init itself tells its end.
+            init.wait(None).map_err(Error::system("wait for the container"))?;
+            self.await_cleanup(&record)?;
+        }
+        // A removed container has taken its code with it.
+        match self.store.get(record.id())? {
+            Some(record) => Ok(record.exit_code.unwrap_or(0)),
+            None => Ok(record.exit_code.unwrap_or(0)),
+        }
+    }
+
+    /// Kills init, and with it every process of its pid namespace.
+    pub(crate) fn kill_init(&self, record: &Record, init: &ProcessHandle) -> Result<()> {
+        self.thaw(record);
+        let fail = || Error::system(format!("kill container {}", record.name()));
+        init.signal(Signal::KILL).map_err(fail())?;
+        match init.wait(Some(PATIENCE)).map_err(fail())? {
+            true => Ok(()),
+            false => Err(Error::Invalid(format!("container {} does not die", record.name()))),
+        }
+    }
+
+    /// Waits until the shim has cleaned up, and does it itself when there is no shim. The caller
+    /// holds the lock or does not care who is faster.
+    pub(crate) fn await_cleanup(&mut self, record: &Record) -> Result<()> {
+        if let Some(shim) = record.shim.and_then(|p| p.open()) {
+            let _ = shim.wait(Some(PATIENCE));
+        }
+        if let Some(after) = self.store.get(record.id())?
+            && (after.status == Status::Running || after.shim.is_some())
+        {
+            self.finish(record.id(), None)?;
+        }
+        Ok(())
+    }
+
+    /// A frozen process does not die: lets the container's control group go on.
+    fn thaw(&self, record: &Record) {
+        let freezer = crate::cgroup::Hierarchies::read().ok().and_then(|h| h.freezer(record.id()));
+        if let Some(freezer) = freezer {
+            let _ = std::fs::write(freezer.join("freezer.state"), "THAWED");
+            let _ = std::fs::write(freezer.join("cgroup.freeze"), "0");
+        }
+    }
+}
+
+fn send(record: &Record, init: &ProcessHandle, signal: i32) -> Result<()> {
+    let number = signal;
+    let Some(signal) = Signal::from_named_raw(signal) else {
+        return Err(Error::Invalid(format!("signal {number} cannot be sent")));
+    };
+    let name = record.name();
+    init.signal(signal).map_err(Error::system(format!("signal container {name}")))
+}

@@ -1,0 +1,191 @@
+//! Bringing a container to life: file system, network, spec, streams, then its first process.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+
+use arctern_engine::options::RestoreReport;
+use rustix::fs::{Gid, Uid};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::pump::Streams;
+use super::{Action, control, null};
+use crate::cgroup::Hierarchies;
+use crate::config::ContainerConfig;
+use crate::console::ConsoleSocket;
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::network::Attachment;
+use crate::process::ProcessId;
+use crate::runtime::{self, Stdio};
+use crate::spec::user::User;
+use crate::spec::{self, Prepared};
+use crate::state::Status;
+use crate::time::Timestamp;
+
+/// What the command that restores wants of its shim, in the container's run directory.
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
+pub struct RestoreRequest {
+    /// Restore file locks.
+    pub file_locks: bool,
+}
+
+/// A container that runs.
+pub(crate) struct Launched {
+    pub pid: i32,
+    pub streams: Streams,
+    pub listener: UnixListener,
+    pub report: Option<RestoreReport>,
+    pub warnings: Vec<String>,
+}
+
+/// What both ways of launching need.
+pub(crate) struct Prelaunch {
+    pub config: ContainerConfig,
+    pub rootfs: PathBuf,
+    pub network: Attachment,
+    pub user: User,
+    pub listener: UnixListener,
+}
+
+/// Launches a container. After a failure nothing of the attempt is left.
+pub(crate) fn launch(host: &mut Host, id: &str, action: Action) -> Result<Launched> {
+    let launched = prepare(host, id).and_then(|prelaunch| match action {
+        Action::Start => start(host, prelaunch),
+        Action::Restore => crate::checkpoint::restore::launch(host, prelaunch),
+    });
+    match launched {
+        Ok(launched) => Ok(launched),
+        Err(error) => {
+            if let Err(cleanup) = host.teardown(id) {
+                tracing::error!("while cleaning up {id}: {}", cleanup.chain());
+            }
+            host.store.update(id, |r| {
+                r.shim = None;
+                r.init = None;
+                r.error = Some(error.chain());
+                if r.status == Status::Running {
+                    r.status = Status::Exited;
+                }
+            })?;
+            Err(error)
+        }
+    }
+}
+
+fn prepare(host: &mut Host, id: &str) -> Result<Prelaunch> {
+    let me = Host::this_process()?;
+    let boot = host.boot().to_owned();
+    let record = host
+        .store
+        .update(id, |r| {
+            r.boot = boot;
+            r.shim = Some(me);
+            r.init = None;
+            r.error = None;
+        })?
+        .ok_or_else(|| Error::NoSuchContainer(id.to_owned()))?;
+    let config = record.config;
+    let paths = host.make_dirs(id)?;
+    Hierarchies::read()?.check(&config)?;
+    let rootfs = host.images.mount_root(id, false).map_err(Error::storage)?;
+    let user = spec::user::resolve(&rootfs, &config.user)?;
+    let network = crate::network::setup(&host.paths, &config)?;
+    crate::etc::write(&paths.etc(), &config, network.address)?;
+    let status = network.status.clone();
+    host.store.update(id, |r| r.network = status)?;
+    let ctl = paths.run.join("ctl");
+    let _ = fs::remove_file(&ctl);
+    let listener = control::bind(&ctl).map_err(Error::io("listen at", &ctl))?;
+    let spec = spec::build(
+        &config,
+        Prepared {
+            rootfs: &rootfs,
+            etc: &paths.etc(),
+            netns: network.netns.as_deref(),
+            user: &user,
+        },
+    )?;
+    spec::save(&spec, &paths.spec())?;
+    Ok(Prelaunch { config, rootfs, network, user, listener })
+}
+
+fn start(host: &mut Host, prelaunch: Prelaunch) -> Result<Launched> {
+    let Prelaunch { config, user, listener, .. } = prelaunch;
+    let id = config.id.as_str();
+    let paths = host.paths.container(id);
+    let oci = host.paths.oci();
+    let (pid, streams) = if config.terminal {
+        let socket =
+            ConsoleSocket::bind(&paths.run, "tty").map_err(Error::io("listen at", &paths.run))?;
+        let stdio = Stdio::Console(socket.path().to_owned());
+        let pid = runtime::create(&oci, id, &paths.bundle(), stdio)?;
+        let master = socket.receive().map_err(Error::system("receive the terminal"))?;
+        (pid, Streams::Terminal(master))
+    } else {
+        let pipes = Pipes::new(config.stdin, &user)?;
+        let pid = runtime::create(&oci, id, &paths.bundle(), pipes.inside)?;
+        (pid, pipes.outside)
+    };
+    running(host, id, pid, false)?;
+    runtime::start(&oci, id)?;
+    Ok(Launched { pid, streams, listener, report: None, warnings: Vec::new() })
+}
+
+/// Writes down that a container runs.
+pub(crate) fn running(host: &mut Host, id: &str, pid: i32, restored: bool) -> Result<()> {
+    let init = ProcessId::of(pid);
+    let now = Timestamp::now();
+    let _ = fs::remove_file(host.paths.container(id).exit());
+    host.store
+        .update(id, |r| {
+            r.status = Status::Running;
+            r.init = init;
+            r.started_at = Some(now);
+            r.finished_at = None;
+            r.exit_code = None;
+            r.checkpointed_at = None;
+            if restored {
+                r.restored_at = Some(now);
+            }
+        })
+        .map(|_| ())
+}
+
+/// Both ends of the container's standard streams.
+pub(crate) struct Pipes {
+    /// The container's ends.
+    pub inside: Stdio,
+    /// The shim's ends.
+    pub outside: Streams,
+}
+
+impl Pipes {
+    /// New pipes, owned by the container's user: a program that opens `/dev/stdout` needs it.
+    pub(crate) fn new(stdin: bool, user: &User) -> Result<Pipes> {
+        let fail = "make the container's pipes";
+        let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(Error::system(fail));
+        let (out_read, out_write) = pipe()?;
+        let (err_read, err_write) = pipe()?;
+        let (in_read, in_write): (OwnedFd, Option<OwnedFd>) = if stdin {
+            let (read, write) = pipe()?;
+            (read, Some(write))
+        } else {
+            (null()?, None)
+        };
+        let own = |fd: &OwnedFd| {
+            let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+            rustix::fs::fchown(fd, Some(uid), Some(gid)).map_err(Error::system(fail))
+        };
+        own(&out_write)?;
+        own(&err_write)?;
+        if stdin {
+            own(&in_read)?;
+        }
+        Ok(Pipes {
+            inside: Stdio::Files { stdin: in_read, stdout: out_write, stderr: err_write },
+            outside: Streams::Pipes { stdin: in_write, stdout: out_read, stderr: err_read },
+        })
+    }
+}
