@@ -4,6 +4,7 @@
 //! descriptor, and pure parsers of `/proc` text. Policy lives above.
 
 pub mod clone;
+pub mod fd;
 pub mod kcmp;
 pub mod memory;
 pub mod pagemap;

@@ -2,7 +2,9 @@
 //!
 //! Source: proc(5), Documentation/filesystems/proc.rst.
 
+pub mod fdinfo;
 pub mod limits;
+pub mod locks;
 pub mod smaps;
 pub mod stat;
 pub mod status;
