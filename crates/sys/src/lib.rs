@@ -5,8 +5,11 @@
 
 pub mod clone;
 pub mod fd;
+pub mod freezer;
 pub mod kcmp;
 pub mod memory;
+pub mod mount;
+pub mod namespace;
 pub mod pagemap;
 pub mod pidfd;
 pub mod proc;

@@ -2,9 +2,11 @@
 //!
 //! Source: proc(5), Documentation/filesystems/proc.rst.
 
+pub mod cgroup;
 pub mod fdinfo;
 pub mod limits;
 pub mod locks;
+pub mod mountinfo;
 pub mod smaps;
 pub mod stat;
 pub mod status;
