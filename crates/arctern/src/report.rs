@@ -60,13 +60,7 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     if let Some(error) = error.downcast_ref::<arctern_storage::StoreError>() {
         return error.hint();
     }
-    let error = error.downcast_ref::<arctern_container::Error>()?;
-    match error {
-        arctern_container::Error::Storage(inner) => {
-            inner.downcast_ref::<arctern_storage::StoreError>().and_then(|e| e.hint())
-        }
-        other => other.hint(),
-    }
+    error.downcast_ref::<arctern_container::Error>().and_then(|e| e.hint())
 }
 
 #[cfg(test)]

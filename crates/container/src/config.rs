@@ -5,11 +5,11 @@
 //! read its archives read ours.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+pub use arctern_net::{BadPort, PortMapping, Protocol};
 use serde::{Deserialize, Serialize};
 
 /// How the container is connected.
@@ -66,103 +66,6 @@ impl InvalidOption {
     fn new(option: &'static str, value: &str, expected: &'static str) -> InvalidOption {
         InvalidOption { option, value: value.to_owned(), expected }
     }
-}
-
-/// Transport protocol of a published port.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Protocol {
-    /// TCP.
-    #[default]
-    Tcp,
-    /// UDP.
-    Udp,
-}
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Protocol::Tcp => "tcp",
-            Protocol::Udp => "udp",
-        })
-    }
-}
-
-/// A port of the host that leads into the container (`-p`).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PortMapping {
-    /// Address of the host; empty for all of them.
-    #[serde(default)]
-    pub host_ip: String,
-    /// Port inside.
-    pub container_port: u16,
-    /// Port outside; 0 lets the system choose one.
-    pub host_port: u16,
-    /// How many consecutive ports, at least 1.
-    #[serde(default = "one")]
-    pub range: u16,
-    /// Protocol.
-    #[serde(default)]
-    pub protocol: Protocol,
-}
-
-fn one() -> u16 {
-    1
-}
-
-const PORT_FORM: &str = "[[IP:][HOSTPORT]:]PORT[/tcp|udp], ports also as FIRST-LAST";
-
-impl FromStr for PortMapping {
-    type Err = InvalidOption;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let bad = || InvalidOption::new("port mapping", text, PORT_FORM);
-        let (rest, protocol) = match text.rsplit_once('/') {
-            None => (text, Protocol::Tcp),
-            Some((rest, "tcp")) => (rest, Protocol::Tcp),
-            Some((rest, "udp")) => (rest, Protocol::Udp),
-            Some(_) => return Err(bad()),
-        };
-        let (rest, inside) = match rest.rsplit_once(':') {
-            Some((rest, port)) => (Some(rest), port),
-            None => (None, rest),
-        };
-        let (ip, outside) = match rest {
-            None => ("", ""),
-            Some(rest) => match rest.strip_prefix('[') {
-                Some(v6) => match v6.split_once("]:") {
-                    Some((ip, port)) => (ip, port),
-                    None => return Err(bad()),
-                },
-                None => match rest.rsplit_once(':') {
-                    Some((ip, port)) => (ip, port),
-                    None => ("", rest),
-                },
-            },
-        };
-        if !ip.is_empty() && ip.parse::<IpAddr>().is_err() {
-            return Err(bad());
-        }
-        let (container_port, last) = port_range(inside).ok_or_else(bad)?;
-        let range = last - container_port + 1;
-        let host_port = if outside.is_empty() {
-            0
-        } else {
-            let (first, last) = port_range(outside).ok_or_else(bad)?;
-            if last - first + 1 != range {
-                return Err(bad());
-            }
-            first
-        };
-        Ok(PortMapping { host_ip: ip.to_owned(), container_port, host_port, range, protocol })
-    }
-}
-
-fn port_range(text: &str) -> Option<(u16, u16)> {
-    let (first, last) = text.split_once('-').unwrap_or((text, text));
-    let (first, last): (u16, u16) = (first.parse().ok()?, last.parse().ok()?);
-    // The count of a range must fit as well: 1-65535 is the largest.
-    (first > 0 && first <= last).then_some((first, last))
 }
 
 /// A bind mount (`-v SOURCE:DESTINATION[:OPTIONS]`).
@@ -449,23 +352,6 @@ pub fn short_id(id: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ports_in_every_form() {
-        let port = |s: &str| s.parse::<PortMapping>().expect(s);
-        assert_eq!(port("80").host_port, 0);
-        assert_eq!((port("8080:80").host_port, port("8080:80").container_port), (8080, 80));
-        assert_eq!(port("127.0.0.1:8080:80").host_ip, "127.0.0.1");
-        assert_eq!(port("127.0.0.1::80").host_port, 0);
-        assert_eq!(port("[::1]:8080:80").host_ip, "::1");
-        assert_eq!(port("53:53/udp").protocol, Protocol::Udp);
-        assert_eq!(port("8000-8002:80-82").range, 3);
-        for bad in
-            ["", "0:80", "x", "80:", "1:2:3:4", "70000:80", "80-82:80", "8080:80/icmp", "82-80"]
-        {
-            assert!(bad.parse::<PortMapping>().is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn sizes() {

@@ -56,6 +56,9 @@ pub enum Error {
     /// An option's value is not of its form.
     #[error(transparent)]
     Option(#[from] crate::config::InvalidOption),
+    /// A published port is not written as it should be.
+    #[error(transparent)]
+    Port(#[from] arctern_net::BadPort),
     /// The command to execute does not exist in the container.
     #[error("command `{0}` not found in the container")]
     CommandNotFound(String),
@@ -255,6 +258,12 @@ impl Error {
             Error::CpuFeatures { .. } => "restore on a machine whose CPU has them".to_owned(),
             Error::DatabaseVersion { .. } => "use the newer program, or another --root".to_owned(),
             Error::Shim { hint, .. } => return hint.clone(),
+            Error::Storage(inner) => {
+                return inner.downcast_ref::<arctern_storage::StoreError>().and_then(|e| e.hint());
+            }
+            Error::Network(inner) => {
+                return inner.downcast_ref::<arctern_net::NetworkError>().and_then(|e| e.hint());
+            }
             _ => return None,
         })
     }

@@ -200,7 +200,10 @@ impl Host {
             Err(e) => note(Err(e)),
         }
         note(crate::runtime::forget(&self.paths.oci(), id));
-        note(crate::network::teardown(&self.paths, id));
+        note(self.store.get(id).and_then(|record| match record {
+            Some(record) => crate::network::teardown(&self.paths, &record.config),
+            None => Ok(()),
+        }));
         note(self.images.unmount_root(id).map_err(Error::storage));
         let ctl = self.paths.container(id).run.join("ctl");
         let _ = fs::remove_file(ctl);
@@ -221,7 +224,11 @@ impl Host {
             }
         }
         // Last: as long as the row is there, the next command can go on with the removal.
-        self.store.remove(id)
+        self.store.remove(id)?;
+        if self.store.is_empty()? {
+            crate::network::remove_unused(&self.paths)?;
+        }
+        Ok(())
     }
 
     /// Makes the directories of a container.

@@ -1,36 +1,107 @@
 //! The container's side of the network crate: what a container's options mean for it.
 
 use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 
-use crate::config::{ContainerConfig, NetworkMode};
-use crate::error::Result;
+use arctern_net::{AttachSpec, DEFAULT_BRIDGE, Network, NetworkError, NetworkStatus, netns};
+
+use crate::config::{ContainerConfig, NetworkMode, PortMapping};
+use crate::error::{Error, Result};
 use crate::paths::Paths;
+
+/// The root whose containers are on the default bridge.
+const DEFAULT_ROOT: &str = "/var/lib/arctern";
 
 /// What a container got.
 #[derive(Clone, Debug, Default)]
 pub struct Attachment {
     /// Network namespace that its processes join; None for the host's.
     pub netns: Option<PathBuf>,
-    /// Its address.
-    pub address: Option<Ipv4Addr>,
-    /// State of the network crate, as JSON, for the database.
-    pub status: Option<String>,
+    /// How it is attached to the bridge, if it is.
+    pub status: Option<NetworkStatus>,
+    /// Its published ports, with the host ports that were chosen.
+    pub ports: Vec<PortMapping>,
 }
 
-/// Makes the network of a container.
-pub fn setup(_paths: &Paths, config: &ContainerConfig) -> Result<Attachment> {
-    match config.network {
-        NetworkMode::Host | NetworkMode::None | NetworkMode::Bridge => Ok(Attachment::default()),
+/// The bridge network of a host. Hosts with other roots on the same machine have bridges of their
+/// own: they know nothing of each other's addresses.
+fn bridge(paths: &Paths) -> Result<Network> {
+    let name = if paths.root.as_os_str() == DEFAULT_ROOT {
+        DEFAULT_BRIDGE.to_owned()
+    } else {
+        format!("arc{:08x}", fnv1a(paths.root.as_os_str().as_encoded_bytes()))
+    };
+    Network::open(&paths.root.join("networks"), &name, None).map_err(Error::network)
+}
+
+/// A short, stable name for a path.
+fn fnv1a(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
+}
+
+/// Makes the network of a container. The address is the one asked for, the one it had, or a free
+/// one.
+pub fn setup(
+    paths: &Paths,
+    config: &ContainerConfig,
+    had: Option<&NetworkStatus>,
+) -> Result<Attachment> {
+    if config.network == NetworkMode::Host {
+        return Ok(Attachment::default());
     }
+    let path = paths.container(&config.id).netns;
+    // What a killed command may have left.
+    netns::delete(&path).map_err(Error::network)?;
+    let namespace = netns::create(&path).map_err(Error::network)?;
+    if config.network == NetworkMode::None {
+        arctern_net::bring_up_loopback(namespace.as_fd()).map_err(Error::network)?;
+        return Ok(Attachment { netns: Some(path), ..Attachment::default() });
+    }
+    let network = bridge(paths)?;
+    let attach = |ip: Option<Ipv4Addr>, mac| {
+        let spec =
+            AttachSpec { ip, mac, hostname: config.hostname.clone(), ..AttachSpec::default() };
+        network.attach(namespace.as_fd(), &config.id, &spec)
+    };
+    let status = match (config.static_ip, had) {
+        (None, Some(had)) => match attach(Some(had.ip), Some(had.mac)) {
+            // Taken meanwhile, or of another subnet: any address will do.
+            Err(NetworkError::AddressInUse { .. } | NetworkError::AddressOutside { .. }) => {
+                attach(None, None)
+            }
+            other => other,
+        },
+        (ip, _) => attach(ip, None),
+    }
+    .map_err(Error::network)?;
+    let ports = if config.ports.is_empty() {
+        Vec::new()
+    } else {
+        network.publish(&config.id, &config.ports).map_err(Error::network)?
+    };
+    Ok(Attachment { netns: Some(path), status: Some(status), ports })
 }
 
 /// Removes the network of a container; what is gone already is no error.
-pub fn teardown(_paths: &Paths, _id: &str) -> Result<()> {
-    Ok(())
+pub fn teardown(paths: &Paths, config: &ContainerConfig) -> Result<()> {
+    let attached = match config.network {
+        NetworkMode::Bridge => bridge(paths)?.detach(&config.id).map_err(Error::network),
+        NetworkMode::None | NetworkMode::Host => Ok(()),
+    };
+    netns::delete(&paths.container(&config.id).netns).map_err(Error::network)?;
+    attached
 }
 
-/// The address in a stored status.
-pub fn address(_status: &str) -> Option<Ipv4Addr> {
-    None
+/// Removes the bridge, when no container is left that could use it.
+pub fn remove_unused(paths: &Paths) -> Result<()> {
+    match bridge(paths)?.remove() {
+        Ok(()) | Err(NetworkError::AddressInUse { .. }) => Ok(()),
+        Err(error) => Err(Error::network(error)),
+    }
+}
+
+/// A status as the database has it.
+pub fn parse_status(text: Option<&str>) -> Option<NetworkStatus> {
+    serde_json::from_str(text?).ok()
 }

@@ -297,6 +297,13 @@ impl Store {
         Ok(Some(record))
     }
 
+    /// Whether there is no container.
+    pub fn is_empty(&self) -> Result<bool> {
+        self.db
+            .query_row("SELECT NOT EXISTS (SELECT 1 FROM containers)", [], |row| row.get(0))
+            .map_err(|e| self.fail(e))
+    }
+
     /// Forgets a container.
     pub fn remove(&mut self, id: &str) -> Result<()> {
         self.db

@@ -28,7 +28,7 @@ mod status;
 
 pub use ipnet::Ipv4Net;
 pub use mac::{BadMac, Mac};
-pub use network::{AttachSpec, Bridge, DEFAULT_BRIDGE, Network, NetworkError};
+pub use network::{AttachSpec, Bridge, DEFAULT_BRIDGE, Network, NetworkError, bring_up_loopback};
 pub use ports::{BadPort, PortMapping, Protocol};
 pub use state::{Lease, StateError};
 pub use status::{ArchivedStatus, BadStatus, NetworkStatus};

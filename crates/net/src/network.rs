@@ -599,6 +599,18 @@ fn connect(
     route.set_neighbour(bridge.index, lease.ip, lease.mac).doing("announce", lease.ip)
 }
 
+/// Brings up the loopback device of a network namespace that has nothing else (`--network none`).
+///
+/// # Errors
+/// [`NetworkError::Kernel`].
+pub fn bring_up_loopback(netns: BorrowedFd<'_>) -> Result<(), NetworkError> {
+    let mut inside = Route::open_in(netns).doing("enter", "the container's network namespace")?;
+    match inside.link("lo").doing("look up", "lo")? {
+        Some(loopback) => inside.set_up(loopback.index).doing("bring up", "lo"),
+        None => Ok(()),
+    }
+}
+
 /// Whether bridged IPv4 packets pass the IP hooks of netfilter (module br_netfilter).
 fn bridge_filters_ip() -> bool {
     std::fs::read("/proc/sys/net/bridge/bridge-nf-call-iptables").is_ok_and(|v| v.starts_with(b"1"))

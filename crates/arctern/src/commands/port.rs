@@ -24,7 +24,7 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
     let record = ctx.host()?.find(&args.container).cannot(action)?;
     let mut found = false;
     for mapping in &record.config.ports {
-        let ip = if mapping.host_ip.is_empty() { "0.0.0.0" } else { &mapping.host_ip };
+        let ip = mapping.host_ip.unwrap_or(std::net::Ipv4Addr::UNSPECIFIED);
         for offset in 0..mapping.range {
             let inside = format!("{}/{}", mapping.container_port + offset, mapping.protocol);
             let outside = format!("{ip}:{}", mapping.host_port + offset);

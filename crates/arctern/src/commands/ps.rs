@@ -165,7 +165,7 @@ fn status(record: &Record) -> String {
 
 fn ports(list: &[PortMapping]) -> String {
     let one = |p: &PortMapping| {
-        let ip = if p.host_ip.is_empty() { "0.0.0.0" } else { &p.host_ip };
+        let ip = p.host_ip.unwrap_or(std::net::Ipv4Addr::UNSPECIFIED);
         let range = |first: u16| match p.range {
             0 | 1 => first.to_string(),
             n => format!("{first}-{}", first.saturating_add(n - 1)),

@@ -51,7 +51,7 @@ pub struct Args {
     pub containers: Vec<String>,
 }
 
-fn parse_port(text: &str) -> Result<PortMapping, arctern_container::config::InvalidOption> {
+fn parse_port(text: &str) -> Result<PortMapping, arctern_container::config::BadPort> {
     text.parse()
 }
 

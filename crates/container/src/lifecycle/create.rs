@@ -1,11 +1,9 @@
 //! `create`: from options and an image to a container that can be started.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::net::Ipv4Addr;
 
-use crate::config::{
-    ContainerConfig, NetworkMode, PortMapping, Protocol, Tmpfs, Ulimit, Volume, short_id,
-};
+use crate::config::{ContainerConfig, NetworkMode, PortMapping, Tmpfs, Ulimit, Volume, short_id};
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::ids;
@@ -169,7 +167,6 @@ impl Host {
             let (key, value) = l.split_once('=').unwrap_or((l, ""));
             (key.to_owned(), value.to_owned())
         }));
-        let ports = options.ports.into_iter().map(choose_port).collect::<Result<Vec<_>>>()?;
         Ok(ContainerConfig {
             hostname: options.hostname.unwrap_or_else(|| short_id(&id).to_owned()),
             name,
@@ -190,7 +187,7 @@ impl Host {
             create_netns: options.network != NetworkMode::Host,
             network: options.network,
             static_ip: options.ip,
-            ports,
+            ports: options.ports,
             cap_add: options.cap_add,
             cap_drop: options.cap_drop,
             privileged: options.privileged,
@@ -245,20 +242,6 @@ fn environment(mut env: Vec<String>, options: Vec<String>) -> Vec<String> {
     env
 }
 
-/// A host port for a mapping that leaves it to us: one that is free now.
-pub(crate) fn choose_port(mut mapping: PortMapping) -> Result<PortMapping> {
-    if mapping.host_port == 0 {
-        let ip = if mapping.host_ip.is_empty() { "0.0.0.0" } else { &mapping.host_ip };
-        let address = match mapping.protocol {
-            Protocol::Tcp => TcpListener::bind((ip, 0)).and_then(|s| s.local_addr()),
-            Protocol::Udp => UdpSocket::bind((ip, 0)).and_then(|s| s.local_addr()),
-        };
-        mapping.host_port =
-            address.map_err(Error::system(format!("find a free port on {ip}")))?.port();
-    }
-    Ok(mapping)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -270,11 +253,5 @@ mod tests {
             vec!["A=3".to_owned(), "C=4=5".to_owned()],
         );
         assert_eq!(env, ["A=3", "AB=2", "C=4=5"]);
-    }
-
-    #[test]
-    fn a_port_is_chosen() {
-        let mapping = choose_port("127.0.0.1::80".parse().expect("port")).expect("free port");
-        assert_ne!(mapping.host_port, 0);
     }
 }

@@ -107,7 +107,7 @@ impl Host {
     /// The address of a container on its network.
     #[must_use]
     pub fn address(&self, record: &Record) -> Option<std::net::Ipv4Addr> {
-        crate::network::address(record.network.as_deref()?)
+        crate::network::parse_status(record.network.as_deref()).map(|s| s.ip)
     }
 }
 

@@ -91,10 +91,16 @@ fn prepare(host: &mut Host, id: &str) -> Result<Prelaunch> {
     Hierarchies::read()?.check(&config)?;
     let rootfs = host.images.mount_root(id, false).map_err(Error::storage)?;
     let user = spec::user::resolve(&rootfs, &config.user)?;
-    let network = crate::network::setup(&host.paths, &config)?;
-    crate::etc::write(&paths.etc(), &config, network.address)?;
-    let status = network.status.clone();
-    host.store.update(id, |r| r.network = status)?;
+    let had = crate::network::parse_status(record.network.as_deref());
+    let network = crate::network::setup(&host.paths, &config, had.as_ref())?;
+    crate::etc::write(&paths.etc(), &config, &network)?;
+    let status = network.status.as_ref().and_then(|s| serde_json::to_string(s).ok());
+    let ports = network.ports.clone();
+    host.store.update(id, |r| {
+        r.network = status;
+        // A port that the system chose stays the same from then on.
+        r.config.ports = ports;
+    })?;
     let ctl = paths.run.join("ctl");
     let _ = fs::remove_file(&ctl);
     let listener = control::bind(&ctl).map_err(Error::io("listen at", &ctl))?;
