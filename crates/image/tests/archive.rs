@@ -440,3 +440,16 @@ fn progress_counts_every_byte() {
     assert!(rising);
     assert_eq!(last, 1_000_000);
 }
+
+/// An archive of every released version stays readable. The sample was written by [`write`].
+#[test]
+fn archives_of_every_version_are_read() {
+    let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/samples");
+    for name in ["archive-1.0.tar", "archive-1.0.tar.gz", "archive-1.0.tar.zst"] {
+        let bytes = std::fs::read(samples.join(name)).unwrap();
+        let extracted = Fixture::new().unpack(&bytes, Limits::default()).1.unwrap();
+        let Provenance::Arctern(manifest) = extracted.provenance else { panic!("{name}") };
+        assert_eq!(manifest.version.to_string(), "1.0");
+        assert_eq!(manifest.members.len(), 8, "{name}");
+    }
+}

@@ -153,7 +153,7 @@ impl<R: Read> Members<R> {
         if length == 0 {
             return Ok(0);
         }
-        match self.source.read(&mut buffer[..length]) {
+        match read_some(&mut self.source, &mut buffer[..length]) {
             Ok(0) => Err(self.damaged(io::ErrorKind::UnexpectedEof.into())),
             Ok(read) => {
                 self.left -= read as u64;
@@ -245,7 +245,7 @@ impl<R: Read> Members<R> {
         let mut buffer = vec![0; 16 << 10];
         let mut length = 0;
         loop {
-            match self.source.read(&mut buffer) {
+            match read_some(&mut self.source, &mut buffer) {
                 Ok(0) => return Ok(()),
                 Ok(read) => {
                     length += read as u64;
@@ -364,6 +364,16 @@ impl<R: Read> Members<R> {
         self.padding = padding(content);
         self.current.clone_from(&name);
         Ok(Entry { name, kind })
+    }
+}
+
+/// Reads as a pipe wants to be read: a signal's arrival is no error.
+fn read_some(source: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match source.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
     }
 }
 

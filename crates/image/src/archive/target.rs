@@ -29,7 +29,9 @@ pub(super) struct Target {
 impl Target {
     /// Makes the file, readable by its owner only, in the directory of `path`.
     pub fn create(path: &Path) -> Result<Self, ArchiveError> {
-        let Some(name) = path.file_name().filter(|_| !path.is_dir()) else {
+        let path = &Self::replaceable(path)
+            .map_err(ArchiveError::io("write the archive", path.display()))?;
+        let Some(name) = path.file_name() else {
             let error = io::Error::from(io::ErrorKind::IsADirectory);
             return Err(ArchiveError::io("write the archive", path.display())(error));
         };
@@ -50,6 +52,20 @@ impl Target {
         };
         target.open_file().map_err(ArchiveError::io("create a file for", path.display()))?;
         Ok(target)
+    }
+
+    /// Where the file goes: through a link to another file, and never in place of a device.
+    fn replaceable(path: &Path) -> io::Result<PathBuf> {
+        match std::fs::metadata(path) {
+            Ok(metadata) if metadata.is_file() => std::fs::canonicalize(path),
+            Ok(metadata) if metadata.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+            Ok(_) => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "it is there and is no regular file",
+            )),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(path.to_owned()),
+            Err(error) => Err(error),
+        }
     }
 
     fn open_file(&mut self) -> io::Result<()> {
@@ -185,6 +201,20 @@ mod tests {
         target.write_all(b"half").unwrap();
         drop(target);
         assert!(names(directory.path()).is_empty());
+    }
+
+    #[test]
+    fn a_link_to_a_file_stays_and_a_device_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let (file, link) = (directory.path().join("web.tar"), directory.path().join("link"));
+        std::fs::write(&file, b"old").unwrap();
+        std::os::unix::fs::symlink("web.tar", &link).unwrap();
+        let mut target = Target::create(&link).unwrap();
+        target.write_all(b"new").unwrap();
+        target.publish().unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(std::fs::read(&file).unwrap(), b"new");
+        assert!(Target::create(Path::new("/dev/null")).is_err());
     }
 
     #[test]
