@@ -2,3 +2,6 @@
 //!
 //! The rooms speak CRIU's messages directly (docs/adr/0003): what is captured is what the image
 //! holds, so there is no second representation that could drift.
+
+pub mod cgroup;
+pub mod namespaces;
