@@ -69,7 +69,7 @@ impl Store {
     pub fn import(&self, archive: impl Read, options: &ImportOptions) -> Result<Image, StoreError> {
         let changes = Changes::parse(&options.changes)?;
         let name = options.name.as_deref().map(ImageName::local).transpose()?;
-        let layer = self.add_layer(archive)?;
+        let layer = self.add_layer(archive, Whiteouts::Dropped)?;
         let created = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
         let comment =
             options.message.clone().unwrap_or_else(|| "Imported from a tarball".to_owned());
@@ -224,14 +224,18 @@ impl Store {
     }
 
     /// Unpacks an archive into a new layer, unless a layer of the same digest is there.
-    pub(crate) fn add_layer(&self, archive: impl Read) -> Result<Layer, StoreError> {
+    pub(crate) fn add_layer(
+        &self,
+        archive: impl Read,
+        whiteouts: Whiteouts,
+    ) -> Result<Layer, StoreError> {
         let scratch = self.scratch()?;
         let dir = scratch.path().join("layer");
         let diff = dir.join("diff");
         make_dir(&diff, 0o755)?;
         let mut stream = Digesting::new(decompress(archive)?);
-        let mut unpacker = Unpacker::new(&diff, Whiteouts::ToOverlay).at("open", &diff)?;
-        let mut tar = tar::Archive::new(&mut stream);
+        let mut unpacker = Unpacker::new(&diff, whiteouts).at("open", &diff)?;
+        let mut tar = crate::tarstream::TarStream::new(&mut stream);
         unpacker.unpack(&mut tar)?;
         let unpacked = unpacker.finish()?;
         if unpacked.entries == 0 {

@@ -3,11 +3,13 @@
 
 pub mod beneath;
 mod change;
+pub mod diff;
 mod image;
 mod names;
-mod pack;
+pub mod pack;
 mod rootfs;
 mod store;
+pub mod tarstream;
 pub mod unpack;
 mod volume;
 

@@ -21,6 +21,7 @@ use rustix::io::Errno;
 use tar::EntryType;
 
 use crate::beneath::{self, Beneath, UnsafePath};
+use crate::tarstream::{Member, TarStream};
 
 /// Name prefix of an OCI whiteout.
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
@@ -77,6 +78,9 @@ pub enum Whiteouts {
     /// `.wh.NAME` becomes overlayfs's own whiteout (a 0/0 character device), the opaque marker an
     /// extended attribute: for layer directories.
     ToOverlay,
+    /// They are left out: for the lowest layer, which has nothing to hide. Overlayfs would show a
+    /// whiteout there as the device that it is.
+    Dropped,
     /// They are ordinary names: for trees that are not layers.
     Literal,
 }
@@ -130,52 +134,55 @@ impl Unpacker {
     ///
     /// # Errors
     /// The first member that could not be written; what was written before stays.
-    pub fn unpack(&mut self, archive: &mut tar::Archive<impl Read>) -> Result<(), UnpackError> {
-        let unreadable = |e| UnpackError { member: PathBuf::new(), kind: UnpackErrorKind::Read(e) };
-        for entry in archive.entries().map_err(unreadable)? {
-            self.entry(&mut entry.map_err(unreadable)?)?;
+    pub fn unpack(&mut self, archive: &mut TarStream<impl Read>) -> Result<(), UnpackError> {
+        let mut last = PathBuf::new();
+        loop {
+            match archive.next_member() {
+                Ok(None) => return Ok(()),
+                Ok(Some(member)) => {
+                    self.member(&member, archive)?;
+                    last = PathBuf::from(OsStr::from_bytes(&member.path));
+                }
+                Err(e) => {
+                    return Err(UnpackError { member: last, kind: UnpackErrorKind::Read(e) });
+                }
+            }
         }
-        Ok(())
     }
 
-    /// Writes one member.
+    /// Writes one member, whose content comes from `content`.
     ///
     /// # Errors
     /// [`UnpackError`] naming the member.
-    pub fn entry(&mut self, entry: &mut tar::Entry<'_, impl Read>) -> Result<(), UnpackError> {
-        let member = PathBuf::from(OsStr::from_bytes(&entry.path_bytes()));
-        self.write(entry, &member).map_err(|kind| UnpackError { member, kind })
+    pub fn member(&mut self, member: &Member, content: &mut impl Read) -> Result<(), UnpackError> {
+        self.write(member, content).map_err(|kind| UnpackError {
+            member: PathBuf::from(OsStr::from_bytes(&member.path)),
+            kind,
+        })
     }
 
-    fn write(
-        &mut self,
-        entry: &mut tar::Entry<'_, impl Read>,
-        member: &Path,
-    ) -> Result<(), UnpackErrorKind> {
-        let kind = entry.header().entry_type();
-        if kind == EntryType::XGlobalHeader {
+    fn write(&mut self, member: &Member, content: &mut impl Read) -> Result<(), UnpackErrorKind> {
+        let path = beneath::clean(Path::new(OsStr::from_bytes(&member.path)))
+            .map_err(UnpackErrorKind::UnsafePath)?;
+        if self.whiteouts != Whiteouts::Literal && self.whiteout(&path)? {
             return Ok(());
         }
-        let path = beneath::clean(member).map_err(UnpackErrorKind::UnsafePath)?;
-        if self.whiteouts == Whiteouts::ToOverlay && self.whiteout(&path)? {
-            return Ok(());
-        }
-        let meta = Meta::read(entry)?;
+        let meta = Meta::read(member)?;
         self.done.entries += 1;
-        match kind {
+        match member.kind {
             EntryType::Directory => self.directory(path, &meta),
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-                self.regular(&path, &meta, entry)
+                self.regular(&path, &meta, member, content)
             }
-            EntryType::Link => self.hard_link(&path, entry),
-            EntryType::Symlink => self.symlink(&path, &meta, entry),
+            EntryType::Link => self.hard_link(&path, link_target(member)?),
+            EntryType::Symlink => self.symlink(&path, &meta, link_target(member)?),
             EntryType::Fifo => self.node(&path, &meta, FileType::Fifo, 0),
             EntryType::Char | EntryType::Block => {
                 let bad = |field| UnpackErrorKind::BadField { field };
-                let header = entry.header();
+                let header = &member.header;
                 let major = header.device_major().ok().flatten().ok_or(bad("devmajor"))?;
                 let minor = header.device_minor().ok().flatten().ok_or(bad("devminor"))?;
-                let ty = match kind {
+                let ty = match member.kind {
                     EntryType::Char => FileType::CharacterDevice,
                     _ => FileType::BlockDevice,
                 };
@@ -193,6 +200,9 @@ impl Unpacker {
         let Some(hidden) = name.strip_prefix(WHITEOUT_PREFIX) else {
             return Ok(false);
         };
+        if self.whiteouts == Whiteouts::Dropped {
+            return Ok(true);
+        }
         if name == WHITEOUT_OPAQUE {
             let (parent, _) = self.root.parent(path).map_err(resolving)?;
             rustix::fs::fsetxattr(parent, "trusted.overlay.opaque", b"y", XattrFlags::empty())
@@ -240,6 +250,7 @@ impl Unpacker {
         &mut self,
         path: &Path,
         meta: &Meta,
+        member: &Member,
         content: &mut impl Read,
     ) -> Result<(), UnpackErrorKind> {
         let flags =
@@ -247,19 +258,23 @@ impl Unpacker {
         let file = self.create(path, "make the file", |dir, name| {
             rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))
         })?;
-        self.done.bytes += copy_sparse(content, file.as_fd(), &mut self.buffer)?;
+        self.done.bytes += match &member.sparse {
+            None => copy_sparse(content, file.as_fd(), 0, &mut self.buffer)?,
+            Some((pieces, len)) => {
+                for &(offset, len) in pieces {
+                    let mut piece = content.take(len);
+                    copy_sparse(&mut piece, file.as_fd(), offset, &mut self.buffer)?;
+                }
+                rustix::fs::ftruncate(&file, *len).map_err(doing("set the length"))?;
+                *len
+            }
+        };
         self.set_meta_fd(file.as_fd(), meta)?;
         rustix::fs::futimens(&file, &times(meta.mtime)).map_err(doing("set the times"))
     }
 
-    fn hard_link(
-        &mut self,
-        path: &Path,
-        entry: &mut tar::Entry<'_, impl Read>,
-    ) -> Result<(), UnpackErrorKind> {
-        let bad = UnpackErrorKind::BadField { field: "linkname" };
-        let target = entry.link_name_bytes().ok_or(bad)?;
-        let target = beneath::clean(Path::new(OsStr::from_bytes(&target)))
+    fn hard_link(&mut self, path: &Path, target: &[u8]) -> Result<(), UnpackErrorKind> {
+        let target = beneath::clean(Path::new(OsStr::from_bytes(target)))
             .map_err(UnpackErrorKind::UnsafePath)?;
         if target == path {
             return Ok(());
@@ -273,16 +288,9 @@ impl Unpacker {
         })
     }
 
-    fn symlink(
-        &mut self,
-        path: &Path,
-        meta: &Meta,
-        entry: &mut tar::Entry<'_, impl Read>,
-    ) -> Result<(), UnpackErrorKind> {
-        let bad = UnpackErrorKind::BadField { field: "linkname" };
-        let target = entry.link_name_bytes().ok_or(bad)?.into_owned();
+    fn symlink(&mut self, path: &Path, meta: &Meta, target: &[u8]) -> Result<(), UnpackErrorKind> {
         self.create(path, "make the symbolic link", |dir, name| {
-            rustix::fs::symlinkat(OsStr::from_bytes(&target), dir, name)
+            rustix::fs::symlinkat(OsStr::from_bytes(target), dir, name)
         })?;
         self.set_meta_at(path, meta, None)
     }
@@ -405,48 +413,43 @@ impl Unpacker {
 }
 
 impl Meta {
-    fn read(entry: &mut tar::Entry<'_, impl Read>) -> Result<Self, UnpackErrorKind> {
+    fn read(member: &Member) -> Result<Self, UnpackErrorKind> {
         let bad = |field| UnpackErrorKind::BadField { field };
-        let header = entry.header();
-        let narrow = |value: io::Result<u64>, field| {
-            value.ok().and_then(|v| u32::try_from(v).ok()).ok_or(bad(field))
+        let header = &member.header;
+        let record = |key: &str| {
+            let value = member.records.iter().find(|(k, _)| k == key).map(|(_, v)| v);
+            value.map(|v| std::str::from_utf8(v).unwrap_or("damaged"))
         };
-        let mut meta = Meta {
+        let id = |key: &'static str, field: io::Result<u64>| match record(key) {
+            Some(text) => text.parse().map_err(|_| bad(key)),
+            None => field.ok().and_then(|v| u32::try_from(v).ok()).ok_or(bad(key)),
+        };
+        let mtime = match record("mtime") {
+            Some(text) => pax_time(text),
+            None => header
+                .mtime()
+                .ok()
+                .and_then(|v| i64::try_from(v).ok())
+                .map(|tv_sec| Timespec { tv_sec, tv_nsec: 0 }),
+        };
+        let xattrs = member.records.iter().filter_map(|(key, value)| {
+            let name = key.strip_prefix(PAX_XATTR).filter(|name| !is_overlay_xattr(name))?;
+            Some((name.to_owned(), value.clone()))
+        });
+        Ok(Meta {
             mode: header.mode().map_err(|_| bad("mode"))? & 0o7777,
-            uid: narrow(header.uid(), "uid")?,
-            gid: narrow(header.gid(), "gid")?,
-            mtime: Timespec {
-                tv_sec: header
-                    .mtime()
-                    .ok()
-                    .and_then(|v| i64::try_from(v).ok())
-                    .ok_or(bad("mtime"))?,
-                tv_nsec: 0,
-            },
-            xattrs: Vec::new(),
-        };
-        let Some(records) = entry.pax_extensions().map_err(UnpackErrorKind::Read)? else {
-            return Ok(meta);
-        };
-        for record in records {
-            let record = record.map_err(UnpackErrorKind::Read)?;
-            let Ok(key) = record.key() else { continue };
-            let text = || std::str::from_utf8(record.value_bytes()).ok();
-            match key {
-                "mtime" => meta.mtime = text().and_then(pax_time).ok_or(bad("mtime"))?,
-                "uid" => meta.uid = text().and_then(|t| t.parse().ok()).ok_or(bad("uid"))?,
-                "gid" => meta.gid = text().and_then(|t| t.parse().ok()).ok_or(bad("gid"))?,
-                _ => {
-                    if let Some(name) = key.strip_prefix(PAX_XATTR)
-                        && !is_overlay_xattr(name)
-                    {
-                        meta.xattrs.push((name.to_owned(), record.value_bytes().to_vec()));
-                    }
-                }
-            }
-        }
-        Ok(meta)
+            uid: id("uid", header.uid())?,
+            gid: id("gid", header.gid())?,
+            mtime: mtime.ok_or(bad("mtime"))?,
+            xattrs: xattrs.collect(),
+        })
     }
+}
+
+/// Where a link leads.
+fn link_target(member: &Member) -> Result<&[u8], UnpackErrorKind> {
+    let target = member.link.as_deref().filter(|t| !t.is_empty());
+    target.ok_or(UnpackErrorKind::BadField { field: "linkname" })
 }
 
 /// Whether an extended attribute steers overlayfs: never taken from or put into an archive.
@@ -473,15 +476,17 @@ fn pax_time(text: &str) -> Option<Timespec> {
     Some(Timespec { tv_sec: seconds, tv_nsec: nanos })
 }
 
-/// Writes `content` to `file`, leaving holes where whole blocks are zero.
+/// Writes `content` to `file` from `start` on, leaving holes where whole blocks are zero; returns
+/// its length.
 fn copy_sparse(
     content: &mut impl Read,
     file: BorrowedFd<'_>,
+    start: u64,
     buffer: &mut [u8],
 ) -> Result<u64, UnpackErrorKind> {
     const BLOCK: usize = 4096;
-    let mut offset: u64 = 0;
-    let mut written: u64 = 0;
+    let mut offset = start;
+    let mut written = start;
     loop {
         let len = fill(content, buffer).map_err(UnpackErrorKind::Read)?;
         if len == 0 {
@@ -506,7 +511,7 @@ fn copy_sparse(
     if written < offset {
         rustix::fs::ftruncate(file, offset).map_err(doing("set the length"))?;
     }
-    Ok(offset)
+    Ok(offset - start)
 }
 
 fn fill(content: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
