@@ -48,7 +48,7 @@ impl Engine {
                     .context("cannot run scripts/peer.sh")?;
                 if setup.status.code() == Some(69) {
                     return Err(
-                        Skip(String::from_utf8_lossy(&setup.stderr).trim().to_owned()).into(),
+                        Skip(String::from_utf8_lossy(&setup.stderr).trim().to_owned()).into()
                     );
                 }
                 let mut command = Command::new(script);
@@ -60,6 +60,11 @@ impl Engine {
 
     /// Captures the tree of `pid`; `leave_running` lets it go on instead of killing it.
     pub fn dump(self, pid: i32, images: &Path, leave_running: bool) -> Result<()> {
+        finish(self.dump_command(pid, images, leave_running)?, &images.join("dump.log"))
+    }
+
+    /// The command of [`Engine::dump`].
+    pub fn dump_command(self, pid: i32, images: &Path, leave_running: bool) -> Result<Command> {
         let mut command = self.command()?;
         command.args(["dump", "-v4", "-o", "dump.log", "--file-locks"]);
         command.arg("-t").arg(pid.to_string()).arg("-D").arg(images);
@@ -69,27 +74,30 @@ impl Engine {
         if self == Self::Criu {
             command.args(["--link-remap", "--ghost-limit", "64M"]);
         }
-        finish(command, &images.join("dump.log"))
+        Ok(command)
     }
 
     /// Restores a tree; the pid of its root.
     pub fn restore(self, images: &Path) -> Result<i32> {
-        let mut command = self.command()?;
         let pidfile = images.join("restored.pid");
         let _ = fs::remove_file(&pidfile);
-        command.args(["restore", "-v4", "-o", "restore.log", "-d", "--file-locks"]);
-        command.arg("--pidfile").arg(&pidfile).arg("-D").arg(images);
-        finish(command, &images.join("restore.log"))?;
+        finish(self.restore_command(images)?, &images.join("restore.log"))?;
         let pid = fs::read_to_string(&pidfile).context("no pid file was written")?;
         pid.trim().parse().context("the pid file holds no pid")
+    }
+
+    /// The command of [`Engine::restore`].
+    pub fn restore_command(self, images: &Path) -> Result<Command> {
+        let mut command = self.command()?;
+        command.args(["restore", "-v4", "-o", "restore.log", "-d", "--file-locks"]);
+        command.arg("--pidfile").arg(images.join("restored.pid")).arg("-D").arg(images);
+        Ok(command)
     }
 }
 
 /// Runs a command and gives its messages and the end of its log when it fails.
 fn finish(mut command: Command, log: &Path) -> Result<()> {
-    let output = command
-        .output()
-        .with_context(|| format!("cannot run {command:?}"))?;
+    let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
     if output.status.success() {
         return Ok(());
     }

@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 
 pub mod engine;
+pub mod host;
 pub mod process;
+pub mod random;
 pub mod skips;
 pub mod workload;

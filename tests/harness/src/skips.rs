@@ -2,6 +2,7 @@
 //!
 //! A line of that file is `PATTERN REASON`; in the pattern `*` stands for any text.
 
+use anyhow::Result;
 use std::fmt;
 
 const EXPECTED: &str = include_str!("../expected-skips.txt");
@@ -24,6 +25,26 @@ fn matches(pattern: &str, text: &str) -> bool {
                 .filter(|&at| tail.is_char_boundary(at))
                 .any(|at| matches(rest, &tail[at..]))
         }),
+    }
+}
+
+/// Runs the body of a test; a skip passes with its reason printed, except in CI when it was not
+/// expected.
+pub fn judge(test: &str, body: impl FnOnce() -> Result<()>) -> Result<(), String> {
+    if let Some(reason) = expected(test) {
+        println!("skip {test}: {reason}");
+        return Ok(());
+    }
+    match body() {
+        Ok(()) => Ok(()),
+        Err(error) => match error.downcast_ref::<Skip>() {
+            Some(skip) if std::env::var_os("CI").is_none() => {
+                println!("skip {test}: {}", skip.0);
+                Ok(())
+            }
+            Some(skip) => Err(format!("unexpected skip (not in expected-skips.txt): {}", skip.0)),
+            None => Err(format!("{error:#}")),
+        },
     }
 }
 

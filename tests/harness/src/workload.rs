@@ -40,19 +40,10 @@ impl Run {
         let work = base.path().join("work");
         fs::create_dir(&work)?;
         let fifo = work.join("ready");
-        rustix::fs::mknodat(
-            rustix::fs::CWD,
-            &fifo,
-            rustix::fs::FileType::Fifo,
-            Mode::RWXU,
-            0,
-        )?;
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, Mode::RWXU, 0)?;
         // Opened before the start: the reader must be there when the workload opens its end.
         let listen = rustix::fs::open(&fifo, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty())?;
-        let output = File::options()
-            .append(true)
-            .create(true)
-            .open(work.join("output"))?;
+        let output = File::options().append(true).create(true).open(work.join("output"))?;
         let child = Command::new(program())
             .args(arguments)
             .arg(&work)
@@ -64,10 +55,7 @@ impl Run {
             .stderr(output)
             .spawn()
             .with_context(|| {
-                format!(
-                    "cannot start {} (cargo build -p arctern-workloads)",
-                    program().display()
-                )
+                format!("cannot start {} (cargo build -p arctern-workloads)", program().display())
             })?;
         let outer = Process::open(child.id() as i32)?;
         let mut said = String::new();
@@ -133,11 +121,7 @@ impl Run {
             };
             for task in tasks.flatten() {
                 let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-                pids.extend(
-                    children
-                        .split_whitespace()
-                        .filter_map(|pid| pid.parse::<i32>().ok()),
-                );
+                pids.extend(children.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()));
             }
             at += 1;
         }
@@ -146,10 +130,7 @@ impl Run {
 
     /// Waits for the end of a tree that was killed by its capture.
     pub fn wait_for_kill(&self, tree: Vec<Process>) -> Result<()> {
-        let end = self
-            .outer
-            .wait(Duration::from_secs(20))
-            .context("after the capture")?;
+        let end = self.outer.wait(Duration::from_secs(20)).context("after the capture")?;
         for process in &tree {
             process.gone(Duration::from_secs(20))?;
         }
@@ -159,10 +140,9 @@ impl Run {
         }
         match end {
             End::Killed(9) | End::Exited(137) => Ok(()),
-            end => bail!(
-                "the captured tree should have been killed, but: {end:?}\n{}",
-                self.output()
-            ),
+            end => {
+                bail!("the captured tree should have been killed, but: {end:?}\n{}", self.output())
+            }
         }
     }
 
@@ -170,6 +150,18 @@ impl Run {
     pub fn restored(&mut self, pid: i32) -> Result<()> {
         self.root = Process::open(pid)?;
         self.outer = Process::open(pid)?;
+        Ok(())
+    }
+
+    /// Kills the tree and waits until it is gone.
+    pub fn kill(&self) -> Result<()> {
+        let tree = self.tree()?;
+        for process in &tree {
+            let _ = process.signal(Signal::KILL);
+        }
+        for process in tree {
+            process.gone(Duration::from_secs(20))?;
+        }
         Ok(())
     }
 
@@ -199,25 +191,60 @@ impl Run {
             };
             for task in tasks.flatten() {
                 let read = |name: &str| {
-                    fs::read_to_string(task.path().join(name))
-                        .unwrap_or_default()
-                        .trim()
-                        .to_owned()
+                    fs::read_to_string(task.path().join(name)).unwrap_or_default().trim().to_owned()
                 };
                 text += &format!(
                     "\ntask {:?} {} state {} in {} {}",
                     task.file_name(),
                     read("comm"),
-                    read("status")
-                        .lines()
-                        .find(|l| l.starts_with("State"))
-                        .unwrap_or_default(),
+                    read("status").lines().find(|l| l.starts_with("State")).unwrap_or_default(),
                     read("wchan"),
                     read("syscall")
                 );
             }
         }
         text
+    }
+
+    /// What the workload `busy` counted: its errors first.
+    pub fn progress(&self) -> Result<Vec<u64>> {
+        let bytes =
+            fs::read(self.work().join("progress")).context("the workload has no progress")?;
+        Ok(bytes
+            .chunks_exact(8)
+            .map(|word| word.iter().rev().fold(0, |n, &byte| n << 8 | u64::from(byte)))
+            .collect())
+    }
+
+    /// Nothing stops or traces the tree: fails with the first task that is held.
+    pub fn unharmed(&self) -> Result<()> {
+        for process in self.tree()? {
+            for task in fs::read_dir(format!("/proc/{}/task", process.pid()))?.flatten() {
+                let Ok(status) = fs::read_to_string(task.path().join("status")) else { continue };
+                let field = |key: &str| {
+                    status
+                        .lines()
+                        .find_map(|l| l.strip_prefix(key))
+                        .unwrap_or_default()
+                        .trim()
+                        .to_owned()
+                };
+                if field("State:").starts_with(['T', 't']) || field("TracerPid:") != "0" {
+                    bail!(
+                        "task {:?} is held: state {}, tracer {}",
+                        task.file_name(),
+                        field("State:"),
+                        field("TracerPid:")
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The mappings of the root task, to see that a capture leaves none of its own.
+    pub fn maps(&self) -> Result<String> {
+        fs::read_to_string(format!("/proc/{}/maps", self.pid())).context("cannot read the mappings")
     }
 
     /// Keeps the directory for a look at it.
@@ -242,10 +269,7 @@ fn orphans_of_session(session: i32) -> Vec<Process> {
         .flatten()
         .flat_map(|task| {
             let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-            children
-                .split_whitespace()
-                .filter_map(|pid| pid.parse().ok())
-                .collect::<Vec<i32>>()
+            children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>()
         })
         .filter(|pid| {
             let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result};
 use arctern_harness::engine::Engine::{self, Arctern, Criu};
-use arctern_harness::skips::{self, Skip};
+use arctern_harness::skips;
 use arctern_harness::workload::{Run, program};
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::process::Command;
@@ -44,23 +44,7 @@ fn test(
     capture: Engine,
     restore: Option<Engine>,
 ) -> Result<(), Failed> {
-    if let Some(reason) = skips::expected(name) {
-        println!("skip {name}: {reason}");
-        return Ok(());
-    }
-    match cell(workload, capture, restore) {
-        Ok(()) => Ok(()),
-        Err(error) => match error.downcast_ref::<Skip>() {
-            Some(skip) if std::env::var_os("CI").is_none() => {
-                println!("skip {name}: {}", skip.0);
-                Ok(())
-            }
-            Some(skip) => {
-                Err(format!("unexpected skip (not in expected-skips.txt): {}", skip.0).into())
-            }
-            None => Err(format!("{error:#}").into()),
-        },
-    }
+    Ok(skips::judge(name, || cell(workload, capture, restore))?)
 }
 
 fn main() {
@@ -69,10 +53,7 @@ fn main() {
     let list = match &list {
         Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout),
         _ => {
-            eprintln!(
-                "{} does not run: cargo build -p arctern-workloads",
-                program().display()
-            );
+            eprintln!("{} does not run: cargo build -p arctern-workloads", program().display());
             std::process::exit(1);
         }
     };
@@ -81,9 +62,7 @@ fn main() {
         for (column, capture, restore) in COLUMNS {
             let name = format!("{workload}::{column}");
             let (test_name, workload) = (name.clone(), workload.to_owned());
-            trials.push(Trial::test(name, move || {
-                test(&test_name, &workload, capture, restore)
-            }));
+            trials.push(Trial::test(name, move || test(&test_name, &workload, capture, restore)));
         }
     }
     libtest_mimic::run(&arguments, trials).exit();

@@ -43,10 +43,7 @@ impl Worker {
     fn repeat(&self, mut step: impl FnMut() -> Result<(), String>) {
         while !STOP.load(Ordering::Relaxed) {
             if let Err(what) = step() {
-                self.progress
-                    .lock()
-                    .expect("no worker panics")
-                    .error(self.name, &what);
+                self.progress.lock().expect("no worker panics").error(self.name, &what);
             }
             self.counter.fetch_add(1, Ordering::Relaxed);
         }
@@ -56,10 +53,7 @@ impl Worker {
 type Step = Box<dyn FnMut() -> Result<(), String> + Send>;
 
 fn wrong(what: &str, got: i64) -> Result<(), String> {
-    Err(format!(
-        "{what} returned {got} ({})",
-        io::Error::last_os_error()
-    ))
+    Err(format!("{what} returned {got} ({})", io::Error::last_os_error()))
 }
 
 /// The call must return `want` and take at least the time.
@@ -77,10 +71,7 @@ fn timed(what: &str, want: i64, least: Duration, call: impl FnOnce() -> i64) -> 
 }
 
 fn span(time: Duration) -> libc::timespec {
-    libc::timespec {
-        tv_sec: time.as_secs() as i64,
-        tv_nsec: time.subsec_nanos().into(),
-    }
+    libc::timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() }
 }
 
 fn errno() -> i32 {
@@ -105,20 +96,12 @@ pub fn busy(stage: &Stage, checks: &mut Checks) {
     std::fs::write(&path, [0u8; 4096]).expect("file");
     let path = std::ffi::CString::new(path.into_os_string().into_encoded_bytes()).expect("no NUL");
     let fd = must!(libc::open(path.as_ptr(), libc::O_RDWR | libc::O_CLOEXEC));
-    let memory = crate::memory::map(
-        4096,
-        libc::PROT_READ | libc::PROT_WRITE,
-        libc::MAP_SHARED,
-        fd,
-        0,
-    );
+    let memory =
+        crate::memory::map(4096, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, fd, 0);
     must!(libc::close(fd));
     // SAFETY: the mapping is as long as the program runs, and is used as atomics only.
     let words: &'static [AtomicU64] = unsafe { std::slice::from_raw_parts(memory.cast(), 512) };
-    let progress = Arc::new(Mutex::new(Progress {
-        words,
-        names: vec!["errors"],
-    }));
+    let progress = Arc::new(Mutex::new(Progress { words, names: vec!["errors"] }));
 
     // Handlers: the alarm may go to the main thread only, all others block it.
     let alarm = libc::SIGALRM;
@@ -153,17 +136,9 @@ pub fn busy(stage: &Stage, checks: &mut Checks) {
     let mut threads = Vec::new();
     for (index, (name, mut step)) in workers.into_iter().enumerate() {
         progress.lock().expect("no worker panics").names.push(name);
-        let worker = Worker {
-            progress: progress.clone(),
-            counter: &words[index + 1],
-            name,
-        };
-        let thread = std::thread::Builder::new()
-            .name(name.into())
-            .stack_size(128 * 1024);
-        let thread = thread
-            .spawn(move || worker.repeat(&mut *step))
-            .expect("a thread can be made");
+        let worker = Worker { progress: progress.clone(), counter: &words[index + 1], name };
+        let thread = std::thread::Builder::new().name(name.into()).stack_size(128 * 1024);
+        let thread = thread.spawn(move || worker.repeat(&mut *step)).expect("a thread can be made");
         if !NOT_JOINED.contains(&name) {
             threads.push(thread);
         }
@@ -172,43 +147,22 @@ pub fn busy(stage: &Stage, checks: &mut Checks) {
 
     // From here on the main thread is interrupted by a handler all the time.
     let timer = libc::itimerval {
-        it_value: libc::timeval {
-            tv_sec: 0,
-            tv_usec: 5000,
-        },
-        it_interval: libc::timeval {
-            tv_sec: 0,
-            tv_usec: 5000,
-        },
+        it_value: libc::timeval { tv_sec: 0, tv_usec: 5000 },
+        it_interval: libc::timeval { tv_sec: 0, tv_usec: 5000 },
     };
-    must!(libc::setitimer(
-        libc::ITIMER_REAL,
-        &timer,
-        std::ptr::null_mut()
-    ));
-    must!(libc::sigprocmask(
-        libc::SIG_UNBLOCK,
-        &sigset(&[alarm]),
-        std::ptr::null_mut()
-    ));
+    must!(libc::setitimer(libc::ITIMER_REAL, &timer, std::ptr::null_mut()));
+    must!(libc::sigprocmask(libc::SIG_UNBLOCK, &sigset(&[alarm]), std::ptr::null_mut()));
     stage.ready();
     stage.wait_for_verify();
 
     let alarms = ALARMS.load(Ordering::Relaxed);
     checks.that("a worker stands still", until_all(&words[1..=count], 3));
-    checks.that(
-        "the alarm stands still",
-        ALARMS.load(Ordering::Relaxed) > alarms,
-    );
+    checks.that("the alarm stands still", ALARMS.load(Ordering::Relaxed) > alarms);
     STOP.store(true, Ordering::Relaxed);
     for thread in threads {
         checks.that("a worker panicked", thread.join().is_ok());
     }
-    checks.eq(
-        "queued signals lost or out of order",
-        0,
-        OUT_OF_ORDER.load(Ordering::SeqCst),
-    );
+    checks.eq("queued signals lost or out of order", 0, OUT_OF_ORDER.load(Ordering::SeqCst));
     checks.eq("errors", 0, words[0].load(Ordering::Relaxed));
     let names = progress.lock().expect("no worker panicked").names.join(" ");
     println!("busy: {names}");
@@ -300,19 +254,11 @@ fn pipe_ping_pong() -> [(&'static str, Step); 2] {
             }
         }
         std::thread::sleep(Duration::from_millis(1));
-        if answer == sent {
-            Ok(())
-        } else {
-            Err(format!("{answer} came back for {sent}"))
-        }
+        if answer == sent { Ok(()) } else { Err(format!("{answer} came back for {sent}")) }
     });
     let pong: Step = Box::new(move || {
         let mut number = 0u64;
-        let mut fd = libc::pollfd {
-            fd: there,
-            events: libc::POLLIN,
-            revents: 0,
-        };
+        let mut fd = libc::pollfd { fd: there, events: libc::POLLIN, revents: 0 };
         // SAFETY: both buffers outlive the calls.
         unsafe {
             if libc::poll(&mut fd, 1, 200) == 0 {
@@ -366,19 +312,9 @@ fn queued_signals(signal: i32) -> [(&'static str, Step); 2] {
         info[3] = number;
         // SAFETY: the structure outlives the call.
         let got = unsafe {
-            libc::syscall(
-                libc::SYS_rt_tgsigqueueinfo,
-                libc::getpid(),
-                tid,
-                signal,
-                info.as_ptr(),
-            )
+            libc::syscall(libc::SYS_rt_tgsigqueueinfo, libc::getpid(), tid, signal, info.as_ptr())
         };
-        if got == 0 {
-            Ok(())
-        } else {
-            wrong("rt_tgsigqueueinfo", got)
-        }
+        if got == 0 { Ok(()) } else { wrong("rt_tgsigqueueinfo", got) }
     });
     [("signal receiver", receiver), ("signal sender", sender)]
 }
@@ -418,11 +354,7 @@ fn waits(signal: i32) -> Vec<(&'static str, Step)> {
             "poll",
             Box::new(move || {
                 timed("poll", 0, LIMIT, || unsafe {
-                    let mut fd = libc::pollfd {
-                        fd: quiet,
-                        events: libc::POLLIN,
-                        revents: 0,
-                    };
+                    let mut fd = libc::pollfd { fd: quiet, events: libc::POLLIN, revents: 0 };
                     libc::syscall(libc::SYS_poll, &mut fd, 1, LIMIT.as_millis() as i32)
                 })
             }),
@@ -431,10 +363,7 @@ fn waits(signal: i32) -> Vec<(&'static str, Step)> {
             "select",
             Box::new(|| {
                 timed("select", 0, LIMIT, || unsafe {
-                    let mut time = libc::timeval {
-                        tv_sec: 0,
-                        tv_usec: LIMIT.as_micros() as i64,
-                    };
+                    let mut time = libc::timeval { tv_sec: 0, tv_usec: LIMIT.as_micros() as i64 };
                     libc::syscall(libc::SYS_select, 0, 0usize, 0usize, 0usize, &mut time)
                 })
             }),
@@ -491,10 +420,7 @@ fn children() -> Result<(), String> {
         if pid == 0 {
             libc::syscall(
                 libc::SYS_nanosleep,
-                &libc::timespec {
-                    tv_sec: 0,
-                    tv_nsec: 2_000_000,
-                },
+                &libc::timespec { tv_sec: 0, tv_nsec: 2_000_000 },
                 0usize,
             );
             libc::_exit(code);
@@ -505,9 +431,7 @@ fn children() -> Result<(), String> {
             return wrong("wait4", got);
         }
         if status != code << 8 {
-            return Err(format!(
-                "child ended with {status:#x} instead of exit code {code}"
-            ));
+            return Err(format!("child ended with {status:#x} instead of exit code {code}"));
         }
     }
     std::thread::sleep(Duration::from_millis(3));
@@ -527,15 +451,9 @@ fn mappings() -> Result<(), String> {
     let pattern = (memory as usize >> 12) as u8;
     crate::memory::bytes(memory, LENGTH).fill(pattern);
     std::thread::sleep(Duration::from_millis(1));
-    let same = crate::memory::bytes(memory, LENGTH)
-        .iter()
-        .all(|&byte| byte == pattern);
+    let same = crate::memory::bytes(memory, LENGTH).iter().all(|&byte| byte == pattern);
     must!(libc::munmap(memory.cast(), LENGTH));
-    if same {
-        Ok(())
-    } else {
-        Err("memory changed".into())
-    }
+    if same { Ok(()) } else { Err("memory changed".into()) }
 }
 
 /// A blocked accept, and a thread that connects every few milliseconds.

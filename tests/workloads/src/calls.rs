@@ -56,10 +56,7 @@ fn expect(want: i64, got: i64) -> Result<(), String> {
     if want == got {
         Ok(())
     } else {
-        Err(format!(
-            "returned {got} ({}) instead of {want}",
-            io::Error::last_os_error()
-        ))
+        Err(format!("returned {got} ({}) instead of {want}", io::Error::last_os_error()))
     }
 }
 
@@ -97,24 +94,11 @@ pub fn blocked_calls(stage: &Stage, checks: &mut Checks) {
         listener.as_raw_fd()
     };
     let mut pair = [0; 2];
-    must!(libc::socketpair(
-        libc::AF_UNIX,
-        libc::SOCK_STREAM,
-        0,
-        pair.as_mut_ptr()
-    ));
+    must!(libc::socketpair(libc::AF_UNIX, libc::SOCK_STREAM, 0, pair.as_mut_ptr()));
     let (poll_end, poll_writer) = pipe();
     let epoll = must!(libc::epoll_create1(0));
-    let mut event = libc::epoll_event {
-        events: libc::EPOLLIN as u32,
-        u64: 9,
-    };
-    must!(libc::epoll_ctl(
-        epoll,
-        libc::EPOLL_CTL_ADD,
-        poll_end,
-        &mut event
-    ));
+    let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 9 };
+    must!(libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, poll_end, &mut event));
     let waited = must!(libc::fork());
     if waited == 0 {
         let set = sigset(&[libc::SIGUSR1]);
@@ -135,9 +119,7 @@ pub fn blocked_calls(stage: &Stage, checks: &mut Checks) {
     let calls = vec![
         blocked("read of a pipe", libc::SYS_read, move || {
             let mut buffer = [0u8; 16];
-            expect(5, unsafe {
-                libc::syscall(libc::SYS_read, read_end, buffer.as_mut_ptr(), 16)
-            })
+            expect(5, unsafe { libc::syscall(libc::SYS_read, read_end, buffer.as_mut_ptr(), 16) })
         }),
         blocked("write to a full pipe", libc::SYS_write, move || {
             expect(10, unsafe {
@@ -146,13 +128,7 @@ pub fn blocked_calls(stage: &Stage, checks: &mut Checks) {
         }),
         blocked("futex", libc::SYS_futex, move || {
             expect(0, unsafe {
-                libc::syscall(
-                    libc::SYS_futex,
-                    theirs.as_ptr(),
-                    libc::FUTEX_WAIT,
-                    0,
-                    0usize,
-                )
+                libc::syscall(libc::SYS_futex, theirs.as_ptr(), libc::FUTEX_WAIT, 0, 0usize)
             })
         }),
         blocked("accept", libc::SYS_accept, move || {
@@ -184,14 +160,7 @@ pub fn blocked_calls(stage: &Stage, checks: &mut Checks) {
             let mut set = unsafe { std::mem::zeroed::<libc::fd_set>() };
             unsafe { libc::FD_SET(poll_end, &mut set) };
             expect(1, unsafe {
-                libc::syscall(
-                    libc::SYS_select,
-                    poll_end + 1,
-                    &mut set,
-                    0usize,
-                    0usize,
-                    0usize,
-                )
+                libc::syscall(libc::SYS_select, poll_end + 1, &mut set, 0usize, 0usize, 0usize)
             })
         }),
         blocked("epoll_wait", libc::SYS_epoll_wait, move || {
@@ -205,9 +174,7 @@ pub fn blocked_calls(stage: &Stage, checks: &mut Checks) {
         }),
         blocked("flock", libc::SYS_flock, move || {
             let other = must!(libc::open(c"locked".as_ptr(), libc::O_RDWR));
-            expect(0, unsafe {
-                libc::syscall(libc::SYS_flock, other, libc::LOCK_EX)
-            })
+            expect(0, unsafe { libc::syscall(libc::SYS_flock, other, libc::LOCK_EX) })
         }),
         blocked("sigtimedwait", libc::SYS_rt_sigtimedwait, move || {
             let set = sigset(&[signal]);
@@ -224,29 +191,19 @@ pub fn blocked_calls(stage: &Stage, checks: &mut Checks) {
         }),
         blocked("sigsuspend", libc::SYS_rt_sigsuspend, || {
             let set = sigset(&[libc::SIGUSR1]);
-            expect_error(libc::EINTR, unsafe {
-                libc::syscall(libc::SYS_rt_sigsuspend, &set, 8)
-            })
+            expect_error(libc::EINTR, unsafe { libc::syscall(libc::SYS_rt_sigsuspend, &set, 8) })
         }),
     ];
     stage.ready();
     stage.wait_for_verify();
     for call in &calls {
-        checks.that(
-            format!("{} returned before its time", call.name),
-            !call.thread.is_finished(),
-        );
+        checks.that(format!("{} returned before its time", call.name), !call.thread.is_finished());
     }
     must!(libc::write(read_writer, b"hello".as_ptr().cast(), 5));
     let mut buffer = vec![0u8; 4096];
     must!(libc::read(full_reader, buffer.as_mut_ptr().cast(), 4096));
     word.store(1, Ordering::SeqCst);
-    must!(libc::syscall(
-        libc::SYS_futex,
-        word.as_ptr(),
-        libc::FUTEX_WAKE,
-        1
-    ));
+    must!(libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, 1));
     let client = std::os::unix::net::UnixStream::connect("accept");
     checks.that("connect", client.is_ok());
     must!(libc::write(pair[1], b"data".as_ptr().cast(), 4));
@@ -256,12 +213,7 @@ pub fn blocked_calls(stage: &Stage, checks: &mut Checks) {
     must!(libc::kill(libc::getpid(), signal));
     for call in calls {
         if matches!(call.name, "pause" | "sigsuspend") {
-            must!(libc::syscall(
-                libc::SYS_tgkill,
-                libc::getpid(),
-                call.tid,
-                libc::SIGRTMIN() + 7
-            ));
+            must!(libc::syscall(libc::SYS_tgkill, libc::getpid(), call.tid, libc::SIGRTMIN() + 7));
         }
         call.finish(checks);
     }
@@ -272,82 +224,54 @@ const LIMIT: Duration = Duration::from_secs(3);
 /// Calls with a time limit: none returns early or with an error, none takes its time again from the
 /// start, and the time spent captured may or may not count.
 pub fn sleeping_calls(stage: &Stage, checks: &mut Checks) {
-    let limit = || libc::timespec {
-        tv_sec: LIMIT.as_secs() as i64,
-        tv_nsec: 0,
-    };
+    let limit = || libc::timespec { tv_sec: LIMIT.as_secs() as i64, tv_nsec: 0 };
     let (quiet, _writer) = pipe();
     let signal = libc::SIGRTMIN() + 8;
     block(&[signal]);
     // SAFETY (all below): pointers are to memory that outlives the call.
     let calls = vec![
         blocked("nanosleep", libc::SYS_nanosleep, move || {
-            expect(0, unsafe {
-                libc::syscall(libc::SYS_nanosleep, &limit(), 0usize)
-            })
+            expect(0, unsafe { libc::syscall(libc::SYS_nanosleep, &limit(), 0usize) })
         }),
         blocked("nanosleep with the rest", libc::SYS_nanosleep, move || {
             let mut rest = limit();
-            expect(0, unsafe {
-                libc::syscall(libc::SYS_nanosleep, &limit(), &mut rest)
-            })
+            expect(0, unsafe { libc::syscall(libc::SYS_nanosleep, &limit(), &mut rest) })
         }),
         blocked("clock_nanosleep", libc::SYS_clock_nanosleep, move || {
             expect(0, unsafe {
+                libc::syscall(libc::SYS_clock_nanosleep, libc::CLOCK_BOOTTIME, 0, &limit(), 0usize)
+            })
+        }),
+        blocked("clock_nanosleep until", libc::SYS_clock_nanosleep, move || {
+            let until = clock(libc::CLOCK_MONOTONIC) + LIMIT;
+            let until = libc::timespec {
+                tv_sec: until.as_secs() as i64,
+                tv_nsec: until.subsec_nanos().into(),
+            };
+            expect(0, unsafe {
                 libc::syscall(
                     libc::SYS_clock_nanosleep,
-                    libc::CLOCK_BOOTTIME,
-                    0,
-                    &limit(),
+                    libc::CLOCK_MONOTONIC,
+                    libc::TIMER_ABSTIME,
+                    &until,
                     0usize,
                 )
             })
         }),
-        blocked(
-            "clock_nanosleep until",
-            libc::SYS_clock_nanosleep,
-            move || {
-                let until = clock(libc::CLOCK_MONOTONIC) + LIMIT;
-                let until = libc::timespec {
-                    tv_sec: until.as_secs() as i64,
-                    tv_nsec: until.subsec_nanos().into(),
-                };
-                expect(0, unsafe {
-                    libc::syscall(
-                        libc::SYS_clock_nanosleep,
-                        libc::CLOCK_MONOTONIC,
-                        libc::TIMER_ABSTIME,
-                        &until,
-                        0usize,
-                    )
-                })
-            },
-        ),
         blocked("poll", libc::SYS_poll, move || {
-            let mut fd = libc::pollfd {
-                fd: quiet,
-                events: libc::POLLIN,
-                revents: 0,
-            };
+            let mut fd = libc::pollfd { fd: quiet, events: libc::POLLIN, revents: 0 };
             expect(0, unsafe {
                 libc::syscall(libc::SYS_poll, &mut fd, 1, LIMIT.as_millis() as i32)
             })
         }),
         blocked("ppoll", libc::SYS_ppoll, move || {
-            let mut fd = libc::pollfd {
-                fd: quiet,
-                events: libc::POLLIN,
-                revents: 0,
-            };
+            let mut fd = libc::pollfd { fd: quiet, events: libc::POLLIN, revents: 0 };
             expect(0, unsafe {
                 libc::syscall(libc::SYS_ppoll, &mut fd, 1, &mut limit(), 0usize, 8)
             })
         }),
         blocked("select", libc::SYS_select, move || {
-            let mut time = libc::timeval {
-                tv_sec: LIMIT.as_secs() as i64,
-                tv_usec: 0,
-            };
+            let mut time = libc::timeval { tv_sec: LIMIT.as_secs() as i64, tv_usec: 0 };
             expect(0, unsafe {
                 libc::syscall(libc::SYS_select, 0, 0usize, 0usize, 0usize, &mut time)
             })
@@ -355,13 +279,7 @@ pub fn sleeping_calls(stage: &Stage, checks: &mut Checks) {
         blocked("futex", libc::SYS_futex, move || {
             let word = AtomicU32::new(0);
             expect_error(libc::ETIMEDOUT, unsafe {
-                libc::syscall(
-                    libc::SYS_futex,
-                    word.as_ptr(),
-                    libc::FUTEX_WAIT,
-                    0,
-                    &limit(),
-                )
+                libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, 0, &limit())
             })
         }),
         blocked("epoll_wait", libc::SYS_epoll_wait, move || {

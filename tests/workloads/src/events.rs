@@ -10,33 +10,22 @@ fn targets(epoll: i32) -> Vec<String> {
     let mut lines: Vec<String> = text
         .lines()
         .filter(|line| line.starts_with("tfd"))
-        .map(|line| {
-            line.split("pos:")
-                .next()
-                .unwrap_or_default()
-                .trim()
-                .to_owned()
-        })
+        .map(|line| line.split("pos:").next().unwrap_or_default().trim().to_owned())
         .collect();
     lines.sort();
     lines
 }
 
 fn add(epoll: i32, fd: i32, events: i32, data: u64) {
-    let mut event = libc::epoll_event {
-        events: events as u32,
-        u64: data,
-    };
+    let mut event = libc::epoll_event { events: events as u32, u64: data };
     must!(libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, fd, &mut event));
 }
 
 fn ready(epoll: i32) -> Vec<(u64, u32)> {
     let mut events = [libc::epoll_event { events: 0, u64: 0 }; 16];
     let count = must!(libc::epoll_wait(epoll, events.as_mut_ptr(), 16, 0)) as usize;
-    let mut all: Vec<(u64, u32)> = events[..count]
-        .iter()
-        .map(|event| (event.u64, event.events))
-        .collect();
+    let mut all: Vec<(u64, u32)> =
+        events[..count].iter().map(|event| (event.u64, event.events)).collect();
     all.sort_unstable();
     all
 }
@@ -70,40 +59,18 @@ pub fn epoll(stage: &Stage, checks: &mut Checks) {
     checks.eq("targets", before, (targets(outer), targets(inner)));
     let read = libc::EPOLLIN as u32;
     let write = libc::EPOLLOUT as u32;
-    let want = vec![
-        (2, read),
-        (4, write),
-        (6, read),
-        (7, read),
-        (0xdead_beef_0000_0001, read),
-    ];
+    let want = vec![(2, read), (4, write), (6, read), (7, read), (0xdead_beef_0000_0001, read)];
     checks.eq("ready", want.clone(), ready(outer));
     let want: Vec<_> = want.into_iter().filter(|(data, _)| *data != 4).collect();
-    checks.eq(
-        "ready through the dup, the one-shot is used up",
-        want,
-        ready(alias),
-    );
+    checks.eq("ready through the dup, the one-shot is used up", want, ready(alias));
     checks.eq("inner", vec![(5, read)], ready(inner));
     for (fd, events, data) in [(full, libc::EPOLLIN, 11), (empty_write, libc::EPOLLOUT, 14)] {
-        let mut event = libc::epoll_event {
-            events: events as u32,
-            u64: data,
-        };
+        let mut event = libc::epoll_event { events: events as u32, u64: data };
         must!(libc::epoll_ctl(outer, libc::EPOLL_CTL_MOD, fd, &mut event));
     }
     let mut event = libc::epoll_event { events: 0, u64: 0 };
-    must!(libc::epoll_ctl(
-        outer,
-        libc::EPOLL_CTL_DEL,
-        second,
-        &mut event
-    ));
-    checks.eq(
-        "after changes",
-        vec![(6, read), (7, read), (11, read), (14, write)],
-        ready(outer),
-    );
+    must!(libc::epoll_ctl(outer, libc::EPOLL_CTL_DEL, second, &mut event));
+    checks.eq("after changes", vec![(6, read), (7, read), (11, read), (14, write)], ready(outer));
 }
 
 /// An epoll item whose descriptor was closed while a dup of it lives on under another number.
@@ -136,29 +103,13 @@ pub fn eventfds(stage: &Stage, checks: &mut Checks) {
 /// An eventfd in semaphore mode, and a counter that needs more than 32 bits.
 pub fn eventfd_semaphore(stage: &Stage, checks: &mut Checks) {
     let plain = must!(libc::eventfd(0, libc::EFD_NONBLOCK));
-    must!(libc::write(
-        plain,
-        (1u64 << 40).to_ne_bytes().as_ptr().cast(),
-        8
-    ));
+    must!(libc::write(plain, (1u64 << 40).to_ne_bytes().as_ptr().cast(), 8));
     let semaphore = must!(libc::eventfd(2, libc::EFD_NONBLOCK | libc::EFD_SEMAPHORE));
     stage.ready();
     stage.wait_for_verify();
-    checks.eq(
-        "counter",
-        Ok((1u64 << 40).to_ne_bytes().to_vec()),
-        take(plain, 8),
-    );
-    checks.eq(
-        "semaphore",
-        Ok(1u64.to_ne_bytes().to_vec()),
-        take(semaphore, 8),
-    );
-    checks.eq(
-        "semaphore",
-        Ok(1u64.to_ne_bytes().to_vec()),
-        take(semaphore, 8),
-    );
+    checks.eq("counter", Ok((1u64 << 40).to_ne_bytes().to_vec()), take(plain, 8));
+    checks.eq("semaphore", Ok(1u64.to_ne_bytes().to_vec()), take(semaphore, 8));
+    checks.eq("semaphore", Ok(1u64.to_ne_bytes().to_vec()), take(semaphore, 8));
     checks.eq("semaphore", Err(libc::EAGAIN), take(semaphore, 8));
 }
 
@@ -168,9 +119,7 @@ pub fn signalfds(stage: &Stage, checks: &mut Checks) {
     block(&[signal, libc::SIGUSR2]);
     let set = sigset(&[signal, libc::SIGUSR2]);
     let fd = must!(libc::signalfd(-1, &set, libc::SFD_NONBLOCK));
-    let value = libc::sigval {
-        sival_ptr: 99 as *mut libc::c_void,
-    };
+    let value = libc::sigval { sival_ptr: 99 as *mut libc::c_void };
     must!(libc::sigqueue(libc::getpid(), signal, value));
     let mask = |fd: i32| {
         fs::read_to_string(format!("/proc/self/fdinfo/{fd}"))
@@ -185,20 +134,14 @@ pub fn signalfds(stage: &Stage, checks: &mut Checks) {
     stage.wait_for_verify();
     checks.eq("mask", before, mask(fd));
     let info = take(fd, 128).unwrap_or_default();
-    let number = |at: usize| {
-        info.get(at..at + 4)
-            .map(|b| i32::from_ne_bytes([b[0], b[1], b[2], b[3]]))
-    };
+    let number =
+        |at: usize| info.get(at..at + 4).map(|b| i32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
     checks.eq("signal", Some(signal), number(0));
     checks.eq("code", Some(libc::SI_QUEUE), number(8));
     checks.eq("value", Some(99), number(44));
     must!(libc::raise(libc::SIGUSR2));
     let info = take(fd, 128).unwrap_or_default();
-    checks.eq(
-        "new signal",
-        Some(libc::SIGUSR2 as u8),
-        info.first().copied(),
-    );
+    checks.eq("new signal", Some(libc::SIGUSR2 as u8), info.first().copied());
 }
 
 /// inotify: the watches, under their numbers, report what happens afterwards.
@@ -206,22 +149,11 @@ pub fn inotify(stage: &Stage, checks: &mut Checks) {
     fs::create_dir("watched").expect("directory");
     fs::write("watched-file", b"").expect("file");
     let fd = must!(libc::inotify_init1(libc::IN_NONBLOCK));
-    let first = must!(libc::inotify_add_watch(
-        fd,
-        c"watched-file".as_ptr(),
-        libc::IN_MODIFY
-    ));
+    let first = must!(libc::inotify_add_watch(fd, c"watched-file".as_ptr(), libc::IN_MODIFY));
     must!(libc::inotify_rm_watch(fd, first));
-    let directory = must!(libc::inotify_add_watch(
-        fd,
-        c"watched".as_ptr(),
-        libc::IN_CREATE | libc::IN_DELETE
-    ));
-    let file = must!(libc::inotify_add_watch(
-        fd,
-        c"watched-file".as_ptr(),
-        libc::IN_MODIFY
-    ));
+    let directory =
+        must!(libc::inotify_add_watch(fd, c"watched".as_ptr(), libc::IN_CREATE | libc::IN_DELETE));
+    let file = must!(libc::inotify_add_watch(fd, c"watched-file".as_ptr(), libc::IN_MODIFY));
     while take(fd, 4096).is_ok() {}
     stage.ready();
     stage.wait_for_verify();
@@ -237,12 +169,6 @@ pub fn inotify(stage: &Stage, checks: &mut Checks) {
         seen.push((word(at) as i32, word(at + 4)));
         at += 16 + word(at + 12) as usize;
     }
-    checks.that(
-        format!("creation seen ({seen:?})"),
-        seen.contains(&(directory, libc::IN_CREATE)),
-    );
-    checks.that(
-        format!("change seen ({seen:?})"),
-        seen.contains(&(file, libc::IN_MODIFY)),
-    );
+    checks.that(format!("creation seen ({seen:?})"), seen.contains(&(directory, libc::IN_CREATE)));
+    checks.that(format!("change seen ({seen:?})"), seen.contains(&(file, libc::IN_MODIFY)));
 }

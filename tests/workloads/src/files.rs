@@ -68,18 +68,7 @@ pub fn files(stage: &Stage, checks: &mut Checks) {
     let zero = open("/dev/zero", libc::O_RDONLY);
     let far = open("sparse", libc::O_RDWR | libc::O_CREAT);
     must!(libc::lseek(far, 5 << 32, libc::SEEK_SET));
-    let all = [
-        plain,
-        duplicate,
-        append,
-        path,
-        noatime,
-        asynchronous,
-        directory,
-        null,
-        zero,
-        far,
-    ];
+    let all = [plain, duplicate, append, path, noatime, asynchronous, directory, null, zero, far];
     let before = all.map(|fd| (fdinfo(fd), link(fd), must!(libc::fcntl(fd, libc::F_GETFD))));
     stage.ready();
     stage.wait_for_verify();
@@ -88,32 +77,15 @@ pub fn files(stage: &Stage, checks: &mut Checks) {
     checks.eq("read goes on", Ok(b"456".to_vec()), take(plain, 3));
     checks.eq("offset of the dup", 7, offset(duplicate));
     write(append, b"second\n");
-    checks.eq(
-        "log",
-        Some("first\nsecond\n".into()),
-        fs::read_to_string("log").ok(),
-    );
+    checks.eq("log", Some("first\nsecond\n".into()), fs::read_to_string("log").ok());
     checks.eq("umask", 0o037, must!(libc::umask(0)));
-    checks.that(
-        "working directory",
-        std::env::current_dir().is_ok_and(|dir| dir.ends_with("inner")),
-    );
+    checks
+        .that("working directory", std::env::current_dir().is_ok_and(|dir| dir.ends_with("inner")));
     checks.eq("read of O_PATH", Err(libc::EBADF), take(path, 1));
-    checks.eq(
-        "signal",
-        libc::SIGRTMIN() + 4,
-        must!(libc::fcntl(asynchronous, F_GETSIG)),
-    );
-    checks.eq(
-        "owner",
-        must!(libc::getpid()),
-        must!(libc::fcntl(asynchronous, libc::F_GETOWN)),
-    );
-    let empty = must!(libc::openat(
-        directory,
-        c"empty".as_ptr(),
-        libc::O_RDONLY | libc::O_DIRECTORY
-    ));
+    checks.eq("signal", libc::SIGRTMIN() + 4, must!(libc::fcntl(asynchronous, F_GETSIG)));
+    checks.eq("owner", must!(libc::getpid()), must!(libc::fcntl(asynchronous, libc::F_GETOWN)));
+    let empty =
+        must!(libc::openat(directory, c"empty".as_ptr(), libc::O_RDONLY | libc::O_DIRECTORY));
     checks.that("a directory can be used", empty >= 0);
     checks.eq("/dev/zero", Ok(vec![0; 4]), take(zero, 4));
 }
@@ -141,10 +113,7 @@ pub fn deleted_files(stage: &Stage, checks: &mut Checks) {
     let nameless = open(".", libc::O_TMPFILE | libc::O_RDWR);
     write(nameless, b"nameless");
 
-    let before = (
-        inode(gone) == inode(reader),
-        inode(linked) == inode_of("elsewhere"),
-    );
+    let before = (inode(gone) == inode(reader), inode(linked) == inode_of("elsewhere"));
     checks.eq("identity before", (true, true), before);
     stage.ready();
     stage.wait_for_verify();
@@ -154,29 +123,15 @@ pub fn deleted_files(stage: &Stage, checks: &mut Checks) {
         Ok(b"of a deleted file".to_vec()),
         take(reader, 100),
     );
-    checks.that(
-        "two descriptors of a deleted file are one file",
-        inode(gone) == inode(reader),
-    );
+    checks.that("two descriptors of a deleted file are one file", inode(gone) == inode(reader));
     write(gone, b"!");
-    checks.eq(
-        "write through the other",
-        Ok(b"!".to_vec()),
-        take(reader, 100),
-    );
+    checks.eq("write through the other", Ok(b"!".to_vec()), take(reader, 100));
     checks.eq("mode", 0o604, mode(gone));
     checks.eq("links of a deleted file", 0, links(gone));
     must!(libc::lseek(old, 0, libc::SEEK_SET));
     checks.eq("renamed over", Ok(b"old".to_vec()), take(old, 100));
-    checks.eq(
-        "the file under the name",
-        Some("new".into()),
-        fs::read_to_string("name").ok(),
-    );
-    checks.that(
-        "the other link is the same file",
-        inode(linked) == inode_of("elsewhere"),
-    );
+    checks.eq("the file under the name", Some("new".into()), fs::read_to_string("name").ok());
+    checks.that("the other link is the same file", inode(linked) == inode_of("elsewhere"));
     write(linked, b"+");
     checks.eq(
         "through the other link",
@@ -223,21 +178,13 @@ pub fn shared_descriptions(stage: &Stage, checks: &mut Checks) {
         let own = open("data", libc::O_RDONLY);
         stage.ready();
         stage.wait_for_verify();
-        checks.eq(
-            "shared offset in the child",
-            Ok(b"cde".to_vec()),
-            take(shared, 3),
-        );
+        checks.eq("shared offset in the child", Ok(b"cde".to_vec()), take(shared, 3));
         checks.eq("own offset in the child", Ok(b"ab".to_vec()), take(own, 2));
     });
     stage.ready();
     stage.wait_for_verify();
     reader.verify(checks);
-    checks.eq(
-        "shared offset after the child's read",
-        Ok(b"fg".to_vec()),
-        take(shared, 2),
-    );
+    checks.eq("shared offset after the child's read", Ok(b"fg".to_vec()), take(shared, 2));
     checks.eq("own offset", Ok(b"a".to_vec()), take(own, 1));
 }
 
@@ -277,22 +224,14 @@ pub fn file_locks(stage: &Stage, checks: &mut Checks) {
             Ok(()),
             lock(other, libc::F_SETLK, libc::F_RDLCK, 55, 1),
         );
-        checks.eq(
-            "not locked",
-            Ok(()),
-            lock(other, libc::F_SETLK, libc::F_WRLCK, 70, 1),
-        );
+        checks.eq("not locked", Ok(()), lock(other, libc::F_SETLK, libc::F_WRLCK, 70, 1));
         let other = open("ofd", libc::O_RDWR);
         checks.eq(
             "OFD lock",
             Err(libc::EAGAIN),
             lock(other, libc::F_OFD_SETLK, libc::F_WRLCK, 2, 1),
         );
-        checks.eq(
-            "beyond",
-            Ok(()),
-            lock(other, libc::F_OFD_SETLK, libc::F_WRLCK, 5, 1),
-        );
+        checks.eq("beyond", Ok(()), lock(other, libc::F_OFD_SETLK, libc::F_WRLCK, 5, 1));
     })
     .wait(checks);
 }

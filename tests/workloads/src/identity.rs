@@ -33,34 +33,17 @@ pub fn capabilities(stage: &Stage, checks: &mut Checks) {
         // CAP_SYS_MODULE, CAP_SYS_TIME, CAP_BLOCK_SUSPEND
         must!(libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0));
     }
-    must!(libc::prctl(
-        libc::PR_SET_SECUREBITS,
-        1 << 4 /* SECBIT_KEEP_CAPS */
-    ));
+    must!(libc::prctl(libc::PR_SET_SECUREBITS, 1 << 4 /* SECBIT_KEEP_CAPS */));
     // Header version 3 and two words of effective, permitted, inheritable (linux/capability.h).
     let header = [0x2008_0522u32, 0];
     let mut sets = [0u32; 6];
-    must!(libc::syscall(
-        libc::SYS_capget,
-        header.as_ptr(),
-        sets.as_mut_ptr()
-    ));
+    must!(libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr()));
     sets[0] &= !(1 << 22); // effective: no CAP_SYS_BOOT
     sets[1] &= !(1 << 26); // permitted: no CAP_SYS_TTY_CONFIG
     sets[0] &= !(1 << 26);
     sets[2] = 1 << 10; // inheritable: CAP_NET_BIND_SERVICE
-    must!(libc::syscall(
-        libc::SYS_capset,
-        header.as_ptr(),
-        sets.as_ptr()
-    ));
-    must!(libc::prctl(
-        libc::PR_CAP_AMBIENT,
-        libc::PR_CAP_AMBIENT_RAISE,
-        10,
-        0,
-        0
-    ));
+    must!(libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()));
+    must!(libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, 10, 0, 0));
     must!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
     let before = (identity("self"), securebits());
     stage.ready();
@@ -79,9 +62,7 @@ pub fn other_user(stage: &Stage, checks: &mut Checks) {
         stage.wait_for_verify();
         checks.eq("identity of the worker", before, identity("self"));
         // SAFETY: plain call.
-        checks.eq("the worker cannot become root", -1, unsafe {
-            libc::setuid(0)
-        });
+        checks.eq("the worker cannot become root", -1, unsafe { libc::setuid(0) });
     };
     let workers = [child("worker", body), child("worker", body)];
     let before = identity("self");
@@ -95,47 +76,23 @@ pub fn other_user(stage: &Stage, checks: &mut Checks) {
 
 /// A filter that answers one system call with an error and allows the rest.
 fn refuse(call: i64, error: i32) {
-    let statement = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter {
-        code: code as u16,
-        jt,
-        jf,
-        k,
-    };
+    let statement =
+        |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt, jf, k };
     let program = [
         statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
-        statement(
-            libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
-            0,
-            1,
-            call as u32,
-        ),
-        statement(
-            libc::BPF_RET | libc::BPF_K,
-            0,
-            0,
-            libc::SECCOMP_RET_ERRNO | error as u32,
-        ),
+        statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, call as u32),
+        statement(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | error as u32),
         statement(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
     ];
-    let program = libc::sock_fprog {
-        len: program.len() as u16,
-        filter: program.as_ptr().cast_mut(),
-    };
-    must!(libc::prctl(
-        libc::PR_SET_SECCOMP,
-        libc::SECCOMP_MODE_FILTER,
-        &program
-    ));
+    let program =
+        libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };
+    must!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &program));
 }
 
 fn error_of(call: i64) -> i32 {
     // SAFETY: both calls that are asked for take no pointer with these arguments.
     let result = unsafe { libc::syscall(call, 0, 0, 0) };
-    if result >= 0 {
-        0
-    } else {
-        std::io::Error::last_os_error().raw_os_error().unwrap_or(-1)
-    }
+    if result >= 0 { 0 } else { std::io::Error::last_os_error().raw_os_error().unwrap_or(-1) }
 }
 
 /// Seccomp filters: inherited ones, one that only a thread has, one that only a child has.
@@ -146,11 +103,7 @@ pub fn seccomp(stage: &Stage, checks: &mut Checks) {
         refuse(libc::SYS_getrandom, libc::ELOOP);
         stage.ready();
         stage.wait_for_verify();
-        checks.eq(
-            "inherited filter",
-            libc::EDOM,
-            error_of(libc::SYS_getpriority),
-        );
+        checks.eq("inherited filter", libc::EDOM, error_of(libc::SYS_getpriority));
         checks.eq("own filter", libc::ELOOP, error_of(libc::SYS_getrandom));
     });
     let tid = Arc::new(AtomicI32::new(0));
@@ -182,11 +135,7 @@ pub fn seccomp(stage: &Stage, checks: &mut Checks) {
     go.store(1, Ordering::SeqCst);
     // SAFETY: the word outlives the call.
     unsafe { libc::syscall(libc::SYS_futex, go.as_ptr(), libc::FUTEX_WAKE, 1) };
-    checks.eq(
-        "the thread's filters",
-        Some((libc::EDOM, libc::EXFULL)),
-        thread.join().ok(),
-    );
+    checks.eq("the thread's filters", Some((libc::EDOM, libc::EXFULL)), thread.join().ok());
 }
 
 /// Limits, lowered: every line of /proc/self/limits.
@@ -199,10 +148,7 @@ pub fn limits(stage: &Stage, checks: &mut Checks) {
         (libc::RLIMIT_FSIZE, 1 << 30, 1 << 31),
         (libc::RLIMIT_MEMLOCK, 4096, 65536),
     ] {
-        let limit = libc::rlimit {
-            rlim_cur: soft,
-            rlim_max: hard,
-        };
+        let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
         must!(libc::setrlimit(resource, &limit));
     }
     let read = || fs::read_to_string("/proc/self/limits").unwrap_or_default();
@@ -215,15 +161,9 @@ pub fn limits(stage: &Stage, checks: &mut Checks) {
 fn affinity() -> Vec<usize> {
     // SAFETY: cpu_set_t is plain data.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    must!(libc::sched_getaffinity(
-        0,
-        size_of::<libc::cpu_set_t>(),
-        &mut set
-    ));
+    must!(libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set));
     // SAFETY: the numbers lie within the set.
-    (0..1024)
-        .filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, &set) })
-        .collect()
+    (0..1024).filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, &set) }).collect()
 }
 
 /// Scheduling: nice value, policy, name; per thread.
@@ -232,11 +172,7 @@ pub fn scheduling(stage: &Stage, checks: &mut Checks) {
     let own = || {
         let mut name = vec![0u8; 16];
         must!(libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()));
-        (
-            must!(libc::getpriority(libc::PRIO_PROCESS, 0)),
-            must!(libc::sched_getscheduler(0)),
-            name,
-        )
+        (must!(libc::getpriority(libc::PRIO_PROCESS, 0)), must!(libc::sched_getscheduler(0)), name)
     };
     let zero = libc::sched_param { sched_priority: 0 };
     let idle = child("idle", |stage, checks| {
@@ -260,11 +196,7 @@ pub fn cpu_affinity(stage: &Stage, checks: &mut Checks) {
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
     // SAFETY: 0 lies within the set.
     unsafe { libc::CPU_SET(0, &mut set) };
-    must!(libc::sched_setaffinity(
-        0,
-        size_of::<libc::cpu_set_t>(),
-        &set
-    ));
+    must!(libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set));
     let before = affinity();
     stage.ready();
     stage.wait_for_verify();

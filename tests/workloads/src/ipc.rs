@@ -26,63 +26,34 @@ pub fn sysv_ipc(stage: &Stage, checks: &mut Checks) {
     }
     let queue = must!(libc::msgget(0x1237, libc::IPC_CREAT | 0o600));
     for kind in [3i64, 1, 2] {
-        let message = Message {
-            kind,
-            text: [kind as u8; 16],
-        };
+        let message = Message { kind, text: [kind as u8; 16] };
         must!(libc::msgsnd(queue, (&raw const message).cast(), 16, 0));
     }
     let sharer = child("sharer", |stage, checks| {
         stage.ready();
         stage.wait_for_verify();
-        checks.eq(
-            "shared with the child",
-            80,
-            crate::memory::bytes(memory, 1)[0],
-        );
+        checks.eq("shared with the child", 80, crate::memory::bytes(memory, 1)[0]);
     });
     stage.ready();
     stage.wait_for_verify();
-    checks.that(
-        "attached contents",
-        crate::memory::bytes(memory, 5 * 4096)
-            .iter()
-            .all(|&b| b == 77),
-    );
+    checks
+        .that("attached contents", crate::memory::bytes(memory, 5 * 4096).iter().all(|&b| b == 77));
     crate::memory::bytes(memory, 1)[0] = 80;
     sharer.verify(checks);
-    checks.eq(
-        "key of the memory",
-        segment,
-        must!(libc::shmget(0x1234, 0, 0)),
-    );
+    checks.eq("key of the memory", segment, must!(libc::shmget(0x1234, 0, 0)));
     let again = must!(libc::shmget(0x1235, 0, 0));
     checks.eq("key of the detached memory", detached, again);
     let view = must!(libc::shmat(again, std::ptr::null(), libc::SHM_RDONLY)).cast::<u8>();
-    checks.that(
-        "detached contents",
-        crate::memory::bytes(view, 4096).iter().all(|&b| b == 78),
-    );
+    checks.that("detached contents", crate::memory::bytes(view, 4096).iter().all(|&b| b == 78));
     for (index, value) in [5, 0, 9].into_iter().enumerate() {
-        checks.eq(
-            "semaphore",
-            value,
-            must!(libc::semctl(semaphores, index as i32, libc::GETVAL)),
-        );
+        checks.eq("semaphore", value, must!(libc::semctl(semaphores, index as i32, libc::GETVAL)));
     }
     for kind in [3i64, 1, 2] {
-        let mut message = Message {
-            kind: 0,
-            text: [0; 16],
-        };
+        let mut message = Message { kind: 0, text: [0; 16] };
         // SAFETY: the message outlives the call and has room for 16 bytes.
         let got =
             unsafe { libc::msgrcv(queue, (&raw mut message).cast(), 16, 0, libc::IPC_NOWAIT) };
-        checks.eq(
-            "message",
-            (16, kind, [kind as u8; 16]),
-            (got, message.kind, message.text),
-        );
+        checks.eq("message", (16, kind, [kind as u8; 16]), (got, message.kind, message.text));
     }
 }
 
@@ -109,21 +80,13 @@ pub fn pid_namespace(stage: &Stage, checks: &mut Checks) {
     let mut ends = [0; 2];
     must!(libc::pipe(ends.as_mut_ptr()));
     let report = |stage: &mut crate::stage::ChildStage, checks: &mut Checks| {
-        let before = (
-            must!(libc::getpid()),
-            must!(libc::getppid()),
-            must!(libc::getpgid(0)),
-        );
+        let before = (must!(libc::getpid()), must!(libc::getppid()), must!(libc::getpgid(0)));
         stage.ready();
         stage.wait_for_verify();
         checks.eq(
             "pids",
             before,
-            (
-                must!(libc::getpid()),
-                must!(libc::getppid()),
-                must!(libc::getpgid(0)),
-            ),
+            (must!(libc::getpid()), must!(libc::getppid()), must!(libc::getpgid(0))),
         );
     };
     let first = child("first", report);

@@ -8,12 +8,8 @@ use std::fs;
 /// Parent, process group, session, terminal and its foreground group, by pid.
 fn place(pid: i32) -> (i32, i32, i32, i32, i32) {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let fields: Vec<&str> = text
-        .rsplit(')')
-        .next()
-        .unwrap_or_default()
-        .split_whitespace()
-        .collect();
+    let fields: Vec<&str> =
+        text.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let number = |i: usize| fields.get(i).and_then(|f| f.parse().ok()).unwrap_or(-1);
     (number(1), number(2), number(3), number(4), number(5))
 }
@@ -21,10 +17,7 @@ fn place(pid: i32) -> (i32, i32, i32, i32, i32) {
 /// The state letter of a task.
 fn state(pid: i32) -> char {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    text.rsplit(')')
-        .next()
-        .and_then(|rest| rest.trim_start().chars().next())
-        .unwrap_or('?')
+    text.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next()).unwrap_or('?')
 }
 
 /// Sessions and process groups below each other, one group without its leader.
@@ -92,11 +85,7 @@ pub fn orphaned_session(stage: &Stage, checks: &mut Checks) {
             checks.eq("session of a dead leader", session, must!(libc::getsid(0)));
             checks.eq("group of a dead leader", session, must!(libc::getpgid(0)));
         });
-        must!(libc::write(
-            ends[1],
-            orphan.pid.to_ne_bytes().as_ptr().cast(),
-            4
-        ));
+        must!(libc::write(ends[1], orphan.pid.to_ne_bytes().as_ptr().cast(), 4));
         // SAFETY: ends this child only.
         unsafe { libc::_exit(0) };
     }
@@ -105,24 +94,12 @@ pub fn orphaned_session(stage: &Stage, checks: &mut Checks) {
     let orphan = i32::from_ne_bytes(orphan);
     must!(libc::close(ends[0]));
     must!(libc::close(ends[1]));
-    checks.eq(
-        "end of the session leader",
-        Ok(0),
-        wait_status(dead).map_err(|e| e.to_string()),
-    );
+    checks.eq("end of the session leader", Ok(0), wait_status(dead).map_err(|e| e.to_string()));
     stage.ready();
     stage.wait_for_verify();
-    checks.eq(
-        "the orphan's parent",
-        must!(libc::getpid()),
-        place(orphan).0,
-    );
+    checks.eq("the orphan's parent", must!(libc::getpid()), place(orphan).0);
     must!(libc::kill(orphan, libc::SIGUSR1));
-    checks.eq(
-        "the orphan's outcome",
-        Ok(0),
-        wait_status(orphan).map_err(|e| e.to_string()),
-    );
+    checks.eq("the orphan's outcome", Ok(0), wait_status(orphan).map_err(|e| e.to_string()));
 }
 
 /// Children that ended and were not waited for keep how they ended.
@@ -140,27 +117,14 @@ pub fn zombies(stage: &Stage, checks: &mut Checks) {
     for pid in [exited, killed] {
         // SAFETY: siginfo_t is plain data.
         let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-        must!(libc::waitid(
-            libc::P_PID,
-            pid as u32,
-            &mut info,
-            libc::WEXITED | libc::WNOWAIT
-        ));
+        must!(libc::waitid(libc::P_PID, pid as u32, &mut info, libc::WEXITED | libc::WNOWAIT));
     }
     let before = [exited, killed].map(|pid| (state(pid), place(pid)));
     stage.ready();
     stage.wait_for_verify();
-    checks.eq(
-        "states and places",
-        before,
-        [exited, killed].map(|pid| (state(pid), place(pid))),
-    );
+    checks.eq("states and places", before, [exited, killed].map(|pid| (state(pid), place(pid))));
     checks.eq("exit code", Some(7 << 8), wait_status(exited).ok());
-    checks.eq(
-        "signal",
-        Some(libc::SIGKILL),
-        wait_status(killed).ok().map(|status| status & 0x7f),
-    );
+    checks.eq("signal", Some(libc::SIGKILL), wait_status(killed).ok().map(|status| status & 0x7f));
 }
 
 /// A task that was stopped stays stopped, and goes on when it is told to.
@@ -189,15 +153,7 @@ fn settings(fd: i32) -> (Vec<u8>, [u32; 4]) {
     // SAFETY: termios is plain data.
     let mut termios: libc::termios = unsafe { std::mem::zeroed() };
     must!(libc::tcgetattr(fd, &mut termios));
-    (
-        termios.c_cc.to_vec(),
-        [
-            termios.c_iflag,
-            termios.c_oflag,
-            termios.c_cflag,
-            termios.c_lflag,
-        ],
-    )
+    (termios.c_cc.to_vec(), [termios.c_iflag, termios.c_oflag, termios.c_cflag, termios.c_lflag])
 }
 
 fn window(fd: i32) -> (u16, u16) {
@@ -214,12 +170,7 @@ pub fn terminal(stage: &Stage, checks: &mut Checks) {
     must!(libc::unlockpt(master));
     let mut name = [0u8; 64];
     must!(libc::ptsname_r(master, name.as_mut_ptr().cast(), 64));
-    let size = libc::winsize {
-        ws_row: 33,
-        ws_col: 111,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
+    let size = libc::winsize { ws_row: 33, ws_col: 111, ws_xpixel: 0, ws_ypixel: 0 };
     must!(libc::ioctl(master, libc::TIOCSWINSZ, &size));
     let shell = child("session on the terminal", |stage, checks| {
         must!(libc::setsid());
@@ -232,17 +183,9 @@ pub fn terminal(stage: &Stage, checks: &mut Checks) {
             must!(libc::tcsetpgrp(slave, libc::getpid()));
             stage.ready();
             stage.wait_for_verify();
-            checks.eq(
-                "foreground",
-                must!(libc::getpid()),
-                must!(libc::tcgetpgrp(slave)),
-            );
+            checks.eq("foreground", must!(libc::getpid()), must!(libc::tcgetpgrp(slave)));
             let tty = must!(libc::open(c"/dev/tty".as_ptr(), libc::O_RDWR));
-            checks.eq(
-                "foreground by /dev/tty",
-                must!(libc::getpid()),
-                must!(libc::tcgetpgrp(tty)),
-            );
+            checks.eq("foreground by /dev/tty", must!(libc::getpid()), must!(libc::tcgetpgrp(tty)));
         });
         let background = child("background job", |stage, checks| {
             must!(libc::setpgid(0, 0));
@@ -290,12 +233,7 @@ pub fn deep_tree(stage: &Stage, checks: &mut Checks) {
 
 fn grow(depth: u32) -> (Child, i32) {
     let mut pair = [0; 2];
-    must!(libc::socketpair(
-        libc::AF_UNIX,
-        libc::SOCK_STREAM,
-        0,
-        pair.as_mut_ptr()
-    ));
+    must!(libc::socketpair(libc::AF_UNIX, libc::SOCK_STREAM, 0, pair.as_mut_ptr()));
     let child = child("level", |stage, checks| {
         let pid = must!(libc::getpid());
         must!(libc::write(pair[1], pid.to_ne_bytes().as_ptr().cast(), 4));
@@ -311,11 +249,7 @@ fn grow(depth: u32) -> (Child, i32) {
 }
 
 fn compare((child, fd): (Child, i32), checks: &mut Checks) {
-    checks.eq(
-        "queued before",
-        Ok(child.pid.to_ne_bytes().to_vec()),
-        take(fd, 4),
-    );
+    checks.eq("queued before", Ok(child.pid.to_ne_bytes().to_vec()), take(fd, 4));
     child.verify(checks);
     checks.eq("sent after", Ok(b"below".to_vec()), take(fd, 10));
 }

@@ -81,18 +81,9 @@ fn threads(count: usize) {
 /// `count` mappings that cannot be merged, one page each.
 fn mappings(count: usize) {
     for index in 0..count {
-        let protection = if index % 2 == 0 {
-            libc::PROT_READ | libc::PROT_WRITE
-        } else {
-            libc::PROT_READ
-        };
-        crate::memory::map(
-            4096,
-            protection,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-            -1,
-            0,
-        );
+        let protection =
+            if index % 2 == 0 { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
+        crate::memory::map(4096, protection, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0);
     }
 }
 
@@ -100,11 +91,7 @@ fn mappings(count: usize) {
 fn descriptors(count: usize) {
     for index in 0..count / 6 * 2 {
         let name = std::ffi::CString::new(format!("file-{index}")).expect("no NUL");
-        must!(libc::open(
-            name.as_ptr(),
-            libc::O_RDWR | libc::O_CREAT,
-            0o600
-        ));
+        must!(libc::open(name.as_ptr(), libc::O_RDWR | libc::O_CREAT, 0o600));
         must!(libc::eventfd(index as u32, 0));
         if index % 2 == 0 {
             let mut ends = [0; 2];

@@ -11,15 +11,7 @@ const PAGE: usize = 4096;
 
 /// Maps memory; ends the program if that fails.
 pub fn map(length: usize, protection: i32, flags: i32, fd: i32, offset: i64) -> *mut u8 {
-    must!(libc::mmap(
-        std::ptr::null_mut(),
-        length,
-        protection,
-        flags,
-        fd,
-        offset
-    ))
-    .cast()
+    must!(libc::mmap(std::ptr::null_mut(), length, protection, flags, fd, offset)).cast()
 }
 
 /// The bytes at an address.
@@ -84,10 +76,7 @@ pub fn memfd(stage: &Stage, checks: &mut Checks) {
     must!(libc::lseek(plain, 100, libc::SEEK_SET));
     let view = map(10 * PAGE, RW, libc::MAP_SHARED, plain, 0);
     fill(bytes(view, 10 * PAGE), 3);
-    let sealed = must!(libc::memfd_create(
-        c"sealed".as_ptr(),
-        libc::MFD_ALLOW_SEALING
-    ));
+    let sealed = must!(libc::memfd_create(c"sealed".as_ptr(), libc::MFD_ALLOW_SEALING));
     must!(libc::write(sealed, b"sealed contents".as_ptr().cast(), 15));
     let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_WRITE;
     must!(libc::fcntl(sealed, libc::F_ADD_SEALS, seals));
@@ -101,11 +90,7 @@ pub fn memfd(stage: &Stage, checks: &mut Checks) {
             .unwrap_or_default(),
     );
     checks.eq("offset", 100, must!(libc::lseek(plain, 0, libc::SEEK_CUR)));
-    checks.eq(
-        "close-on-exec",
-        libc::FD_CLOEXEC,
-        must!(libc::fcntl(plain, libc::F_GETFD)),
-    );
+    checks.eq("close-on-exec", libc::FD_CLOEXEC, must!(libc::fcntl(plain, libc::F_GETFD)));
     checks.that("contents", filled(bytes(view, 10 * PAGE), 3));
     must!(libc::pwrite(plain, b"Z".as_ptr().cast(), 1, 5));
     checks.eq("the mapping is the file", b'Z', bytes(view, 10)[5]);
@@ -138,10 +123,7 @@ pub fn private_file(stage: &Stage, checks: &mut Checks) {
     stage.wait_for_verify();
     let now = bytes(private, 32 * PAGE);
     checks.that("unchanged pages", filled(&now[..3 * PAGE], 5));
-    checks.that(
-        "changed pages",
-        now[3 * PAGE..5 * PAGE].iter().all(|&b| b == 200),
-    );
+    checks.that("changed pages", now[3 * PAGE..5 * PAGE].iter().all(|&b| b == 200));
     checks.eq("shared change seen privately", 99, now[16 * PAGE + 7]);
     bytes(shared, 2 * PAGE)[PAGE] = 42;
     let mut file = fs::File::open("mapped").expect("file");
@@ -159,11 +141,7 @@ pub fn private_file(stage: &Stage, checks: &mut Checks) {
 pub fn copy_on_write(stage: &Stage, checks: &mut Checks) {
     const PAGES: usize = 4096;
     let memory = map(PAGES * PAGE, RW, libc::MAP_PRIVATE | ANONYMOUS, -1, 0);
-    must!(libc::madvise(
-        memory.cast(),
-        PAGES * PAGE,
-        libc::MADV_NOHUGEPAGE
-    ));
+    must!(libc::madvise(memory.cast(), PAGES * PAGE, libc::MADV_NOHUGEPAGE));
     fill(bytes(memory, PAGES * PAGE), 17);
     if frame(memory as usize).unwrap_or(0) == 0 {
         stage.skip("frame numbers cannot be read");
@@ -183,9 +161,7 @@ pub fn copy_on_write(stage: &Stage, checks: &mut Checks) {
             let memory = bytes(memory, PAGES * PAGE);
             checks.that(
                 "own page",
-                memory[index * PAGE..(index + 1) * PAGE]
-                    .iter()
-                    .all(|&b| b == 250 + index as u8),
+                memory[index * PAGE..(index + 1) * PAGE].iter().all(|&b| b == 250 + index as u8),
             );
             checks.that(
                 "shared pages",
@@ -206,14 +182,9 @@ pub fn copy_on_write(stage: &Stage, checks: &mut Checks) {
     }
     for index in 0..count {
         // SAFETY: as above.
-        let theirs: Vec<u64> = (0..64)
-            .map(|page| unsafe { report.add(index * 64 + page).read() })
-            .collect();
-        let shared = mine
-            .iter()
-            .zip(&theirs)
-            .filter(|(a, b)| a == b && **a != 0)
-            .count();
+        let theirs: Vec<u64> =
+            (0..64).map(|page| unsafe { report.add(index * 64 + page).read() }).collect();
+        let shared = mine.iter().zip(&theirs).filter(|(a, b)| a == b && **a != 0).count();
         checks.eq(format!("pages of 64 that child {index} shares"), 64, shared);
     }
     checks.that("parent's pages", filled(bytes(memory, PAGES * PAGE), 17));
@@ -222,8 +193,7 @@ pub fn copy_on_write(stage: &Stage, checks: &mut Checks) {
 /// The physical frame of an address; needs CAP_SYS_ADMIN.
 fn frame(address: usize) -> Option<u64> {
     let mut file = fs::File::open("/proc/self/pagemap").ok()?;
-    file.seek(SeekFrom::Start((address / PAGE * 8) as u64))
-        .ok()?;
+    file.seek(SeekFrom::Start((address / PAGE * 8) as u64)).ok()?;
     let mut entry = [0u8; 8];
     file.read_exact(&mut entry).ok()?;
     Some(u64::from_ne_bytes(entry) & ((1 << 55) - 1))
@@ -268,15 +238,9 @@ pub fn protections(stage: &Stage, checks: &mut Checks) {
     // Each mapping has an inaccessible neighbour, so that the kernel does not merge it.
     let mut apart = |length: usize, protection: i32, flags: i32| {
         let area = map(length + 2 * PAGE, libc::PROT_NONE, private, -1, 0).wrapping_add(PAGE);
-        let fixed = must!(libc::mmap(
-            area.cast(),
-            length,
-            protection,
-            flags | libc::MAP_FIXED,
-            -1,
-            0
-        ))
-        .cast::<u8>();
+        let fixed =
+            must!(libc::mmap(area.cast(), length, protection, flags | libc::MAP_FIXED, -1, 0))
+                .cast::<u8>();
         own.push(fixed as usize);
         fixed
     };
@@ -288,11 +252,7 @@ pub fn protections(stage: &Stage, checks: &mut Checks) {
     must!(libc::mprotect(readable.cast(), 4 * PAGE, libc::PROT_READ));
     let code = apart(PAGE, RW, private);
     bytes(code, 6).copy_from_slice(&[0xb8, 42, 0, 0, 0, 0xc3]); // mov eax, 42; ret
-    must!(libc::mprotect(
-        code.cast(),
-        PAGE,
-        libc::PROT_READ | libc::PROT_EXEC
-    ));
+    must!(libc::mprotect(code.cast(), PAGE, libc::PROT_READ | libc::PROT_EXEC));
     for advice in [
         libc::MADV_DONTFORK,
         libc::MADV_DONTDUMP,
@@ -338,26 +298,16 @@ pub fn protections(stage: &Stage, checks: &mut Checks) {
     for start in own {
         checks.eq("mapping", before.get(&start), after.get(&start));
     }
-    checks.eq(
-        "an inaccessible page",
-        Err(libc::EFAULT),
-        readable_by_kernel(none),
-    );
+    checks.eq("an inaccessible page", Err(libc::EFAULT), readable_by_kernel(none));
     must!(libc::mprotect(none.cast(), 4 * PAGE, libc::PROT_READ));
-    checks.that(
-        "contents behind PROT_NONE",
-        filled(bytes(none, 4 * PAGE), 50),
-    );
+    checks.that("contents behind PROT_NONE", filled(bytes(none, 4 * PAGE), 50));
     checks.that("read-only contents", filled(bytes(readable, 4 * PAGE), 51));
     // SAFETY: the page holds a function that returns 42.
     let function: extern "C" fn() -> i32 = unsafe { std::mem::transmute(code) };
     checks.eq("code", 42, function());
     checks.that("wipe-on-fork contents", filled(bytes(wiped, 2 * PAGE), 60));
     checks.eq("sparse contents", 7, bytes(unreserved, 16 * HUGE)[7 * HUGE]);
-    checks.that(
-        "never touched",
-        bytes(untouched, 16 * PAGE).iter().all(|&b| b == 0),
-    );
+    checks.that("never touched", bytes(untouched, 16 * PAGE).iter().all(|&b| b == 0));
     checks.eq("stack contents", 61, bytes(stack, PAGE)[0]);
     // SAFETY: one page below a growing mapping extends it.
     unsafe { std::ptr::write_volatile(stack.sub(PAGE), 1) };
@@ -369,29 +319,16 @@ pub fn guard_pages(stage: &Stage, checks: &mut Checks) {
     let area = map(8 * PAGE, RW, libc::MAP_PRIVATE | ANONYMOUS, -1, 0);
     fill(bytes(area, 8 * PAGE), 70);
     // SAFETY: the range is this program's.
-    if unsafe {
-        libc::madvise(
-            area.wrapping_add(2 * PAGE).cast(),
-            2 * PAGE,
-            MADV_GUARD_INSTALL,
-        )
-    } != 0
+    if unsafe { libc::madvise(area.wrapping_add(2 * PAGE).cast(), 2 * PAGE, MADV_GUARD_INSTALL) }
+        != 0
     {
         stage.skip("this kernel has no guard pages");
     }
     stage.ready();
     stage.wait_for_verify();
     for page in 0..8 {
-        let want = if page == 2 || page == 3 {
-            Err(libc::EFAULT)
-        } else {
-            Ok(())
-        };
-        checks.eq(
-            format!("page {page}"),
-            want,
-            readable_by_kernel(area.wrapping_add(page * PAGE)),
-        );
+        let want = if page == 2 || page == 3 { Err(libc::EFAULT) } else { Ok(()) };
+        checks.eq(format!("page {page}"), want, readable_by_kernel(area.wrapping_add(page * PAGE)));
     }
     checks.that("contents before", filled(bytes(area, 2 * PAGE), 70));
 }
@@ -426,28 +363,14 @@ pub fn process_image(stage: &Stage, checks: &mut Checks) {
         // startcode endcode startstack … start_data end_data start_brk arg_start arg_end env_start env_end
         [23, 24, 25, 42, 43, 44, 45, 46, 47, 48].map(|i| fields.get(i).cloned().unwrap_or_default())
     };
-    let before = (
-        read("cmdline"),
-        read("environ"),
-        read("auxv"),
-        read("comm"),
-        exe(),
-        stat(),
-    );
+    let before = (read("cmdline"), read("environ"), read("auxv"), read("comm"), exe(), stat());
     stage.ready();
     stage.wait_for_verify();
     checks.that("break contents", filled(bytes(brk, PAGE), 80));
     checks.eq(
         "image",
         before,
-        (
-            read("cmdline"),
-            read("environ"),
-            read("auxv"),
-            read("comm"),
-            exe(),
-            stat(),
-        ),
+        (read("cmdline"), read("environ"), read("auxv"), read("comm"), exe(), stat()),
     );
     let more = must!(libc::sbrk(PAGE as isize)).cast::<u8>();
     bytes(more, PAGE).fill(1);

@@ -28,10 +28,7 @@ pub fn take(fd: i32, size: usize) -> Result<Vec<u8>, i32> {
 }
 
 fn flags(fd: i32) -> (i32, i32) {
-    (
-        must!(libc::fcntl(fd, libc::F_GETFL)),
-        must!(libc::fcntl(fd, libc::F_GETFD)),
-    )
+    (must!(libc::fcntl(fd, libc::F_GETFL)), must!(libc::fcntl(fd, libc::F_GETFD)))
 }
 
 /// Unread data, sizes, O_NONBLOCK on one end, close-on-exec, shared and separate descriptions.
@@ -64,39 +61,19 @@ pub fn pipes(stage: &Stage, checks: &mut Checks) {
     let path = std::ffi::CString::new(format!("/proc/self/fd/{read}")).expect("no NUL");
     let again = must!(libc::open(path.as_ptr(), libc::O_RDONLY));
 
-    let all = [
-        read,
-        write,
-        shared,
-        full_read,
-        full_write,
-        eof_read,
-        broken_write,
-        again,
-    ];
+    let all = [read, write, shared, full_read, full_write, eof_read, broken_write, again];
     let before: Vec<_> = all.map(flags).to_vec();
     stage.ready();
     stage.wait_for_verify();
 
     checks.eq("flags", before, all.map(flags).to_vec());
-    checks.eq(
-        "pipe size",
-        size,
-        must!(libc::fcntl(read, libc::F_GETPIPE_SZ)),
-    );
+    checks.eq("pipe size", size, must!(libc::fcntl(read, libc::F_GETPIPE_SZ)));
     let first = take(read, 100_000).unwrap_or_default();
     let second = take(again, 200_000).unwrap_or_default();
     checks.that("data differs", [first, second].concat() == data);
-    checks.eq(
-        "an empty pipe that does not block",
-        Err(libc::EAGAIN),
-        take(read, 1),
-    );
+    checks.eq("an empty pipe that does not block", Err(libc::EAGAIN), take(read, 1));
     must!(libc::fcntl(write, libc::F_SETFL, libc::O_NONBLOCK));
-    checks.that(
-        "dup shares its flags",
-        flags(shared).0 & libc::O_NONBLOCK != 0,
-    );
+    checks.that("dup shares its flags", flags(shared).0 & libc::O_NONBLOCK != 0);
     put(shared, b"x");
     checks.eq("through the dup", Ok(b"x".to_vec()), take(read, 10));
     // SAFETY: the chunk outlives the call.
@@ -109,11 +86,7 @@ pub fn pipes(stage: &Stage, checks: &mut Checks) {
         left = left.wrapping_sub(bytes.len());
     }
     checks.eq("bytes missing from the full pipe", 0, left);
-    checks.eq(
-        "data before the end",
-        Ok(b"last words".to_vec()),
-        take(eof_read, 100),
-    );
+    checks.eq("data before the end", Ok(b"last words".to_vec()), take(eof_read, 100));
     checks.eq("end of file", Ok(Vec::new()), take(eof_read, 100));
     // SAFETY: the data outlives the call.
     let result = unsafe { libc::write(broken_write, b"x".as_ptr().cast(), 1) };

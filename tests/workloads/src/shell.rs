@@ -44,11 +44,7 @@ exit $status
 /// Becomes a shell that counts in a loop beside a background job and a pipeline.
 pub fn shell(_stage: &Stage, _checks: &mut Checks) {
     let set = sigset(&[libc::SIGUSR1]);
-    crate::must!(libc::sigprocmask(
-        libc::SIG_UNBLOCK,
-        &set,
-        std::ptr::null_mut()
-    ));
+    crate::must!(libc::sigprocmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut()));
     let error = Command::new("/bin/sh").args(["-c", LOOP]).exec();
     panic!("no shell: {error}");
 }

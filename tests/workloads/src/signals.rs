@@ -32,9 +32,8 @@ fn actions() -> Vec<(usize, i32, Vec<i32>)> {
             let mut old: libc::sigaction = unsafe { std::mem::zeroed() };
             unsafe { libc::sigaction(signal, std::ptr::null(), &mut old) };
             // SAFETY: the set is initialised.
-            let masked = (1..=64)
-                .filter(|&s| unsafe { libc::sigismember(&old.sa_mask, s) } == 1)
-                .collect();
+            let masked =
+                (1..=64).filter(|&s| unsafe { libc::sigismember(&old.sa_mask, s) } == 1).collect();
             (old.sa_sigaction, old.sa_flags, masked)
         })
         .collect()
@@ -50,19 +49,11 @@ pub fn handlers(stage: &Stage, checks: &mut Checks) {
         -1,
         0,
     );
-    let alternate = libc::stack_t {
-        ss_sp: stack.cast(),
-        ss_flags: 0,
-        ss_size: size,
-    };
+    let alternate = libc::stack_t { ss_sp: stack.cast(), ss_flags: 0, ss_size: size };
     must!(libc::sigaltstack(&alternate, std::ptr::null_mut()));
     action(libc::SIGHUP, libc::SA_RESTART, &[libc::SIGTERM]);
     action(libc::SIGUSR2, libc::SA_ONSTACK | libc::SA_NODEFER, &[]);
-    action(
-        libc::SIGWINCH,
-        libc::SA_RESETHAND,
-        &[libc::SIGINT, libc::SIGQUIT],
-    );
+    action(libc::SIGWINCH, libc::SA_RESETHAND, &[libc::SIGINT, libc::SIGQUIT]);
     action(libc::SIGCHLD, libc::SA_NOCLDSTOP | libc::SA_NOCLDWAIT, &[]);
     action(libc::SIGRTMIN() + 5, 0, &[libc::SIGRTMAX()]);
     // SAFETY: plain calls.
@@ -110,9 +101,7 @@ pub fn handlers(stage: &Stage, checks: &mut Checks) {
 }
 
 fn queue(signal: i32, value: usize) {
-    let value = libc::sigval {
-        sival_ptr: value as *mut libc::c_void,
-    };
+    let value = libc::sigval { sival_ptr: value as *mut libc::c_void };
     must!(libc::sigqueue(libc::getpid(), signal, value));
 }
 
@@ -120,21 +109,14 @@ fn next(signals: &[i32]) -> Option<(i32, i32, i32, usize)> {
     let set = sigset(signals);
     // SAFETY: siginfo_t is plain data.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-    let zero = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let zero = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: all three outlive the call.
     if unsafe { libc::sigtimedwait(&set, &mut info, &zero) } < 0 {
         return None;
     }
     // SAFETY: the accessors read plain data of the structure.
     let (pid, value) = unsafe { (info.si_pid(), info.si_value().sival_ptr as usize) };
-    let value = if info.si_code == libc::SI_QUEUE {
-        value
-    } else {
-        0
-    };
+    let value = if info.si_code == libc::SI_QUEUE { value } else { 0 };
     Some((info.si_signo, info.si_code, pid, value))
 }
 
@@ -146,12 +128,7 @@ pub fn queued_signals(stage: &Stage, checks: &mut Checks) {
     block(&all);
     let me = must!(libc::getpid());
     // Which code the kernel gives a signal for one thread differs between kernels.
-    must!(libc::syscall(
-        libc::SYS_tgkill,
-        me,
-        crate::stage::gettid(),
-        libc::SIGINT
-    ));
+    must!(libc::syscall(libc::SYS_tgkill, me, crate::stage::gettid(), libc::SIGINT));
     let to_thread = next(&[libc::SIGINT]);
     for value in 0..20 {
         queue(low, 0x100 + value);
@@ -159,39 +136,18 @@ pub fn queued_signals(stage: &Stage, checks: &mut Checks) {
     queue(high, 0xffff_ffff_ffff);
     queue(high, 2);
     must!(libc::kill(me, libc::SIGTERM));
-    must!(libc::syscall(
-        libc::SYS_tgkill,
-        me,
-        crate::stage::gettid(),
-        libc::SIGINT
-    ));
+    must!(libc::syscall(libc::SYS_tgkill, me, crate::stage::gettid(), libc::SIGINT));
     queue(libc::SIGUSR2, 33);
     stage.ready();
     stage.wait_for_verify();
     for value in 0..20 {
-        checks.eq(
-            "queued",
-            Some((low, libc::SI_QUEUE, me, 0x100 + value)),
-            next(&[low]),
-        );
+        checks.eq("queued", Some((low, libc::SI_QUEUE, me, 0x100 + value)), next(&[low]));
     }
     checks.eq("no more", None, next(&[low]));
-    checks.eq(
-        "queued",
-        Some((high, libc::SI_QUEUE, me, 0xffff_ffff_ffff)),
-        next(&[high]),
-    );
+    checks.eq("queued", Some((high, libc::SI_QUEUE, me, 0xffff_ffff_ffff)), next(&[high]));
     checks.eq("queued", Some((high, libc::SI_QUEUE, me, 2)), next(&[high]));
-    checks.eq(
-        "killed",
-        Some((libc::SIGTERM, libc::SI_USER, me, 0)),
-        next(&[libc::SIGTERM]),
-    );
+    checks.eq("killed", Some((libc::SIGTERM, libc::SI_USER, me, 0)), next(&[libc::SIGTERM]));
     checks.eq("to the thread", to_thread, next(&[libc::SIGINT]));
-    checks.eq(
-        "queued",
-        Some((libc::SIGUSR2, libc::SI_QUEUE, me, 33)),
-        next(&[libc::SIGUSR2]),
-    );
+    checks.eq("queued", Some((libc::SIGUSR2, libc::SI_QUEUE, me, 33)), next(&[libc::SIGUSR2]));
     checks.eq("nothing left", None, next(&all));
 }

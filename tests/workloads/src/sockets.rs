@@ -23,24 +23,12 @@ fn send(fd: i32, data: &[u8]) {
 fn option(fd: i32, level: i32, name: i32) -> i32 {
     let mut value = 0i32;
     let mut length = size_of::<i32>() as u32;
-    must!(libc::getsockopt(
-        fd,
-        level,
-        name,
-        (&raw mut value).cast(),
-        &mut length
-    ));
+    must!(libc::getsockopt(fd, level, name, (&raw mut value).cast(), &mut length));
     value
 }
 
 fn set_option(fd: i32, level: i32, name: i32, value: i32) {
-    must!(libc::setsockopt(
-        fd,
-        level,
-        name,
-        (&raw const value).cast(),
-        size_of::<i32>() as u32
-    ));
+    must!(libc::setsockopt(fd, level, name, (&raw const value).cast(), size_of::<i32>() as u32));
 }
 
 /// Socket pairs of all three kinds with queued data both ways, half closed, options, and shared
@@ -64,29 +52,19 @@ pub fn socket_pairs(stage: &Stage, checks: &mut Checks) {
     must!(libc::shutdown(half.0, libc::SHUT_WR));
     set_option(stream.0, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
     set_option(stream.1, libc::SOL_SOCKET, libc::SO_SNDBUF, 70_000);
-    let before = (
-        option(stream.0, 1, libc::SO_KEEPALIVE),
-        option(stream.1, 1, libc::SO_SNDBUF),
-    );
+    let before = (option(stream.0, 1, libc::SO_KEEPALIVE), option(stream.1, 1, libc::SO_SNDBUF));
     let partner = child("partner", |stage, checks| {
         must!(libc::close(family.0));
         send(family.1, b"from the child");
         stage.ready();
         stage.wait_for_verify();
-        checks.eq(
-            "from the parent",
-            Ok(b"from the parent".to_vec()),
-            take(family.1, 100),
-        );
+        checks.eq("from the parent", Ok(b"from the parent".to_vec()), take(family.1, 100));
         must!(libc::close(family.1));
     });
     must!(libc::close(family.1));
     stage.ready();
     stage.wait_for_verify();
-    let after = (
-        option(stream.0, 1, libc::SO_KEEPALIVE),
-        option(stream.1, 1, libc::SO_SNDBUF),
-    );
+    let after = (option(stream.0, 1, libc::SO_KEEPALIVE), option(stream.1, 1, libc::SO_SNDBUF));
     checks.eq("options", before, after);
     let mut got = Vec::new();
     while let Ok(bytes) = take(stream.1, 8192) {
@@ -96,11 +74,7 @@ pub fn socket_pairs(stage: &Stage, checks: &mut Checks) {
         got.extend(bytes);
     }
     checks.that("stream data differs", got == data);
-    checks.eq(
-        "the other way",
-        Ok(b"the other way".to_vec()),
-        take(stream.0, 100),
-    );
+    checks.eq("the other way", Ok(b"the other way".to_vec()), take(stream.0, 100));
     for (a, b) in [datagram, packets] {
         for message in [&b"a"[..], b"bb", b"ccc"] {
             checks.eq("message", Ok(message.to_vec()), take(b, 100));
@@ -112,23 +86,11 @@ pub fn socket_pairs(stage: &Stage, checks: &mut Checks) {
     checks.eq("before the end", Ok(b"last".to_vec()), take(half.1, 100));
     checks.eq("half closed", Ok(Vec::new()), take(half.1, 100));
     send(half.1, b"still open");
-    checks.eq(
-        "the open direction",
-        Ok(b"still open".to_vec()),
-        take(half.0, 100),
-    );
-    checks.eq(
-        "from the child",
-        Ok(b"from the child".to_vec()),
-        take(family.0, 100),
-    );
+    checks.eq("the open direction", Ok(b"still open".to_vec()), take(half.0, 100));
+    checks.eq("from the child", Ok(b"from the child".to_vec()), take(family.0, 100));
     send(family.0, b"from the parent");
     partner.verify(checks);
-    checks.eq(
-        "the child's end is closed",
-        Ok(Vec::new()),
-        take(family.0, 100),
-    );
+    checks.eq("the child's end is closed", Ok(Vec::new()), take(family.0, 100));
 }
 
 /// A socket that receives its sender's credentials, with a message and its credentials queued.
@@ -141,10 +103,7 @@ pub fn socket_credentials(stage: &Stage, checks: &mut Checks) {
     checks.eq("option", 1, option(b, libc::SOL_SOCKET, libc::SO_PASSCRED));
     let mut text = [0u8; 100];
     let mut control = [0u64; 8];
-    let mut part = libc::iovec {
-        iov_base: text.as_mut_ptr().cast(),
-        iov_len: text.len(),
-    };
+    let mut part = libc::iovec { iov_base: text.as_mut_ptr().cast(), iov_len: text.len() };
     // SAFETY: msghdr is plain data.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = &mut part;
@@ -179,32 +138,19 @@ pub fn unix_listeners(stage: &Stage, checks: &mut Checks) {
     checks.eq("letter", b"letter".to_vec(), buffer[..got].to_vec());
     checks.that("send to the mailbox", sender.send(b"second").is_ok());
     let got = (&server).read(&mut buffer).unwrap_or(0);
-    checks.eq(
-        "request",
-        b"unread request".to_vec(),
-        buffer[..got].to_vec(),
-    );
+    checks.eq("request", b"unread request".to_vec(), buffer[..got].to_vec());
     checks.that("answer", (&server).write_all(b"answer").is_ok());
     let got = (&client).read(&mut buffer).unwrap_or(0);
     checks.eq("answer", b"answer".to_vec(), buffer[..got].to_vec());
     checks.eq(
         "address",
-        by_path
-            .local_addr()
-            .ok()
-            .and_then(|a| a.as_pathname().map(|p| p.to_owned())),
+        by_path.local_addr().ok().and_then(|a| a.as_pathname().map(|p| p.to_owned())),
         Some("listener".into()),
     );
     let again = UnixStream::connect("listener");
-    checks.that(
-        "a new connection by path",
-        again.is_ok() && by_path.accept().is_ok(),
-    );
+    checks.that("a new connection by path", again.is_ok() && by_path.accept().is_ok());
     let again = UnixStream::connect_addr(&name);
-    checks.that(
-        "a new connection by name",
-        again.is_ok() && by_name.accept().is_ok(),
-    );
+    checks.that("a new connection by name", again.is_ok() && by_name.accept().is_ok());
 }
 
 /// A unix connection that nobody accepted yet, with data.
@@ -257,11 +203,7 @@ pub fn tcp_listeners(stage: &Stage, checks: &mut Checks) {
         ]
     };
     let address = listener.local_addr().expect("address");
-    let before = (
-        options(),
-        address,
-        six.as_ref().and_then(|s| s.local_addr().ok()),
-    );
+    let before = (options(), address, six.as_ref().and_then(|s| s.local_addr().ok()));
     let server = child("server", |stage, checks| {
         stage.ready();
         match listener.accept() {
@@ -300,16 +242,10 @@ pub fn tcp_listeners(stage: &Stage, checks: &mut Checks) {
 pub fn udp(stage: &Stage, checks: &mut Checks) {
     let server = UdpSocket::bind("127.0.0.1:0").expect("bind");
     let client = UdpSocket::bind("127.0.0.1:0").expect("bind");
-    client
-        .connect(server.local_addr().expect("address"))
-        .expect("connect");
+    client.connect(server.local_addr().expect("address")).expect("connect");
     server.set_broadcast(true).expect("option");
-    let before = (
-        server.local_addr().ok(),
-        client.local_addr().ok(),
-        client.peer_addr().ok(),
-        true,
-    );
+    let before =
+        (server.local_addr().ok(), client.local_addr().ok(), client.peer_addr().ok(), true);
     stage.ready();
     stage.wait_for_verify();
     let now = (

@@ -76,11 +76,7 @@ impl Stage {
 /// Blocks the signals in the calling thread (and in threads and children that it makes).
 pub fn block(signals: &[i32]) {
     let set = sigset(signals);
-    must!(libc::sigprocmask(
-        libc::SIG_BLOCK,
-        &set,
-        std::ptr::null_mut()
-    ));
+    must!(libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()));
 }
 
 /// A signal set.
@@ -117,8 +113,7 @@ impl Checks {
     /// Two values that must be equal.
     pub fn eq<T: PartialEq + Debug>(&mut self, what: impl AsRef<str>, want: T, got: T) {
         if want != got {
-            self.failures
-                .push(format!("{}: was {want:?}, is {got:?}", what.as_ref()));
+            self.failures.push(format!("{}: was {want:?}, is {got:?}", what.as_ref()));
         }
     }
 
@@ -132,9 +127,7 @@ impl Checks {
     /// A time that must lie between two others.
     pub fn between(&mut self, what: &str, got: Duration, low: Duration, high: Duration) {
         if got < low || got > high {
-            self.failures.push(format!(
-                "{what}: {got:?} is not within {low:?} and {high:?}"
-            ));
+            self.failures.push(format!("{what}: {got:?} is not within {low:?} and {high:?}"));
         }
     }
 
@@ -192,9 +185,7 @@ pub fn child(name: &'static str, body: impl FnOnce(&mut ChildStage, &mut Checks)
     let pid = must!(libc::fork());
     if pid == 0 {
         must!(libc::close(ends[0]));
-        let mut stage = ChildStage {
-            ready: Some(ends[1]),
-        };
+        let mut stage = ChildStage { ready: Some(ends[1]) };
         let mut checks = Checks::default();
         body(&mut stage, &mut checks);
         let code = checks.finish(name);
@@ -221,10 +212,9 @@ impl Child {
     pub fn wait(self, checks: &mut Checks) {
         match wait_status(self.pid) {
             Ok(0) => {}
-            Ok(status) => checks.fail(format!(
-                "child {} ended with wait status {status:#x}",
-                self.name
-            )),
+            Ok(status) => {
+                checks.fail(format!("child {} ended with wait status {status:#x}", self.name))
+            }
             Err(error) => checks.fail(format!("child {} cannot be waited for: {error}", self.name)),
         }
     }

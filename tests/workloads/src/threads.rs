@@ -31,18 +31,10 @@ fn own() -> Own {
     let mut name = vec![0u8; 16];
     must!(libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()));
     let status = std::fs::read_to_string("/proc/thread-self/status").expect("own status");
-    let mask = status
-        .lines()
-        .find(|line| line.starts_with("SigBlk"))
-        .unwrap_or_default()
-        .to_owned();
+    let mask =
+        status.lines().find(|line| line.starts_with("SigBlk")).unwrap_or_default().to_owned();
     let (mut head, mut length) = (0usize, 0usize);
-    must!(libc::syscall(
-        libc::SYS_get_robust_list,
-        0,
-        &mut head,
-        &mut length
-    ));
+    must!(libc::syscall(libc::SYS_get_robust_list, 0, &mut head, &mut length));
     let mut tid_address = 0usize;
     const PR_GET_TID_ADDRESS: i32 = 40; // linux/prctl.h
     must!(libc::prctl(PR_GET_TID_ADDRESS, &mut tid_address));
@@ -131,11 +123,7 @@ pub fn threads(stage: &Stage, checks: &mut Checks) {
     stage.wait_for_verify();
     checks.eq("main thread", before, own());
     go.store(1, Ordering::SeqCst);
-    futex(
-        &go,
-        libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG,
-        i32::MAX as u32,
-    );
+    futex(&go, libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, i32::MAX as u32);
     for handle in handles {
         checks.that("a thread panicked", handle.join().is_ok());
     }
@@ -271,10 +259,7 @@ fn compare_general(seed: u64) -> u64 {
             options(nomem, nostack));
     }
     let got = [a, b, c, d, e, f, g, h];
-    want.iter()
-        .zip(got)
-        .filter(|(want, got)| **want != *got)
-        .count() as u64
+    want.iter().zip(got).filter(|(want, got)| **want != *got).count() as u64
 }
 
 fn compare_x87(seed: u64) -> u64 {
@@ -332,10 +317,7 @@ pub fn thread_pending(stage: &Stage, checks: &mut Checks) {
                 futex(&go, libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG, 0);
             }
             let set = sigset(&[signal]);
-            let wait = libc::timespec {
-                tv_sec: 0,
-                tv_nsec: 0,
-            };
+            let wait = libc::timespec { tv_sec: 0, tv_nsec: 0 };
             // SAFETY: the set and the time are initialised.
             unsafe { libc::sigtimedwait(&set, std::ptr::null_mut(), &wait) }
         })
@@ -344,19 +326,10 @@ pub fn thread_pending(stage: &Stage, checks: &mut Checks) {
         std::thread::yield_now();
     }
     wait_until_blocked(tid.load(Ordering::SeqCst), libc::SYS_futex);
-    must!(libc::syscall(
-        libc::SYS_tgkill,
-        libc::getpid(),
-        tid.load(Ordering::SeqCst),
-        signal
-    ));
+    must!(libc::syscall(libc::SYS_tgkill, libc::getpid(), tid.load(Ordering::SeqCst), signal));
     stage.ready();
     stage.wait_for_verify();
     go.store(1, Ordering::SeqCst);
     futex(&go, libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, 1);
-    checks.eq(
-        "signal pending for the thread",
-        Some(signal),
-        thread.join().ok(),
-    );
+    checks.eq("signal pending for the thread", Some(signal), thread.join().ok());
 }

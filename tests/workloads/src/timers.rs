@@ -6,10 +6,7 @@ use crate::stage::{Checks, Stage, block, clock, sigset};
 use std::time::Duration;
 
 fn span(seconds: i64, nanoseconds: i64) -> libc::timespec {
-    libc::timespec {
-        tv_sec: seconds,
-        tv_nsec: nanoseconds,
-    }
+    libc::timespec { tv_sec: seconds, tv_nsec: nanoseconds }
 }
 
 fn duration(time: libc::timespec) -> Duration {
@@ -24,11 +21,8 @@ fn goes_on(checks: &mut Checks, what: &str, left: Duration, then: Duration, now:
     checks.between(what, now, low, left + Duration::from_millis(5));
 }
 
-const PR_TIMERS: [i32; 3] = [
-    libc::ITIMER_REAL as i32,
-    libc::ITIMER_VIRTUAL as i32,
-    libc::ITIMER_PROF as i32,
-];
+const PR_TIMERS: [i32; 3] =
+    [libc::ITIMER_REAL as i32, libc::ITIMER_VIRTUAL as i32, libc::ITIMER_PROF as i32];
 
 fn itimer(which: i32) -> (Duration, Duration) {
     // SAFETY: itimerval is plain data.
@@ -40,16 +34,10 @@ fn itimer(which: i32) -> (Duration, Duration) {
 
 /// The three interval timers: time left and interval.
 pub fn interval_timers(stage: &Stage, checks: &mut Checks) {
-    let time = |seconds| libc::timeval {
-        tv_sec: seconds,
-        tv_usec: 250_000,
-    };
+    let time = |seconds| libc::timeval { tv_sec: seconds, tv_usec: 250_000 };
     for (index, which) in PR_TIMERS.into_iter().enumerate() {
         let index = index as i64;
-        let value = libc::itimerval {
-            it_value: time(3600 + index),
-            it_interval: time(7 + index),
-        };
+        let value = libc::itimerval { it_value: time(3600 + index), it_interval: time(7 + index) };
         must!(libc::setitimer(which as _, &value, std::ptr::null_mut()));
     }
     let then = clock(libc::CLOCK_MONOTONIC);
@@ -58,31 +46,15 @@ pub fn interval_timers(stage: &Stage, checks: &mut Checks) {
     stage.wait_for_verify();
     for (which, before) in PR_TIMERS.into_iter().zip(before) {
         let after = itimer(which);
-        goes_on(
-            checks,
-            &format!("interval timer {which}"),
-            before.0,
-            then,
-            after.0,
-        );
+        goes_on(checks, &format!("interval timer {which}"), before.0, then, after.0);
         checks.eq("interval", before.1, after.1);
     }
     block(&[libc::SIGALRM]);
     let soon = libc::itimerval {
-        it_value: libc::timeval {
-            tv_sec: 0,
-            tv_usec: 1000,
-        },
-        it_interval: libc::timeval {
-            tv_sec: 0,
-            tv_usec: 0,
-        },
+        it_value: libc::timeval { tv_sec: 0, tv_usec: 1000 },
+        it_interval: libc::timeval { tv_sec: 0, tv_usec: 0 },
     };
-    must!(libc::setitimer(
-        libc::ITIMER_REAL,
-        &soon,
-        std::ptr::null_mut()
-    ));
+    must!(libc::setitimer(libc::ITIMER_REAL, &soon, std::ptr::null_mut()));
     checks.eq(
         "the timer fires",
         libc::SIGALRM,
@@ -118,27 +90,13 @@ impl Posix {
         event.sigev_value.sival_ptr = value as *mut libc::c_void;
         event.sigev_notify_thread_id = tid;
         let mut id = 0i32;
-        must!(libc::syscall(
-            libc::SYS_timer_create,
-            clock,
-            &mut event,
-            &mut id
-        ));
+        must!(libc::syscall(libc::SYS_timer_create, clock, &mut event, &mut id));
         Self(id)
     }
 
     fn set(self, flags: i32, first: libc::timespec, interval: libc::timespec) {
-        let value = libc::itimerspec {
-            it_value: first,
-            it_interval: interval,
-        };
-        must!(libc::syscall(
-            libc::SYS_timer_settime,
-            self.0,
-            flags,
-            &value,
-            0usize
-        ));
+        let value = libc::itimerspec { it_value: first, it_interval: interval };
+        must!(libc::syscall(libc::SYS_timer_settime, self.0, flags, &value, 0usize));
     }
 
     fn get(self) -> (Duration, Duration) {
@@ -189,13 +147,7 @@ pub fn posix_timers(stage: &Stage, checks: &mut Checks) {
     stage.wait_for_verify();
     for (timer, before) in all.into_iter().zip(before) {
         let after = timer.get();
-        goes_on(
-            checks,
-            &format!("timer {}", timer.0),
-            before.0,
-            then,
-            after.0,
-        );
+        goes_on(checks, &format!("timer {}", timer.0), before.0, then, after.0);
         checks.eq("interval", before.1, after.1);
     }
     checks.eq("/proc/self/timers", listed, list());
@@ -206,10 +158,7 @@ pub fn posix_timers(stage: &Stage, checks: &mut Checks) {
     });
     checks.eq("value of the thread's timer", 0x3333, value);
     unarmed.set(0, span(0, 1000), span(0, 0));
-    checks.that(
-        "an unarmed timer can be armed",
-        wait_for(first, 2).is_some(),
-    );
+    checks.that("an unarmed timer can be armed", wait_for(first, 2).is_some());
 }
 
 /// A timer that fires all the time while its signal is handled: it goes on firing.
@@ -228,20 +177,9 @@ pub fn ticking_timer(stage: &Stage, checks: &mut Checks) {
 /// Timer descriptors: relative, periodic with unread ticks, absolute in the past and in the future.
 pub fn timerfds(stage: &Stage, checks: &mut Checks) {
     let new = |clock: i32, flags: i32, first: libc::timespec, interval: libc::timespec| {
-        let fd = must!(libc::timerfd_create(
-            clock,
-            libc::TFD_NONBLOCK | libc::TFD_CLOEXEC
-        ));
-        let value = libc::itimerspec {
-            it_value: first,
-            it_interval: interval,
-        };
-        must!(libc::timerfd_settime(
-            fd,
-            flags,
-            &value,
-            std::ptr::null_mut()
-        ));
+        let fd = must!(libc::timerfd_create(clock, libc::TFD_NONBLOCK | libc::TFD_CLOEXEC));
+        let value = libc::itimerspec { it_value: first, it_interval: interval };
+        must!(libc::timerfd_settime(fd, flags, &value, std::ptr::null_mut()));
         fd
     };
     let get = |fd: i32| {
@@ -254,20 +192,12 @@ pub fn timerfds(stage: &Stage, checks: &mut Checks) {
     let relative = new(libc::CLOCK_MONOTONIC, 0, span(3600, 0), zero);
     let periodic = new(libc::CLOCK_MONOTONIC, 0, span(0, 2_000_000), span(3600, 0));
     let wall = clock(libc::CLOCK_REALTIME).as_secs() as i64;
-    let absolute = new(
-        libc::CLOCK_REALTIME,
-        libc::TFD_TIMER_ABSTIME,
-        span(wall + 5000, 0),
-        span(9, 0),
-    );
+    let absolute =
+        new(libc::CLOCK_REALTIME, libc::TFD_TIMER_ABSTIME, span(wall + 5000, 0), span(9, 0));
     let boot = new(libc::CLOCK_BOOTTIME, 0, span(100, 0), span(1, 0));
     let unarmed = new(libc::CLOCK_MONOTONIC, 0, zero, zero);
     // The periodic one has expired once, and nobody has read it.
-    let mut poll = libc::pollfd {
-        fd: periodic,
-        events: libc::POLLIN,
-        revents: 0,
-    };
+    let mut poll = libc::pollfd { fd: periodic, events: libc::POLLIN, revents: 0 };
     must!(libc::poll(&mut poll, 1, 2000));
     let then = clock(libc::CLOCK_MONOTONIC);
     let all = [relative, periodic, absolute, boot, unarmed];
@@ -277,45 +207,22 @@ pub fn timerfds(stage: &Stage, checks: &mut Checks) {
     for (index, (fd, before)) in all.into_iter().zip(before).enumerate() {
         let after = get(fd);
         // Images keep whole seconds of the wall clock's timers.
-        let then = if fd == absolute {
-            then.saturating_sub(Duration::from_secs(1))
-        } else {
-            then
-        };
-        goes_on(
-            checks,
-            &format!("timer descriptor {index}"),
-            before.0,
-            then,
-            after.0,
-        );
+        let then = if fd == absolute { then.saturating_sub(Duration::from_secs(1)) } else { then };
+        goes_on(checks, &format!("timer descriptor {index}"), before.0, then, after.0);
         checks.eq("interval", before.1, after.1);
     }
-    checks.eq(
-        "unread ticks",
-        Ok(1u64.to_ne_bytes().to_vec()),
-        take(periodic, 8),
-    );
+    checks.eq("unread ticks", Ok(1u64.to_ne_bytes().to_vec()), take(periodic, 8));
     checks.eq("no ticks", Err(libc::EAGAIN), take(relative, 8));
 }
 
 /// Clocks do not jump back, and time spent stopped does not show as the program's CPU time.
 pub fn clocks(stage: &Stage, checks: &mut Checks) {
-    let ids = [
-        libc::CLOCK_MONOTONIC,
-        libc::CLOCK_BOOTTIME,
-        libc::CLOCK_MONOTONIC_RAW,
-    ];
+    let ids = [libc::CLOCK_MONOTONIC, libc::CLOCK_BOOTTIME, libc::CLOCK_MONOTONIC_RAW];
     let before = ids.map(clock);
     stage.ready();
     stage.wait_for_verify();
     for (id, before) in ids.into_iter().zip(before) {
         let after = clock(id);
-        checks.between(
-            &format!("clock {id}"),
-            after,
-            before,
-            before + Duration::from_secs(600),
-        );
+        checks.between(&format!("clock {id}"), after, before, before + Duration::from_secs(600));
     }
 }

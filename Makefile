@@ -1,0 +1,55 @@
+# What a person runs. Everything is run as root: containers, namespaces, ptrace.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := build
+.PHONY: build demo test soak bench check fmt clippy deny install-deps peer clean-cache
+
+export ARCTERN_CACHE ?= /var/cache/arctern
+
+build: install-deps
+	cargo build --release --locked -p arctern
+
+# The walk of the README, with nginx and with a counter.
+demo: build
+	scripts/demo.sh
+
+# A sample of everything: at most 40 minutes on two cores.
+test: install-deps
+	scripts/install-tools.sh nextest
+	cargo build --locked --workspace --bins
+	cargo nextest run --locked --workspace --profile ci $(TESTS)
+
+# The long runs: hours.
+soak: install-deps
+	scripts/install-tools.sh nextest
+	cargo build --locked --release --workspace --bins
+	ARCTERN_SOAK=1 cargo nextest run --locked --release -p arctern-harness --profile soak $(TESTS)
+
+# Figures beside Podman, runc and CRIU, in one run.
+bench: install-deps
+	cargo build --locked --release --workspace --bins
+	target/release/arctern-bench $(BENCH)
+
+# What CI asks besides the tests.
+check: fmt clippy deny
+
+fmt:
+	cargo fmt --all --check
+
+clippy: install-deps
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+deny:
+	scripts/install-tools.sh deny
+	scripts/deny.sh
+
+install-deps:
+	scripts/install-deps.sh
+
+peer: install-deps
+	scripts/peer.sh setup
+
+# Images and peers that were made once and kept.
+clean-cache:
+	scripts/peer.sh remove
+	rm -rf $(ARCTERN_CACHE)/images

@@ -1,0 +1,234 @@
+//! A host of its own for containers: separate directories and a separate network, so that tests do
+//! not meet each other or the machine, and so that everything that is left can be found.
+
+use crate::engine::{built, source};
+use crate::skips::Skip;
+use anyhow::{Context, Result, bail};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+/// Directories and network namespace of one test.
+pub struct Host {
+    base: tempfile::TempDir,
+    namespace: String,
+}
+
+impl Host {
+    /// A host without images and containers.
+    pub fn new() -> Result<Self> {
+        crate::process::become_reaper()?;
+        let base = tempfile::Builder::new().prefix("arctern-host-").tempdir_in("/var/tmp")?;
+        let namespace = format!("arctern-{}", std::process::id());
+        run(Command::new("ip").args(["netns", "add", &namespace]))?;
+        run(Command::new("ip").args(["-n", &namespace, "link", "set", "lo", "up"]))?;
+        Ok(Self { base, namespace })
+    }
+
+    /// A directory of the test, for archives.
+    pub fn dir(&self) -> &Path {
+        self.base.path()
+    }
+
+    /// `arctern ARGUMENTS` on this host.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.namespace));
+        command.arg(built("ARCTERN", "arctern"));
+        command.arg("--root").arg(self.base.path().join("root"));
+        command.arg("--runroot").arg(self.base.path().join("run"));
+        command.args(arguments);
+        command
+    }
+
+    /// Runs `arctern ARGUMENTS`, which must succeed; what it printed.
+    pub fn arctern(&self, arguments: &[&str]) -> Result<String> {
+        let output = run(&mut self.command(arguments))?;
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    /// Runs `arctern ARGUMENTS` to see how it fails.
+    pub fn attempt(&self, arguments: &[&str]) -> Result<Output> {
+        self.command(arguments).output().context("cannot run arctern")
+    }
+
+    /// Imports a test image (see `scripts/image.sh`).
+    pub fn image(&self, name: &str, changes: &[&str]) -> Result<()> {
+        let made = Command::new(source().join("scripts/image.sh")).arg(name).output()?;
+        if made.status.code() == Some(69) {
+            return Err(Skip(String::from_utf8_lossy(&made.stderr).trim().to_owned()).into());
+        }
+        if !made.status.success() {
+            bail!("scripts/image.sh {name}: {}", String::from_utf8_lossy(&made.stderr));
+        }
+        let tar = String::from_utf8_lossy(&made.stdout).trim().to_owned();
+        let mut arguments = vec!["import"];
+        for change in changes {
+            arguments.extend(["--change", change]);
+        }
+        arguments.extend([tar.as_str(), name]);
+        self.arctern(&arguments).map(|_| ())
+    }
+
+    /// Runs a closure in a thread within this host's network.
+    pub fn inside<T: Send>(&self, closure: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let namespace = File::open(format!("/run/netns/{}", self.namespace))?;
+        std::thread::scope(|scope| {
+            scope
+                .spawn(move || {
+                    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+                        .context("cannot enter the network namespace")?;
+                    closure()
+                })
+                .join()
+                .map_err(|_| anyhow::anyhow!("a thread panicked"))?
+        })
+    }
+
+    /// A connection within this host's network, tried until the server listens (20 s at most).
+    pub fn connect(&self, address: &str) -> Result<TcpStream> {
+        self.inside(|| {
+            let mut last = None;
+            for _ in 0..200 {
+                match TcpStream::connect(address) {
+                    Ok(stream) => {
+                        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+                        return Ok(stream);
+                    }
+                    Err(error) => last = Some(error),
+                }
+                // A server that starts gives no other sign that it listens.
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            Err(last.context("not tried")?).with_context(|| format!("cannot connect to {address}"))
+        })
+    }
+
+    /// The body of `http://ADDRESS/`.
+    pub fn http(&self, address: &str) -> Result<String> {
+        let mut stream = self.connect(address)?;
+        write!(stream, "GET / HTTP/1.0\r\nHost: test\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        match answer.split_once("\r\n\r\n") {
+            Some((head, body)) if head.contains(" 200 ") => Ok(body.to_owned()),
+            _ => bail!("{address} answered: {answer}"),
+        }
+    }
+
+    /// What a host without containers still has: a line for each process, mount, link, rule, control
+    /// group, and file of a container.
+    pub fn leftovers(&self) -> Result<Vec<String>> {
+        let mut left = Vec::new();
+        let base = self.base.path().to_string_lossy().into_owned();
+        for entry in fs::read_dir("/proc")?.flatten() {
+            let path = entry.path();
+            let command = fs::read(path.join("cmdline")).unwrap_or_default();
+            if entry.file_name().to_string_lossy().parse::<u32>().is_ok()
+                && String::from_utf8_lossy(&command).contains(&base)
+            {
+                left.push(format!(
+                    "process {}: {}",
+                    entry.file_name().to_string_lossy(),
+                    String::from_utf8_lossy(&command).replace('\0', " ")
+                ));
+            }
+        }
+        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        left.extend(
+            mounts.lines().filter(|line| line.contains(&base)).map(|line| format!("mount {line}")),
+        );
+        let pids = run(Command::new("ip").args(["netns", "pids", &self.namespace]))?;
+        left.extend(
+            lines(&pids).into_iter().map(|pid| format!("process in the network namespace {pid}")),
+        );
+        let links = run(Command::new("ip").args(["-n", &self.namespace, "-o", "link"]))?;
+        left.extend(
+            lines(&links)
+                .into_iter()
+                .filter(|l| !l.contains(": lo:") && l.contains("veth"))
+                .map(|l| format!("link {l}")),
+        );
+        left.extend(self.rules()?.into_iter().map(|rule| format!("rule {rule}")));
+        for directory in ["root/containers", "root/checkpoints", "run/containers", "run/netns"] {
+            let path = self.base.path().join(directory);
+            left.extend(
+                fs::read_dir(path)
+                    .into_iter()
+                    .flatten()
+                    .flatten()
+                    .map(|e| format!("file {}", e.path().display())),
+            );
+        }
+        Ok(left)
+    }
+
+    /// Rules that mention an address or a port, in this host's network.
+    fn rules(&self) -> Result<Vec<String>> {
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net=/run/netns/{}", self.namespace))
+            .args(["nft", "list", "ruleset"]);
+        let rules = run(&mut command)?;
+        Ok(lines(&rules)
+            .into_iter()
+            .filter(|line| line.contains("dnat") || line.contains("drop"))
+            .collect())
+    }
+
+    /// Control groups whose name contains the text.
+    pub fn cgroups(text: &str) -> Vec<PathBuf> {
+        fn visit(directory: &Path, text: &str, found: &mut Vec<PathBuf>) {
+            for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    if entry.file_name().to_string_lossy().contains(text) {
+                        found.push(entry.path());
+                    }
+                    visit(&entry.path(), text, found);
+                }
+            }
+        }
+        let mut found = Vec::new();
+        visit(Path::new("/sys/fs/cgroup"), text, &mut found);
+        found
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if let Ok(output) = self.attempt(&["ps", "-a", "-q"]) {
+            for id in lines(&output) {
+                let _ = self.attempt(&["rm", "-f", "-t", "0", &id]);
+            }
+        }
+        let _ = Command::new("ip").args(["netns", "del", &self.namespace]).output();
+    }
+}
+
+/// The lines that a command printed, without empty ones.
+fn lines(output: &Output) -> Vec<String> {
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .map(|l| l.trim().to_owned())
+        .filter(|l| !l.is_empty())
+        .collect()
+}
+
+/// Runs a command that must succeed.
+pub fn run(command: &mut Command) -> Result<Output> {
+    let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
+    if !output.status.success() {
+        bail!(
+            "{command:?} failed ({}):\n{}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(output)
+}

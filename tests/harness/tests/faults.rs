@@ -1,0 +1,93 @@
+//! Captures and restores that are killed at a random moment: the workload must not notice, and
+//! nothing may be left. The moments come from a seed (`ARCTERN_SEED`).
+#![forbid(unsafe_code)]
+
+use anyhow::{Context, Result, ensure};
+use arctern_harness::engine::Engine::{self, Arctern};
+use arctern_harness::process::processes_below;
+use arctern_harness::random::{Random, rounds};
+use arctern_harness::workload::Run;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Starts the command, kills it after a random part of `span`, and waits for it.
+fn killed(mut command: Command, span: Duration, random: &mut Random) -> Result<bool> {
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    // The moment of the kill is the point of the test, not a wait for something.
+    std::thread::sleep(Duration::from_micros(random.below(span.as_micros() as u64 + 1)));
+    child.kill()?;
+    Ok(!child.wait()?.success())
+}
+
+fn fresh(images: &Path) -> Result<()> {
+    if images.exists() {
+        fs::remove_dir_all(images)?;
+    }
+    Ok(fs::create_dir_all(images)?)
+}
+
+fn captures(workload: &str, same_maps: bool) -> Result<()> {
+    let run = Run::start(workload)?;
+    let images = run.images("images")?;
+    let start = Instant::now();
+    Arctern.dump(run.pid(), &images, true)?;
+    let span = start.elapsed();
+    let maps = run.maps()?;
+    let mut random = Random::seeded();
+    let mut hits = 0;
+    for round in 0..rounds(25, 500) {
+        fresh(&images)?;
+        let command = Engine::dump_command(Arctern, run.pid(), &images, true)?;
+        hits += usize::from(killed(command, span, &mut random)?);
+        run.unharmed().with_context(|| format!("after kill {round}"))?;
+        if same_maps {
+            let now = run.maps()?;
+            ensure!(now == maps, "kill {round} left a mapping:\nbefore\n{maps}\nafter\n{now}");
+        }
+    }
+    println!("{hits} captures were killed");
+    run.verify()
+}
+
+#[test]
+fn killed_capture_leaves_threads_unharmed() -> Result<()> {
+    captures("threads", true)
+}
+
+#[test]
+fn killed_capture_leaves_a_busy_program_unharmed() -> Result<()> {
+    captures("busy", false)
+}
+
+#[test]
+fn killed_restore_leaves_nothing_and_can_be_repeated() -> Result<()> {
+    let mut run = Run::start("threads")?;
+    let images = run.images("images")?;
+    let tree = run.tree()?;
+    Arctern.dump(run.pid(), &images, false)?;
+    run.wait_for_kill(tree)?;
+    let mut random = Random::seeded();
+    let start = Instant::now();
+    let pid = Arctern.restore(&images)?;
+    let span = start.elapsed();
+    run.restored(pid)?;
+    for round in 0..rounds(20, 400) {
+        run.kill()?;
+        let command = Engine::restore_command(Arctern, &images)?;
+        let was_killed = killed(command, span, &mut random)?;
+        let left = processes_below(&run.work());
+        // A kill after the release of the tasks comes too late: then all of them are there.
+        if was_killed && !left.is_empty() {
+            ensure!(left.contains(&pid), "kill {round} left {left:?} without their root");
+            run.restored(pid)?;
+            run.unharmed().with_context(|| format!("after kill {round}"))?;
+        } else if left.is_empty() {
+            run.restored(Arctern.restore(&images).with_context(|| format!("after kill {round}"))?)?;
+        } else {
+            run.restored(pid)?;
+        }
+    }
+    run.verify()
+}
