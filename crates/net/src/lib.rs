@@ -7,6 +7,7 @@
 //!
 //! ```text
 //! network   operations: ensure, attach, publish, detach        files   /etc/hosts and the like
+//! error     what can go wrong                                  claim   who has a port already
 //! rules     our nf_tables table                                 status  Podman's network.status
 //! state     who has which address and ports                     netns   namespaces without a process
 //! route nft typed handles on rtnetlink and nf_tables            ports   -p, and is a port free
@@ -14,6 +15,8 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod claim;
+mod error;
 pub mod files;
 mod mac;
 mod netlink;
@@ -26,9 +29,10 @@ mod rules;
 mod state;
 mod status;
 
+pub use error::NetworkError;
 pub use ipnet::Ipv4Net;
 pub use mac::{BadMac, Mac};
-pub use network::{AttachSpec, Bridge, DEFAULT_BRIDGE, Network, NetworkError, bring_up_loopback};
+pub use network::{AttachSpec, Bridge, DEFAULT_BRIDGE, Network, bring_up_loopback};
 pub use ports::{BadPort, PortMapping, Protocol};
 pub use state::{Lease, StateError};
 pub use status::{ArchivedStatus, BadStatus, NetworkStatus};

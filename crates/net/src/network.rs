@@ -10,146 +10,15 @@ use ipnet::Ipv4Net;
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
+use crate::claim;
+use crate::error::{Doing, NetworkError};
 use crate::mac::Mac;
 use crate::nft::Nft;
-use crate::ports::{self, PortMapping, Protocol};
+use crate::ports::PortMapping;
 use crate::route::{Link, Route, Veth};
 use crate::rules;
-use crate::state::{Lease, Locked, State, StateError, gateway, peek};
+use crate::state::{Lease, Locked, State, gateway, peek};
 use crate::status::NetworkStatus;
-
-/// What went wrong with a network. [`NetworkError::hint`] says what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum NetworkError {
-    /// The state file could not be read, written or locked.
-    #[error(transparent)]
-    State(#[from] StateError),
-    /// The kernel refused a step.
-    #[error("cannot {action} {object}")]
-    Kernel {
-        /// What was tried.
-        action: &'static str,
-        /// With what: an interface, an address, a file.
-        object: String,
-        /// The kernel's answer.
-        source: io::Error,
-    },
-    /// Another interface has the bridge's name.
-    #[error("interface {name} exists and is no bridge (kind {kind:?})")]
-    NotABridge {
-        /// The name.
-        name: String,
-        /// What it is.
-        kind: String,
-    },
-    /// Every subnet that would be chosen collides with a route of the host.
-    #[error("no free subnet: every candidate overlaps a route of this host")]
-    NoFreeSubnet,
-    /// The subnet is too small or not private to be shared out.
-    #[error("subnet {0} has no room for containers")]
-    SubnetTooSmall(Ipv4Net),
-    /// All addresses are taken.
-    #[error("no free address in {0}")]
-    NoFreeAddress(Ipv4Net),
-    /// A static address is not one that a container can have.
-    #[error("address {ip} is not a usable address of {subnet}")]
-    AddressOutside {
-        /// The address asked for.
-        ip: Ipv4Addr,
-        /// The network's subnet.
-        subnet: Ipv4Net,
-    },
-    /// A static address is taken.
-    #[error("address {ip} is in use by container {holder}")]
-    AddressInUse {
-        /// The address asked for.
-        ip: Ipv4Addr,
-        /// The container that has it.
-        holder: String,
-    },
-    /// A container has no address here.
-    #[error("container {0} is not attached to the network")]
-    NotAttached(String),
-    /// A host port is taken by another container.
-    #[error("port {port}/{protocol} of the host is published by container {holder}")]
-    PortPublished {
-        /// The port.
-        port: u16,
-        /// Its protocol.
-        protocol: Protocol,
-        /// The container that has it.
-        holder: String,
-    },
-    /// A host port is taken by a process of the host.
-    #[error("port {port}/{protocol} of the host is in use by {}", holder.as_deref().unwrap_or("a process that could not be found"))]
-    PortInUse {
-        /// The port.
-        port: u16,
-        /// Its protocol.
-        protocol: Protocol,
-        /// `process PID (comm)`, if it was found.
-        holder: Option<String>,
-    },
-    /// Two of the mappings given claim the same host port.
-    #[error("port {port}/{protocol} of the host is given twice")]
-    PortTwice {
-        /// The port.
-        port: u16,
-        /// Its protocol.
-        protocol: Protocol,
-    },
-    /// Several steps of taking something down failed; all were tried.
-    #[error("{} steps failed: {}", .0.len(), .0.iter().map(|e| describe(e)).collect::<Vec<_>>().join("; "))]
-    Several(Vec<NetworkError>),
-}
-
-/// An error with its causes in one line, for lists.
-fn describe(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", describe(source)),
-        None => error.to_string(),
-    }
-}
-
-impl NetworkError {
-    /// What the user can do about it, where there is something.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            NetworkError::PortPublished { holder, .. } => {
-                Some(format!("choose another port with -p, or stop container {holder}"))
-            }
-            NetworkError::PortInUse { .. } => {
-                Some("choose another port with -p, or stop that process".into())
-            }
-            NetworkError::AddressInUse { .. } => {
-                Some("choose another address with --ip, or leave it out".into())
-            }
-            NetworkError::NoFreeAddress(_) => Some("remove containers that are not needed".into()),
-            NetworkError::Kernel { source, .. }
-                if source.raw_os_error() == Some(Errno::PERM.raw_os_error()) =>
-            {
-                Some("networks need root (CAP_NET_ADMIN)".into())
-            }
-            NetworkError::Kernel { source, .. }
-                if source.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) =>
-            {
-                Some("the kernel lacks a module: bridge, veth or nf_tables".into())
-            }
-            _ => None,
-        }
-    }
-}
-
-/// Attaches what was tried to a kernel error.
-trait Doing<T> {
-    fn doing(self, action: &'static str, object: impl ToString) -> Result<T, NetworkError>;
-}
-
-impl<T> Doing<T> for io::Result<T> {
-    fn doing(self, action: &'static str, object: impl ToString) -> Result<T, NetworkError> {
-        self.map_err(|source| NetworkError::Kernel { action, object: object.to_string(), source })
-    }
-}
 
 /// What a container's interface is to be like.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -426,13 +295,15 @@ impl Network {
         let mut locked = self.lock()?;
         let not_attached = || NetworkError::NotAttached(container.to_owned());
         let lease = locked.state.leases.get(container).ok_or_else(not_attached)?.clone();
+        let mut nft = self.nft()?;
+        let foreign = rules::published_elsewhere(&mut nft, &self.bridge)
+            .doing("read", "the ports that other networks publish")?;
         let mut chosen: Vec<PortMapping> = Vec::new();
         for mapping in ports {
-            let mapping = settle(mapping, &chosen, &locked.state)?;
-            check(&mapping, &chosen, &locked.state)?;
+            let mapping = claim::settle(mapping, &chosen, &locked.state, &foreign)?;
+            claim::check(&mapping, &chosen, &locked.state, &foreign)?;
             chosen.push(mapping);
         }
-        let mut nft = self.nft()?;
         let subnet = locked.state.subnet.ok_or_else(not_attached)?;
         rules::ensure(&mut nft, &self.bridge, subnet)
             .doing("make nf_tables table", &self.bridge)?;
@@ -470,11 +341,29 @@ impl Network {
     }
 
     /// Takes back ports, interface and address of a container. Absence is no error. Every step is
-    /// tried; the address is only given back when all went well.
+    /// tried; the address is only given back when all went well. Takes some 30 ms, in which the
+    /// kernel waits for everybody who may still see the interface.
     ///
     /// # Errors
     /// [`NetworkError::Several`], or the one error.
     pub fn detach(&self, container: &str) -> Result<(), NetworkError> {
+        self.take_down(container, Route::delete_link)
+    }
+
+    /// As [`Network::detach`], for a container whose namespace is deleted next: its interface is
+    /// taken off the bridge and renamed, which takes 2 ms, and goes with the namespace.
+    ///
+    /// # Errors
+    /// As [`Network::detach`].
+    pub fn disconnect(&self, container: &str) -> Result<(), NetworkError> {
+        self.take_down(container, Route::strand)
+    }
+
+    fn take_down(
+        &self,
+        container: &str,
+        drop_link: impl Fn(&mut Route, &str) -> io::Result<bool>,
+    ) -> Result<(), NetworkError> {
         let mut locked = self.lock()?;
         let mut route = self.route()?;
         let mut errors = Vec::new();
@@ -484,7 +373,7 @@ impl Network {
                 .doing("unpublish ports of container", container)
         }));
         let veth = self.veth_name(container);
-        note(route.delete_link(&veth).map(drop).doing("remove", &veth));
+        note(drop_link(&mut route, &veth).map(drop).doing("remove", &veth));
         if let Some(lease) = locked.state.leases.get(container)
             && let Ok(Some(bridge)) = route.link(&self.bridge)
         {
@@ -614,53 +503,6 @@ pub fn bring_up_loopback(netns: BorrowedFd<'_>) -> Result<(), NetworkError> {
 /// Whether bridged IPv4 packets pass the IP hooks of netfilter (module br_netfilter).
 fn bridge_filters_ip() -> bool {
     std::fs::read("/proc/sys/net/bridge/bridge-nf-call-iptables").is_ok_and(|v| v.starts_with(b"1"))
-}
-
-/// A mapping whose host port is 0 with a free one in its place.
-fn settle(
-    mapping: &PortMapping,
-    chosen: &[PortMapping],
-    state: &State,
-) -> Result<PortMapping, NetworkError> {
-    let mut settled = mapping.clone();
-    if mapping.host_port != 0 {
-        return Ok(settled);
-    }
-    for _ in 0..64 {
-        settled.host_port = ports::any_free(mapping.host_ip, mapping.protocol)
-            .doing("find", "a free port of the host")?;
-        if settled.pairs().count() == usize::from(mapping.range.max(1))
-            && check(&settled, chosen, state).is_ok()
-        {
-            return Ok(settled);
-        }
-    }
-    Err(NetworkError::Kernel {
-        action: "find",
-        object: format!("{} free consecutive ports of the host", mapping.range),
-        source: Errno::ADDRINUSE.into(),
-    })
-}
-
-/// Refuses host ports that somebody has.
-fn check(mapping: &PortMapping, chosen: &[PortMapping], state: &State) -> Result<(), NetworkError> {
-    let protocol = mapping.protocol;
-    if let Some(port) = chosen.iter().find_map(|other| mapping.conflicts_with(other)) {
-        return Err(NetworkError::PortTwice { port, protocol });
-    }
-    for (holder, lease) in &state.leases {
-        if let Some(port) = lease.ports.iter().find_map(|other| mapping.conflicts_with(other)) {
-            return Err(NetworkError::PortPublished { port, protocol, holder: holder.clone() });
-        }
-    }
-    for (port, _) in mapping.pairs() {
-        let free = ports::is_free(mapping.host_ip, port, protocol).doing("try port", port)?;
-        if !free {
-            let holder = ports::holder(port, protocol).map(|p| format!("process {p}"));
-            return Err(NetworkError::PortInUse { port, protocol, holder });
-        }
-    }
-    Ok(())
 }
 
 /// Sets a value below `/proc/sys` of the current network namespace, if it differs.

@@ -22,6 +22,7 @@ const DELTABLE: u16 = SUBSYSTEM | 2;
 const NEWCHAIN: u16 = SUBSYSTEM | 3;
 const NEWRULE: u16 = SUBSYSTEM | 6;
 const NEWSET: u16 = SUBSYSTEM | 9;
+const GETSET: u16 = SUBSYSTEM | 10;
 const NEWSETELEM: u16 = SUBSYSTEM | 12;
 const GETSETELEM: u16 = SUBSYSTEM | 13;
 const DELSETELEM: u16 = SUBSYSTEM | 14;
@@ -367,6 +368,23 @@ impl Nft {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(e) => Err(e),
         }
+    }
+
+    /// The tables of the `inet` family that have a map called `map`.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn tables_with(&mut self, map: &str) -> io::Result<Vec<String>> {
+        let replies = self.0.request(GETSET, DUMP, &genmsg(INET, 0), |_| ())?;
+        Ok(replies
+            .iter()
+            .filter_map(|reply| {
+                let body = reply.body.get(4..)?;
+                let name = find(body, 2).and_then(as_text)?;
+                let table = find(body, 1).and_then(as_text)?;
+                (name == map).then(|| table.to_owned())
+            })
+            .collect())
     }
 
     /// The elements of a map.

@@ -24,8 +24,9 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
+use crate::claim::Foreign;
 use crate::nft::{Batch, Element, Expr, Hook, MapType, Nft, REG, REG2, interface, meta};
-use crate::ports::PortMapping;
+use crate::ports::{PortMapping, Protocol};
 
 /// nft's type numbers, six bits each in a concatenation.
 const TYPE_ADDRESS: u32 = 7;
@@ -216,4 +217,67 @@ pub(crate) fn unpublish(nft: &mut Nft, bridge: &str, container: &str) -> io::Res
         batch.delete_elements(map, &elements);
     }
     nft.commit(batch)
+}
+
+/// The ports that other networks of this network namespace publish.
+///
+/// # Errors
+/// The kernel's answer.
+pub(crate) fn published_elsewhere(nft: &mut Nft, bridge: &str) -> io::Result<Foreign> {
+    let mut ports = Vec::new();
+    for table in nft.tables_with(BY_PORT.name)? {
+        if table == bridge {
+            continue;
+        }
+        for map in [BY_PORT.name, BY_ADDRESS.name] {
+            let elements = match nft.elements(&table, map) {
+                Ok(elements) => elements,
+                // Gone meanwhile, or not one of ours.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(e),
+            };
+            ports.extend(elements.iter().filter_map(|e| Some((e.comment.clone(), mapping(e)?))));
+        }
+    }
+    Ok(ports)
+}
+
+/// The published port that an element stands for.
+fn mapping(element: &Element) -> Option<PortMapping> {
+    let (host_ip, key) = match element.key.len() {
+        8 => (None, &element.key[..]),
+        12 => {
+            let (ip, key) = element.key.split_first_chunk::<4>()?;
+            (Some(Ipv4Addr::from(*ip)), key)
+        }
+        _ => return None,
+    };
+    let port = |bytes: &[u8]| Some(u16::from_be_bytes(bytes.get(4..6)?.try_into().ok()?));
+    let protocol = match key[0] {
+        6 => Protocol::Tcp,
+        17 => Protocol::Udp,
+        _ => return None,
+    };
+    Some(PortMapping {
+        host_ip,
+        container_port: port(&element.data)?,
+        host_port: port(key)?,
+        range: 1,
+        protocol,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_element_stands_for_its_port() {
+        for text in ["8080:80", "127.0.0.1:53:53/udp"] {
+            let port: PortMapping = text.parse().expect("port");
+            let all = elements("c", Ipv4Addr::new(10, 0, 0, 2), std::slice::from_ref(&port));
+            let one = all.iter().flatten().next().expect("element");
+            assert_eq!(mapping(one), Some(port));
+        }
+    }
 }

@@ -251,6 +251,30 @@ fn a_new_mac_at_an_old_address_is_reached_at_once() {
 }
 
 #[test]
+fn a_disconnected_interface_goes_with_its_namespace() {
+    let Some(mut host) = host() else { return };
+    // No server in it: a socket would keep the namespace.
+    let a = host.container("a");
+    host.net.attach(a.as_fd(), "a", &AttachSpec::default()).expect("attach");
+    let start = Instant::now();
+    host.net.disconnect("a").expect("disconnect");
+    eprintln!("disconnect {:?}", start.elapsed());
+    host.net.disconnect("a").expect("absence is no error");
+    assert!(host.net.status("a").expect("state").is_none());
+    // The name is free at once, while the old interface still exists.
+    let again = host.container("again");
+    host.net.attach(again.as_fd(), "a", &AttachSpec::default()).expect("attach");
+    assert!(run("ip", &["link"]).contains("gone"));
+    drop(a);
+    netns::delete(&host.made[0]).expect("delete");
+    let end = Instant::now() + Duration::from_secs(5);
+    while run("ip", &["link"]).contains("gone") {
+        assert!(Instant::now() < end, "the interface stays");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
 fn udp_and_chosen_ports() {
     let Some(mut host) = host() else { return };
     let (a, _) = host.server("a");
@@ -286,6 +310,8 @@ fn two_networks_with_the_same_container_do_not_touch_each_other() {
     let fd = host.container("a2");
     let status = other.attach(fd.as_fd(), "a", &AttachSpec::default()).expect("attach");
     assert_ne!(status.gateway, host.net.ensure_bridge().expect("bridge").gateway);
+    let error = other.publish("a", &[port("8080:80")]).expect_err("taken in the other network");
+    assert!(matches!(error, NetworkError::PortPublished { port: 8080, .. }), "{error}");
     other.detach("a").expect("detach");
     other.remove().expect("remove");
     assert!(ask((Ipv4Addr::LOCALHOST, 8080)).is_ok());
