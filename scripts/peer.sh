@@ -139,7 +139,7 @@ stop() {
 }
 
 inside() {
-    exec nsenter --target "$(world_pid)" --mount --pid --net --ipc --uts --root --wd=/ \
+    exec nsenter --target "$(world_pid)" --mount --pid --net --ipc --uts --root --wd \
         env -i HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
         LANG=C.UTF-8 PODMAN_IGNORE_CGROUPSV1_WARNING=1 "$@"
 }

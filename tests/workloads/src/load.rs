@@ -87,15 +87,15 @@ fn mappings(count: usize) {
     }
 }
 
-/// `count` descriptors: a third regular files, a third pipe ends, a third event counters.
+/// `count` descriptors: regular files, and every third an event counter. (Pipes are left out: what
+/// one user may hold in pipes is limited, and an engine needs as much again.)
 fn descriptors(count: usize) {
-    for index in 0..count / 6 * 2 {
-        let name = std::ffi::CString::new(format!("file-{index}")).expect("no NUL");
-        must!(libc::open(name.as_ptr(), libc::O_RDWR | libc::O_CREAT, 0o600));
-        must!(libc::eventfd(index as u32, 0));
-        if index % 2 == 0 {
-            let mut ends = [0; 2];
-            must!(libc::pipe(ends.as_mut_ptr()));
+    for index in 0..count {
+        if index % 3 == 0 {
+            must!(libc::eventfd(index as u32, 0));
+        } else {
+            let name = std::ffi::CString::new(format!("file-{index}")).expect("no NUL");
+            must!(libc::open(name.as_ptr(), libc::O_RDWR | libc::O_CREAT, 0o600));
         }
     }
 }

@@ -92,6 +92,11 @@ const WORKLOADS: &[(&str, i32, Body)] = &[
 ];
 
 fn main() {
+    // Descriptors of whoever started this are no part of a workload.
+    must!(libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0));
+    // A tree is a session of its own. Fails harmlessly where the runner made one.
+    // SAFETY: plain call.
+    unsafe { libc::setsid() };
     let arguments: Vec<String> = std::env::args().collect();
     let arguments: Vec<&str> = arguments.iter().skip(1).map(String::as_str).collect();
     match arguments.as_slice() {
@@ -127,9 +132,6 @@ fn main() {
 /// Runs one workload; does not return. A workload with namespaces of its own runs in a child, whose
 /// pid is written to DIR/pid, and this process waits for it outside of the tree.
 fn run(name: &str, namespaces: i32, body: Body, dir: PathBuf) {
-    // Fails harmlessly where the runner already made a session.
-    // SAFETY: plain call.
-    unsafe { libc::setsid() };
     if namespaces != 0 {
         let mut told = [0; 2];
         must!(libc::pipe(told.as_mut_ptr()));
