@@ -157,6 +157,39 @@ pub fn socket_address(socket: impl AsFd, peer: bool) -> io::Result<Vec<u8>> {
     Ok(out)
 }
 
+/// Opens a file by its handle on the mount that holds `mount` (open_by_handle_at(2);
+/// CAP_DAC_READ_SEARCH), as an O_PATH descriptor.
+pub fn open_handle(mount: &std::path::Path, kind: i32, handle: &[u8]) -> io::Result<OwnedFd> {
+    use nix::fcntl::OFlag;
+    const MAX_HANDLE_SZ: usize = 128;
+    if handle.len() > MAX_HANDLE_SZ {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let mount = nix::fcntl::open(mount, flags, nix::sys::stat::Mode::empty())?;
+    // struct file_handle: length, type, bytes.
+    let mut words = [0u32; 2 + MAX_HANDLE_SZ / 4];
+    words[0] = handle.len() as u32;
+    words[1] = kind as u32;
+    for (word, chunk) in words[2..].iter_mut().zip(handle.chunks(4)) {
+        let mut bytes = [0; 4];
+        bytes[..chunk.len()].copy_from_slice(chunk);
+        *word = u32::from_ne_bytes(bytes);
+    }
+    // SAFETY: `words` holds a struct file_handle with as many bytes as its length says; the kernel
+    // only reads it.
+    let fd = check(unsafe {
+        libc::syscall(
+            libc::SYS_open_by_handle_at,
+            mount.as_raw_fd(),
+            words.as_ptr(),
+            libc::O_PATH | libc::O_CLOEXEC,
+        )
+    })?;
+    // SAFETY: the kernel has just given us this descriptor, nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
 /// Settings of a terminal line: `struct termios` of the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Termios {

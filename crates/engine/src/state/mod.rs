@@ -4,4 +4,6 @@
 //! holds, so there is no second representation that could drift.
 
 pub mod cgroup;
+pub mod files;
 pub mod namespaces;
+pub mod shmem;

@@ -1,0 +1,303 @@
+//! Collects the descriptors of a frozen tree and writes their images.
+
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io;
+use std::path::PathBuf;
+
+use arctern_image::images::{ImageDir, ImageKind};
+use arctern_image::messages::{
+    FdinfoEntry, FileEntry, FileLockEntry, FsEntry, MemfdInodeEntry, RemapFilePathEntry,
+};
+use arctern_image::pages::PagesIds;
+use arctern_sys::kcmp::{self, kcmp};
+use arctern_sys::proc::locks::Owner;
+use arctern_sys::{Pid, proc};
+use nix::sys::stat::{SFlag, stat};
+
+use super::descriptor::{self, Descriptor};
+use super::{epoll, ghost, pipe, regular};
+use crate::error::{CaptureError, Refusal};
+use crate::options::External;
+use crate::tree::FrozenTree;
+
+/// What the caller decided about files.
+#[derive(Clone, Debug, Default)]
+pub struct FileOptions {
+    /// Terminals may belong to somebody outside of the tree.
+    pub shell_job: bool,
+    /// Capture file locks instead of refusing them.
+    pub file_locks: bool,
+    /// Largest deleted file that goes into the images, in bytes.
+    pub ghost_limit: u64,
+    /// Things that stay outside.
+    pub externals: Vec<External>,
+    /// The mount namespace goes into the images: entries of files name their mounts.
+    pub mount_namespace: bool,
+    /// Id of the tree's network namespace in the images.
+    pub net_ns_id: u32,
+}
+
+/// What identifies a description before the kernel is asked whether two are one: device, inode,
+/// position, flags, mount.
+type Bucket = (u64, u64, i64, u32, i32);
+
+/// A description that was met before, and one descriptor that leads to it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known {
+    pub id: u32,
+    /// `FdTypes` of the description.
+    pub kind: i32,
+    pub pid: Pid,
+    pub fd: i32,
+}
+
+/// Collects open files; ids are unique in one checkpoint.
+#[derive(Debug, Default)]
+pub struct FileCollector {
+    pub(super) options: FileOptions,
+    pub(super) files: Vec<FileEntry>,
+    last_id: u32,
+    pub(super) tables: BTreeMap<u32, Vec<FdinfoEntry>>,
+    pub(super) known: HashMap<Bucket, Vec<Known>>,
+    pub(super) paths: regular::Paths,
+    pub(super) remaps: Vec<RemapFilePathEntry>,
+    pub(super) ghosts: ghost::Ghosts,
+    pub(super) pipes: pipe::Contents,
+    pub(super) fifos: pipe::Contents,
+    pub(super) memfds: Vec<(MemfdInodeEntry, PathBuf)>,
+    pub(super) mapped_memfds: HashMap<(u32, u32), u32>,
+    pub(super) epolls: Vec<epoll::Pending>,
+    fs: Vec<(i32, FsEntry)>,
+    pub(super) locks: Vec<FileLockEntry>,
+    pub(super) seen_locks: HashSet<(Owner, u32, (u32, u32, u64), i64, Option<i64>)>,
+}
+
+impl FileCollector {
+    /// An empty collection.
+    pub fn new(options: &FileOptions) -> Self {
+        FileCollector { options: options.clone(), ..FileCollector::default() }
+    }
+
+    /// The next free id.
+    pub(super) fn new_id(&mut self) -> u32 {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    /// Looks at every descriptor of every task. What cannot be carried goes to `refusals`.
+    ///
+    /// # Errors
+    /// The kernel does not answer about a descriptor.
+    pub fn collect_descriptors(
+        &mut self,
+        tree: &mut FrozenTree,
+        refusals: &mut Vec<Refusal>,
+    ) -> Result<(), CaptureError> {
+        for index in 0..tree.tasks.len() {
+            let task = &tree.tasks[index];
+            if task.is_zombie() {
+                continue;
+            }
+            self.collect_fs(tree, index, refusals)?;
+            if self.tables.contains_key(&task.ids.files) {
+                continue;
+            }
+            let numbers =
+                proc::descriptors(task.pid).map_err(task.failed("", "list its descriptors"))?;
+            let mut table = Vec::with_capacity(numbers.len());
+            let files_id = task.ids.files;
+            for fd in numbers {
+                table.extend(self.descriptor(tree, index, fd, refusals)?);
+            }
+            self.tables.insert(files_id, table);
+        }
+        self.resolve_epolls(tree, refusals)
+    }
+
+    /// Root, working directory and umask of a task.
+    fn collect_fs(
+        &mut self,
+        tree: &FrozenTree,
+        index: usize,
+        refusals: &mut Vec<Refusal>,
+    ) -> Result<(), CaptureError> {
+        let cwd_id = self.link_file(tree, index, "cwd", refusals)?;
+        let root_id = self.link_file(tree, index, "root", refusals)?;
+        let task = &tree.tasks[index];
+        let umask = Some(task.status.umask);
+        self.fs.push((task.inner_pid, FsEntry { cwd_id, root_id, umask }));
+        Ok(())
+    }
+
+    /// One descriptor; None if it was refused.
+    fn descriptor(
+        &mut self,
+        tree: &FrozenTree,
+        index: usize,
+        fd: i32,
+        refusals: &mut Vec<Refusal>,
+    ) -> Result<Option<FdinfoEntry>, CaptureError> {
+        let task = &tree.tasks[index];
+        let name = format!("fd/{fd}");
+        let link = proc::read_link(task.pid, &name)
+            .map_err(|e| task.failed(format!("fd {fd}"), "read its link")(e))?;
+        let failed = |what: &'static str| task.failed(descriptor::part(fd, &link), what);
+        let stat =
+            stat(&proc::path(task.pid, &name)).map_err(|e| failed("look at the file")(e.into()))?;
+        let info = proc::fdinfo::read(task.pid, fd).map_err(|e| failed("read its fdinfo")(e))?;
+        let cloexec = u32::from(info.flags & libc::O_CLOEXEC as u32 != 0);
+        let flags = info.flags & !(libc::O_CLOEXEC as u32);
+        let bucket = (stat.st_dev, stat.st_ino, info.pos, flags, info.mnt_id);
+        let place = self
+            .find_known(bucket, task.pid, fd)
+            .map_err(|e| failed("compare it with other descriptors")(e))?;
+        let locks = info.locks.clone();
+        let (id, kind) = match place {
+            Ok(known) => known,
+            Err(place) => {
+                let file = task
+                    .pidfd
+                    .getfd(fd)
+                    .map_err(|e| failed("duplicate it into the controller")(e))?;
+                let fown = descriptor::owner(tree, &file)
+                    .map_err(|e| failed("ask for its signal owner")(e))?;
+                let Some(fown) = fown else {
+                    refusals.push(task.refuse(
+                        descriptor::part(fd, &link),
+                        "its signals (F_SETOWN) go to a process outside of the tree",
+                        "include that process or clear the owner",
+                    ));
+                    return Ok(None);
+                };
+                let link = link.clone();
+                let descriptor = Descriptor { tree, index, fd, link, stat, info, file, fown };
+                let Some(entry) = self.object(&descriptor, refusals)? else {
+                    return Ok(None);
+                };
+                let known = Known { id: entry.id, kind: entry.r#type, pid: task.pid, fd };
+                self.files.push(entry);
+                self.known.entry(bucket).or_default().insert(place, known);
+                (known.id, known.kind)
+            }
+        };
+        for lock in locks {
+            self.lock(task, fd, &link, id, lock, refusals);
+        }
+        Ok(Some(FdinfoEntry {
+            id,
+            flags: cloexec,
+            r#type: kind,
+            fd: fd as u32,
+            xattr_security_selinux: None,
+        }))
+    }
+
+    /// Whether the description was met before: its id and type, or where it belongs in its bucket,
+    /// which is sorted by the kernel's own order of descriptions.
+    fn find_known(
+        &self,
+        bucket: Bucket,
+        pid: Pid,
+        fd: i32,
+    ) -> io::Result<Result<(u32, i32), usize>> {
+        let Some(known) = self.known.get(&bucket) else {
+            return Ok(Err(0));
+        };
+        let (mut low, mut high) = (0, known.len());
+        while low < high {
+            let middle = (low + high) / 2;
+            let other = &known[middle];
+            match kcmp(pid, other.pid, kcmp::Kind::File(fd, other.fd))? {
+                Ordering::Equal => return Ok(Ok((other.id, other.kind))),
+                Ordering::Less => high = middle,
+                Ordering::Greater => low = middle + 1,
+            }
+        }
+        Ok(Err(low))
+    }
+
+    /// The object behind a description; None if it was refused.
+    fn object(
+        &mut self,
+        d: &Descriptor<'_>,
+        refusals: &mut Vec<Refusal>,
+    ) -> Result<Option<FileEntry>, CaptureError> {
+        let link = d.link.to_string_lossy();
+        let kind = SFlag::from_bits_truncate(d.stat.st_mode & libc::S_IFMT);
+        if d.link.is_absolute() && link.starts_with("/memfd:") && kind == SFlag::S_IFREG {
+            return self.memfd(d, refusals);
+        }
+        match kind {
+            SFlag::S_IFREG if !d.link.is_absolute() => {}
+            SFlag::S_IFREG | SFlag::S_IFDIR | SFlag::S_IFLNK | SFlag::S_IFBLK => {
+                return self.path(d, refusals);
+            }
+            SFlag::S_IFCHR => return self.device(d, refusals),
+            SFlag::S_IFIFO if link.starts_with("pipe:[") => return Ok(Some(self.pipe(d))),
+            SFlag::S_IFIFO => return self.fifo(d, refusals),
+            SFlag::S_IFSOCK => return self.socket(d, refusals),
+            _ => {}
+        }
+        match &*link {
+            "anon_inode:[eventfd]" => return Ok(Some(self.eventfd(d))),
+            "anon_inode:[eventpoll]" => return Ok(Some(self.epoll(d))),
+            "anon_inode:[signalfd]" => return Ok(Some(self.signalfd(d))),
+            "anon_inode:[timerfd]" => return self.timerfd(d, refusals),
+            "anon_inode:[pidfd]" => return Ok(self.pidfd(d, refusals)),
+            "anon_inode:inotify" => return self.inotify(d, refusals),
+            _ => {}
+        }
+        let (what, remedy) = match &*link {
+            "anon_inode:[io_uring]" => {
+                ("an io_uring instance", "stop the program's asynchronous I/O")
+            }
+            "anon_inode:[userfaultfd]" => ("a userfaultfd", "end the tracking of memory"),
+            "anon_inode:[perf_event]" => ("a performance counter", "end the measurement"),
+            "anon_inode:[fanotify]" => ("a fanotify group", "stop the file monitor"),
+            text if text.starts_with("anon_inode:bpf") => ("a BPF object", "close it"),
+            text if text.contains(":[") => ("a namespace file", "close it before the checkpoint"),
+            _ => ("a kind of file that is not known", "close it before the checkpoint"),
+        };
+        refusals.push(d.refuse(format!("{what} cannot be carried"), remedy));
+        Ok(None)
+    }
+
+    /// Writes everything that was collected, contents too: `files.img`, a table per set of
+    /// descriptors, the data of pipes and queues, deleted files, terminals, locks, and root, working
+    /// directory and umask of every task.
+    ///
+    /// # Errors
+    /// The kernel refuses the contents of a file, or an image cannot be written.
+    pub fn write(&mut self, images: &ImageDir, pages: &PagesIds) -> Result<(), CaptureError> {
+        for (pid, entry) in &self.fs {
+            images.write_one(ImageKind::Fs, *pid as u64, entry)?;
+        }
+        images.write_all(ImageKind::Files, 0, &self.files)?;
+        for (id, table) in &self.tables {
+            images.write_all(ImageKind::Fdinfo, (*id).into(), table)?;
+        }
+        write_or_remove(images, ImageKind::RemapFpath, &self.remaps)?;
+        write_or_remove(images, ImageKind::Filelocks, &self.locks)?;
+        self.ghosts.write(images)?;
+        self.pipes.write(images, ImageKind::PipesData)?;
+        self.fifos.write(images, ImageKind::FifoData)?;
+        self.write_memfds(images, pages)?;
+        self.write_queues(images)?;
+        self.write_terminals(images)
+    }
+}
+
+/// Writes a list, or removes a stale file when there is nothing to write.
+pub(super) fn write_or_remove<'a, M: prost::Message + 'a>(
+    images: &ImageDir,
+    kind: ImageKind,
+    list: &'a [M],
+) -> Result<(), CaptureError> {
+    if list.is_empty() {
+        images.remove(kind, 0)?
+    } else {
+        images.write_all(kind, 0, list)?
+    }
+    Ok(())
+}
