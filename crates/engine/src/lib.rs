@@ -1,10 +1,17 @@
 //! Capture and restore of process trees.
 #![forbid(unsafe_code)]
 
+mod capture;
 pub mod error;
+mod faults;
+pub mod freeze;
 pub mod options;
+pub mod plan;
+mod restore;
 pub mod restore_context;
 pub mod state;
 pub mod tree;
 
+pub use capture::{STEPS as CAPTURE_STEPS, capture};
 pub use error::{CaptureError, Refusal, RestoreError, Subject};
+pub use restore::{describe_plan, restore};

@@ -89,6 +89,14 @@ impl FrozenTask {
         self.run_in(0, batch)
     }
 
+    /// Runs a batch in each thread, leader first, all at the same time.
+    pub fn run_each(&mut self, batches: &mut [Batch]) -> Result<(), TraceeError> {
+        match &mut self.session {
+            Some(session) => session.run_each(&mut self.threads, batches),
+            None => Err(TraceeError::NoVdso { pid: self.pid, why: "no session is open in it" }),
+        }
+    }
+
     /// Runs remote calls in the `index`-th thread.
     pub fn run_in(&mut self, index: usize, batch: &mut Batch) -> Result<(), TraceeError> {
         match &mut self.session {

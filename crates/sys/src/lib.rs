@@ -4,6 +4,7 @@
 //! descriptor, and pure parsers of `/proc` text. Policy lives above.
 
 pub mod clone;
+pub mod cpu;
 pub mod fd;
 pub mod freezer;
 pub mod kcmp;
@@ -14,6 +15,7 @@ pub mod pagemap;
 pub mod pidfd;
 pub mod proc;
 pub mod ptrace;
+pub mod shared_memory;
 
 use std::fmt;
 

@@ -97,6 +97,7 @@ impl Pagemap {
         mut found: impl FnMut(Region),
     ) -> io::Result<()> {
         let mut at = start.0;
+        let mut report = query.report;
         while self.has_scan && at < end.0 {
             let mut arg = PmScanArg {
                 size: size_of::<PmScanArg>() as u64,
@@ -110,13 +111,18 @@ impl Pagemap {
                 category_inverted: query.inverted,
                 category_mask: query.all,
                 category_anyof_mask: query.any,
-                return_mask: query.report,
+                return_mask: report,
             };
             // SAFETY: `arg` has the layout of struct pm_scan_arg, and vec/vec_len describe the
             // vector, which is exclusively borrowed during the call.
             let n = unsafe { libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
             if n < 0 {
                 let err = io::Error::last_os_error();
+                if err.raw_os_error() == Some(libc::EINVAL) && report & PAGE_IS_GUARD != 0 {
+                    // A kernel with the call and without guard pages.
+                    report &= !PAGE_IS_GUARD;
+                    continue;
+                }
                 if err.raw_os_error() == Some(libc::ENOTTY) {
                     self.has_scan = false;
                     break;

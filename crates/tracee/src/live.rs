@@ -20,8 +20,9 @@ use crate::gadget::{self, Recovery, StopSignal};
 use crate::sigframe::{SigFrame, resumed};
 use crate::thread::StoppedThread;
 
-/// Room for one thread's signal frame at the start of the data area.
-const FRAME_ROOM: u64 = 24 * 1024;
+/// Room for one thread's signal frame and calls when several threads run at a time. The frame of a
+/// processor with AMX takes 12 KiB.
+const SLOT_SIZE: u64 = 32 * 1024;
 const DATA_SIZE: u64 = 1024 * 1024;
 /// Room that the gadget needs in the vDSO: the loop and a trampoline.
 const CAVE_SIZE: u64 = 512;
@@ -46,6 +47,20 @@ pub struct ThreadSignals {
     pub inner_tgid: i32,
     /// Caught signals of the process (`SigCgt`).
     pub caught: u64,
+}
+
+/// A part of the data area: a frame, then calls.
+#[derive(Clone, Copy)]
+struct Slot {
+    at: RemoteAddr,
+    size: u64,
+}
+
+/// A batch that a thread is running.
+struct Started {
+    signal: i32,
+    calls_at: RemoteAddr,
+    with_stop: Batch,
 }
 
 /// An open session in one live address space.
@@ -103,38 +118,88 @@ impl LiveSession {
         if batch.is_empty() {
             return Ok(());
         }
-        let calls_at = self.data.offset(FRAME_ROOM);
+        let whole = Slot { at: self.data, size: DATA_SIZE };
+        let started = self.start(thread, batch, whole)?;
+        self.finish(thread, batch, &started)
+    }
+
+    /// Runs a batch in each of several threads at the same time: the waiting for one overlaps with
+    /// the work of the others. All batches must be small (4 KiB).
+    pub fn run_each(
+        &mut self,
+        threads: &mut [StoppedThread],
+        batches: &mut [Batch],
+    ) -> Result<(), TraceeError> {
+        assert_eq!(threads.len(), batches.len(), "a batch a thread");
+        let slots = (DATA_SIZE / SLOT_SIZE) as usize;
+        for (threads, batches) in threads.chunks_mut(slots).zip(batches.chunks_mut(slots)) {
+            let mut started = Vec::with_capacity(threads.len());
+            for (i, (thread, batch)) in threads.iter_mut().zip(batches.iter()).enumerate() {
+                let slot = Slot { at: self.data.offset(i as u64 * SLOT_SIZE), size: SLOT_SIZE };
+                self.frame_of = None;
+                started.push(self.start(thread, batch, slot)?);
+            }
+            for ((thread, batch), started) in threads.iter().zip(batches).zip(&started) {
+                self.finish(thread, batch, started)?;
+            }
+        }
+        self.frame_of = None;
+        Ok(())
+    }
+
+    /// Lets `thread` begin with a batch whose frame and calls lie in `slot`.
+    fn start(
+        &mut self,
+        thread: &mut StoppedThread,
+        batch: &Batch,
+        slot: Slot,
+    ) -> Result<Started, TraceeError> {
         let stop = self.stop_signal(thread);
+        let request = TraceeError::request;
+        let frame = SigFrame::new(thread, slot.at.0);
+        let frame_room = (frame.bytes.len() as u64).next_multiple_of(64);
+        let calls_at = slot.at.offset(frame_room);
         // The last call makes the thread stop; it is not part of the caller's batch.
         let mut with_stop = batch.clone();
         with_stop.call(libc::SYS_tgkill, &[stop.tgid.into(), stop.tid.into(), stop.signal.into()]);
         let bytes = with_stop.encode(calls_at.0);
-        let room = (DATA_SIZE - FRAME_ROOM) as usize;
+        let room = slot.size.saturating_sub(frame_room) as usize;
         if bytes.len() > room {
             return Err(TraceeError::BatchTooLarge { bytes: bytes.len(), room });
         }
-        let write = TraceeError::request;
         if self.frame_of != Some(thread.tid) {
-            let frame = SigFrame::new(thread, self.data.0);
-            memory::write(self.pid, self.data, &frame.bytes)
-                .map_err(write(thread.tid, "write the memory"))?;
+            memory::write(self.pid, slot.at, &frame.bytes)
+                .map_err(request(thread.tid, "write the memory"))?;
             self.frame_of = Some(thread.tid);
         }
-        memory::write(self.pid, calls_at, &bytes).map_err(write(thread.tid, "write the memory"))?;
+        memory::write(self.pid, calls_at, &bytes)
+            .map_err(request(thread.tid, "write the memory"))?;
         self.block_signals(thread, stop.signal)?;
         let mut regs = thread.registers;
         regs.rip = self.cave;
-        regs.rsp = self.data.0;
+        regs.rsp = slot.at.0;
         regs.r12 = calls_at.0;
         regs.r13 = with_stop.len() as u64;
         regs.rax = 0;
         regs.orig_rax = u64::MAX;
-        thread.disturbed = true;
         ptrace::set_registers(thread.tid, &regs)
-            .map_err(TraceeError::request(thread.tid, "set the registers"))?;
-        self.run_to_stop(thread.tid, stop.signal, self.cave + gadget::live_stop_offset(), Some(1))?;
+            .map_err(request(thread.tid, "set the registers"))?;
+        ptrace::cont(thread.tid, 0).map_err(request(thread.tid, "resume"))?;
+        Ok(Started { signal: stop.signal, calls_at, with_stop })
+    }
+
+    /// Waits for the end of a started batch and takes its results.
+    fn finish(
+        &self,
+        thread: &StoppedThread,
+        batch: &mut Batch,
+        started: &Started,
+    ) -> Result<(), TraceeError> {
+        let Started { signal, calls_at, with_stop } = started;
+        let end = self.cave + gadget::live_stop_offset();
+        self.wait_for_stop(thread.tid, *signal, end, Some(1))?;
         let mut back = vec![0; with_stop.read_back()];
-        memory::read(self.pid, calls_at, &mut back)
+        memory::read(self.pid, *calls_at, &mut back)
             .map_err(TraceeError::request(thread.tid, "read the memory"))?;
         let arena = back.split_off(with_stop.len() * gadget::CALL_SIZE);
         back.truncate(batch.len() * gadget::CALL_SIZE);
@@ -154,6 +219,11 @@ impl LiveSession {
     /// The mapping that the session added: not the program's.
     pub fn data_range(&self) -> (u64, u64) {
         (self.data.0, self.data.0 + DATA_SIZE)
+    }
+
+    /// Where the session's code lies in the vDSO, and the bytes that were there before.
+    pub fn replaced_code(&self) -> (u64, Vec<u8>) {
+        (self.cave, self.saved_cave.iter().flat_map(|word| word.to_ne_bytes()).collect())
     }
 
     fn stop_signal(&self, thread: &StoppedThread) -> StopSignal {
@@ -201,7 +271,8 @@ impl LiveSession {
         [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = args;
         ptrace::set_registers(thread.tid, &regs)
             .map_err(TraceeError::request(thread.tid, "set the registers"))?;
-        self.run_to_stop(thread.tid, stop.signal, at + trampoline.stop_offset, None)?;
+        ptrace::cont(thread.tid, 0).map_err(TraceeError::request(thread.tid, "resume"))?;
+        self.wait_for_stop(thread.tid, stop.signal, at + trampoline.stop_offset, None)?;
         let result = ptrace::registers(thread.tid)
             .map_err(TraceeError::request(thread.tid, "read the registers"))?
             .rbx as i64;
@@ -215,8 +286,8 @@ impl LiveSession {
         Ok(result as u64)
     }
 
-    /// Lets the thread run until its own signal stops it at `address`.
-    fn run_to_stop(
+    /// Waits until the running thread's own signal stops it at `address`.
+    fn wait_for_stop(
         &self,
         tid: Pid,
         signal: i32,
@@ -224,7 +295,6 @@ impl LiveSession {
         calls_left: Option<u64>,
     ) -> Result<(), TraceeError> {
         loop {
-            ptrace::cont(tid, 0).map_err(TraceeError::request(tid, "resume"))?;
             let status = ptrace::wait(tid).map_err(TraceeError::request(tid, "wait"))?;
             match status {
                 WaitStatus::Exited(_) | WaitStatus::Killed(_) => {
@@ -248,6 +318,7 @@ impl LiveSession {
                     });
                 }
             }
+            ptrace::cont(tid, 0).map_err(TraceeError::request(tid, "resume"))?;
         }
     }
 

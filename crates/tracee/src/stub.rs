@@ -179,6 +179,46 @@ impl Stub {
         }
     }
 
+    /// Runs calls of which the last raises the fatal `signal` in the stub.
+    pub fn run_into_death(&self, batch: &mut Batch, signal: i32) -> Result<(), TraceeError> {
+        self.start(batch)?;
+        let mut deliver = 0;
+        loop {
+            match ptrace::wait(self.tid).map_err(TraceeError::request(self.tid, "wait"))? {
+                WaitStatus::Exited(_) | WaitStatus::Killed(_) => return Ok(()),
+                WaitStatus::Signal(seen) if seen == signal => deliver = signal,
+                WaitStatus::Event { event: EVENT_STOP, .. } => {}
+                other => return Err(self.unexpected(other)),
+            }
+            ptrace::cont(self.tid, deliver).map_err(TraceeError::request(self.tid, "resume"))?;
+        }
+    }
+
+    /// Runs one call that blocks and interrupts it. Some: the registers with the kernel's restart
+    /// code; None if the call was over before.
+    pub fn run_and_interrupt(
+        &self,
+        batch: &mut Batch,
+    ) -> Result<Option<ptrace::Registers>, TraceeError> {
+        self.start(batch)?;
+        loop {
+            ptrace::interrupt(self.tid).map_err(TraceeError::request(self.tid, "interrupt"))?;
+            match ptrace::wait(self.tid).map_err(TraceeError::request(self.tid, "wait"))? {
+                WaitStatus::Event { event: EVENT_STOP, .. } => {
+                    let regs = ptrace::registers(self.tid)
+                        .map_err(TraceeError::request(self.tid, "read the registers"))?;
+                    if regs.orig_rax as i64 >= 0 && (regs.rax as i64) < -511 {
+                        return Ok(Some(regs));
+                    }
+                    // It has not reached the call yet.
+                    ptrace::cont(self.tid, 0).map_err(TraceeError::request(self.tid, "resume"))?;
+                }
+                WaitStatus::Signal(libc::SIGTRAP) => return Ok(None),
+                other => return Err(self.unexpected(other)),
+            }
+        }
+    }
+
     /// Removes the gadget by a `syscall` instruction of the finished task's own (in its vDSO). No
     /// thread of the task can run batches afterwards.
     pub fn remove_gadget(&self, syscall_instruction: u64) -> Result<(), TraceeError> {

@@ -32,6 +32,9 @@ impl StoppedThread {
     pub fn take(tid: Pid, inner_tid: i32) -> Result<Self, TraceeError> {
         let mut registers =
             ptrace::registers(tid).map_err(TraceeError::request(tid, "read the registers"))?;
+        if interrupted_by_the_stop(&registers) {
+            registers.rax = ERESTARTNOHAND as u64;
+        }
         let rseq = ptrace::rseq_configuration(tid).unwrap_or_default();
         if let Some(abort) = rseq_abort(tid, &rseq, registers.rip) {
             registers.rip = abort;
@@ -60,26 +63,64 @@ impl StoppedThread {
     }
 
     /// Lets the thread go on as it was. A thread that died meanwhile is no error.
+    pub fn detach(mut self) -> Result<(), TraceeError> {
+        self.begin_detach()?;
+        self.finish_detach()
+    }
+
+    /// First half of [`StoppedThread::detach`], so that many threads can be let go at a time.
     ///
     /// Only the signal path of the kernel looks at restart codes, so a thread in which calls were
     /// injected makes one more event stop before it goes.
-    pub fn detach(mut self) -> Result<(), TraceeError> {
-        let gone = |result: Result<(), TraceeError>| match result {
-            Err(TraceeError::Died { .. }) => Ok(()),
-            other => other,
-        };
+    pub fn begin_detach(&mut self) -> Result<(), TraceeError> {
         let tid = self.tid;
-        gone((|| {
+        unless_dead((|| {
             if self.disturbed {
                 ptrace::interrupt(tid).map_err(TraceeError::request(tid, "interrupt"))?;
                 ptrace::cont(tid, 0).map_err(TraceeError::request(tid, "resume"))?;
-                if !wait_for_stop(tid)? {
-                    return Ok(());
-                }
+            }
+            Ok(())
+        })())
+    }
+
+    /// Second half of [`StoppedThread::detach`].
+    pub fn finish_detach(mut self) -> Result<(), TraceeError> {
+        let tid = self.tid;
+        unless_dead((|| {
+            if self.disturbed && !wait_for_stop(tid)? {
+                return Ok(());
             }
             self.restore()?;
             ptrace::detach(tid, 0).map_err(TraceeError::request(tid, "detach"))
         })())
+    }
+}
+
+fn unless_dead(result: Result<(), TraceeError>) -> Result<(), TraceeError> {
+    match result {
+        Err(TraceeError::Died { .. }) => Ok(()),
+        other => other,
+    }
+}
+
+/// «Run the call again unless a signal handler comes in between» (linux/errno.h).
+const ERESTARTNOHAND: i64 = -514;
+
+/// Whether the thread was about to see EINTR only because we stopped it.
+///
+/// Some calls answer EINTR even to a stop (signal(7), «Interruption of system calls and library
+/// functions by stop signals»). Where such a call waits without a limit it can simply run again,
+/// and the kernel decides: after a handler the program still sees EINTR.
+fn interrupted_by_the_stop(regs: &Registers) -> bool {
+    if regs.rax as i64 != -i64::from(libc::EINTR) {
+        return false;
+    }
+    match regs.orig_rax as i64 {
+        libc::SYS_epoll_wait | libc::SYS_epoll_pwait => regs.r10 as i32 == -1,
+        libc::SYS_epoll_pwait2 | libc::SYS_semtimedop => regs.r10 == 0,
+        libc::SYS_rt_sigtimedwait => regs.rdx == 0,
+        libc::SYS_semop => true,
+        _ => false,
     }
 }
 

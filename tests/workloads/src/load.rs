@@ -55,8 +55,10 @@ fn processes(count: usize) {
         if must!(libc::fork()) == 0 {
             must!(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL));
             loop {
-                // SAFETY: plain call; it returns when a signal was handled or the task was stopped.
-                unsafe { libc::pause() };
+                must!(libc::sigwaitinfo(
+                    &crate::stage::sigset(&[libc::SIGUSR1]),
+                    std::ptr::null_mut()
+                ));
             }
         }
     }

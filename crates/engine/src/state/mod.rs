@@ -5,5 +5,9 @@
 
 pub mod cgroup;
 pub mod files;
+pub mod memory;
 pub mod namespaces;
+pub mod restart;
 pub mod shmem;
+pub mod task;
+pub mod xstate;

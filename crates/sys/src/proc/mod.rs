@@ -10,6 +10,7 @@ pub mod mountinfo;
 pub mod smaps;
 pub mod stat;
 pub mod status;
+pub mod timers;
 
 use std::io;
 use std::path::{Path, PathBuf};

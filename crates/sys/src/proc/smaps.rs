@@ -106,6 +106,13 @@ pub fn read(pid: Pid) -> std::io::Result<Vec<Mapping>> {
     Ok(parse(&super::read(pid, "smaps")?)?)
 }
 
+/// The address ranges of this program's own mappings, ascending.
+pub fn own_ranges() -> std::io::Result<Vec<(u64, u64)>> {
+    let text = std::fs::read_to_string("/proc/self/maps")?;
+    let ranges = text.lines().filter_map(header).map(|m| (m.start, m.end)).collect();
+    Ok(ranges)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

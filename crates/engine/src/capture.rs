@@ -1,0 +1,371 @@
+//! One capture from freeze to release.
+//!
+//! Everything is read while the tree stands still; nothing in it is changed. All reasons against a
+//! capture are collected first and returned together.
+
+use std::path::Path;
+use std::time::Instant;
+
+use arctern_image::images::{ImageDir, ImageKind};
+use arctern_image::messages::{
+    CoreEntry, InventoryEntry, Lsmtype, MmEntry, PstreeEntry, TaskKobjIdsEntry,
+};
+use arctern_image::pages::PagesIds;
+use arctern_sys::namespace::Kind;
+use arctern_sys::{PAGE_SIZE, Pid, proc};
+
+use crate::error::{CaptureError, Refusal};
+use crate::faults::Faults;
+use crate::freeze::{Frozen, freeze};
+use crate::options::{AfterCapture, CaptureOptions, CaptureReport, Event, Events};
+use crate::state::cgroup::CgroupCollector;
+use crate::state::files::{FileCollector, FileOptions};
+use crate::state::memory::{dump, vma};
+use crate::state::namespaces::{NamespaceCollector, NamespaceOptions};
+use crate::state::restart::{self, Restarts};
+use crate::state::shmem;
+use crate::state::task::capture as task_state;
+use crate::tree::{FrozenTask, FrozenTree};
+
+/// Names of the steps, in order: fault points, and what `arctern internal plan-steps` lists.
+pub const STEPS: [&str; 10] = [
+    "freeze",
+    "namespaces",
+    "descriptors",
+    "mappings",
+    "tasks",
+    "while-frozen",
+    "pages",
+    "images",
+    "before-release",
+    "release",
+];
+
+/// Captures the tree under `pid` into `images_dir`, which is made if it does not exist.
+///
+/// # Errors
+/// Whatever happens, after an error the tasks go on as they were; what was written so far stays in
+/// the directory.
+pub fn capture(
+    pid: Pid,
+    images_dir: &Path,
+    mut options: CaptureOptions<'_>,
+    events: &mut dyn Events,
+) -> Result<CaptureReport, CaptureError> {
+    let started = Instant::now();
+    let mut faults = Faults::from_env("capture");
+    let mut step = |events: &mut dyn Events, number: usize| {
+        events.event(Event::Phase(STEPS[number]));
+        faults.step(STEPS[number]).map_err(CaptureError::Injected)
+    };
+    let images = ImageDir::create(images_dir)?;
+    let mut refusals = Vec::new();
+    let mut report = CaptureReport::default();
+
+    step(events, 0)?;
+    let mut frozen = freeze(pid, options.timeout, &mut refusals)?;
+    report.freezing_us = frozen.since.elapsed().as_micros() as u64;
+    let tree = &mut frozen.tree;
+    report.processes = tree.tasks.len() as u64;
+    report.threads = tree.tasks.iter().map(|t| t.threads.len() as u64).sum();
+    check_tree(tree, &mut refusals);
+
+    step(events, 1)?;
+    let ns_options = NamespaceOptions { externals: &options.externals };
+    let mut namespaces = NamespaceCollector::collect(tree, &ns_options, &mut refusals)?;
+    let cgroups = CgroupCollector::collect(tree, options.freeze_cgroup.as_deref())?;
+
+    step(events, 2)?;
+    let mut files = FileCollector::new(&FileOptions {
+        shell_job: options.shell_job,
+        file_locks: options.file_locks,
+        ghost_limit: options.ghost_limit,
+        externals: options.externals.clone(),
+        mount_namespace: namespaces.is_nested(Kind::Mount),
+        net_ns_id: namespaces.number(Kind::Net).unwrap_or(0),
+    });
+    files.collect_descriptors(tree, &mut refusals)?;
+
+    step(events, 3)?;
+    let pages_ids = PagesIds::new();
+    let mut spaces = Vec::new();
+    for index in 0..tree.tasks.len() {
+        if tree.tasks[index].is_zombie() {
+            continue;
+        }
+        spaces.push((index, mappings(tree, index, &mut files, &mut refusals)?));
+    }
+
+    step(events, 4)?;
+    let mut filters = task_state::SeccompFilters::default();
+    let mut restarts = Restarts::default();
+    let mut cores: Vec<(i32, CoreEntry)> = Vec::new();
+    for (index, task) in tree.tasks.iter_mut().enumerate() {
+        if task.is_zombie() {
+            cores.push((task.inner_pid, task_state::capture_zombie(task)));
+            continue;
+        }
+        if task.session.is_none() {
+            continue; // Refused above.
+        }
+        let captured = task_state::capture(task, &mut filters, &mut restarts, &mut refusals)?;
+        if let Some((_, mm)) = spaces.iter_mut().find(|(i, _)| *i == index) {
+            mm.mm_brk = captured.memory.brk;
+            mm.dumpable = Some(captured.memory.dumpable);
+            mm.thp_disabled = captured.memory.thp_disabled.then_some(true);
+        }
+        for (thread, (tid, mut core)) in captured.cores.into_iter().enumerate() {
+            let set = cgroups.set_of(index, thread);
+            if let Some(tc) = &mut core.tc {
+                tc.cg_set = Some(set);
+            }
+            if let Some(thread_core) = &mut core.thread_core {
+                thread_core.cg_set = Some(set);
+            }
+            cores.push((tid, core));
+        }
+    }
+    if !refusals.is_empty() {
+        frozen.resume()?;
+        return Err(CaptureError::Refused(refusals));
+    }
+
+    step(events, 5)?;
+    if let Some(hook) = &mut options.while_frozen {
+        hook().map_err(CaptureError::Hook)?;
+    }
+
+    step(events, 6)?;
+    let memory_started = Instant::now();
+    let mut plans = Vec::new();
+    for (index, mm) in &mut spaces {
+        let plan = dump::plan(&tree.tasks[*index], mm, &images, pages_ids.next())?;
+        report.pages_scanned += plan.scanned;
+        report.pages_written += plan.stored;
+        plans.push(plan);
+    }
+    let total = report.pages_written * PAGE_SIZE;
+    let mut done = 0;
+    dump::copy_pages(&plans, |bytes| {
+        done += bytes;
+        events.event(Event::Progress { done, total });
+    })
+    .map_err(|(pid, source)| match tree.tasks.iter().find(|t| t.pid == pid) {
+        Some(task) => task.failed("", "copy its memory")(source),
+        None => CaptureError::NoSuchProcess(pid),
+    })?;
+    shared_memory(tree, &spaces, &images, &pages_ids)?;
+    report.memory_us = memory_started.elapsed().as_micros() as u64;
+
+    step(events, 7)?;
+    for (index, mm) in &spaces {
+        images.write_one(ImageKind::Mm, tree.tasks[*index].inner_pid as u64, mm)?;
+    }
+    for (tid, core) in &cores {
+        images.write_one(ImageKind::Core, *tid as u64, core)?;
+    }
+    write_tree(tree, &namespaces, &images)?;
+    images.write_one(ImageKind::Seccomp, 0, &filters.into_entry())?;
+    write_restarts(images_dir, &restarts)?;
+    files.write(&images, &pages_ids)?;
+    namespaces.write(tree, &images, &pages_ids)?;
+    cgroups.write(&images)?;
+    let inventory = inventory(&namespaces, cgroups.root_set());
+    images.write_one(ImageKind::Inventory, 0, &inventory)?;
+
+    step(events, 8)?;
+    if let Some(hook) = &mut options.before_release {
+        hook().map_err(CaptureError::Hook)?;
+    }
+
+    step(events, 9)?;
+    let since = frozen.since;
+    release(frozen, options.after)?;
+    report.frozen_us = since.elapsed().as_micros() as u64;
+    report.total_us = started.elapsed().as_micros() as u64;
+    Ok(report)
+}
+
+fn release(frozen: Frozen, after: AfterCapture) -> Result<(), CaptureError> {
+    match after {
+        AfterCapture::Kill => frozen.kill(),
+        AfterCapture::Resume => frozen.resume(),
+        AfterCapture::Stop => frozen.leave_stopped(),
+    }
+}
+
+/// Refusals about tasks as such.
+fn check_tree(tree: &FrozenTree, refusals: &mut Vec<Refusal>) {
+    for (index, task) in tree.tasks.iter().enumerate() {
+        if task.is_zombie() {
+            continue;
+        }
+        let earlier =
+            tree.tasks[..index].iter().find(|t| !t.is_zombie() && t.ids.vm == task.ids.vm);
+        if let Some(other) = earlier {
+            refusals.push(task.refuse(
+                "",
+                format!("shares its memory with process {} (clone or vfork)", other.pid),
+                "wait until it calls execve or exits",
+            ));
+        }
+    }
+}
+
+/// The mappings of a task as its image, without pages.
+fn mappings(
+    tree: &FrozenTree,
+    index: usize,
+    files: &mut FileCollector,
+    refusals: &mut Vec<Refusal>,
+) -> Result<MmEntry, CaptureError> {
+    let task = &tree.tasks[index];
+    let mut vmas: Vec<arctern_image::messages::VmaEntry> = Vec::with_capacity(task.mappings.len());
+    for mapping in &task.mappings {
+        let part = || format!("mapping {:x}-{:x} {}", mapping.start, mapping.end, mapping.name);
+        let kind = match vma::classify(mapping) {
+            Ok(kind) => kind,
+            Err((cause, remedy)) => {
+                refusals.push(task.refuse(part(), cause, remedy));
+                continue;
+            }
+        };
+        let file = match kind {
+            vma::Kind::File | vma::Kind::Memfd => {
+                files.mapped_file(tree, index, mapping, refusals)?.into()
+            }
+            vma::Kind::SharedAnonymous | vma::Kind::SysV => mapping.inode,
+            _ => 0,
+        };
+        let entry = vma::entry(mapping, kind, file);
+        match vmas.last_mut() {
+            // The parts of the kernel's variables are one to CRIU.
+            Some(last)
+                if kind == vma::Kind::Vvar
+                    && last.end == entry.start
+                    && last.status == entry.status =>
+            {
+                last.end = entry.end;
+            }
+            _ => vmas.push(entry),
+        }
+    }
+    let exe = files.link_file(tree, index, "exe", refusals)?;
+    let auxv = proc::auxv(task.pid).map_err(task.failed("", "read its auxiliary vector"))?;
+    let stat = &task.stat;
+    Ok(MmEntry {
+        mm_start_code: stat.start_code,
+        mm_end_code: stat.end_code,
+        mm_start_data: stat.start_data,
+        mm_end_data: stat.end_data,
+        mm_start_stack: stat.start_stack,
+        mm_start_brk: stat.start_brk,
+        mm_brk: 0,
+        mm_arg_start: stat.arg_start,
+        mm_arg_end: stat.arg_end,
+        mm_env_start: stat.env_start,
+        mm_env_end: stat.env_end,
+        exe_file_id: exe,
+        mm_saved_auxv: auxv
+            .chunks_exact(8)
+            .map(|word| u64::from_ne_bytes(word.try_into().expect("eight bytes")))
+            .collect(),
+        vmas,
+        dumpable: None,
+        aios: Vec::new(),
+        thp_disabled: None,
+    })
+}
+
+/// Contents of shared anonymous memory, each object once.
+fn shared_memory(
+    tree: &FrozenTree,
+    spaces: &[(usize, MmEntry)],
+    images: &ImageDir,
+    pages_ids: &PagesIds,
+) -> Result<(), CaptureError> {
+    let mut done = std::collections::BTreeSet::new();
+    for (index, mm) in spaces {
+        let task: &FrozenTask = &tree.tasks[*index];
+        let shared = mm.vmas.iter().filter(|v| v.status & vma::status::ANON_SHARED != 0);
+        for entry in shared {
+            if !done.insert(entry.shmid) {
+                continue;
+            }
+            let range = format!("{:x}-{:x}", entry.start, entry.end);
+            let path = proc::path(task.pid, &format!("map_files/{range}"));
+            let file = std::fs::File::open(path)
+                .map_err(task.failed(format!("shared memory at {range}"), "open it"))?;
+            shmem::capture(&file, entry.shmid, images, pages_ids)?;
+        }
+    }
+    Ok(())
+}
+
+fn write_tree(
+    tree: &FrozenTree,
+    namespaces: &NamespaceCollector,
+    images: &ImageDir,
+) -> Result<(), CaptureError> {
+    let mut entries = Vec::with_capacity(tree.tasks.len());
+    for (index, task) in tree.tasks.iter().enumerate() {
+        let parent = task.parent.map_or(0, |p| tree.tasks[p].inner_pid);
+        let inner = |ids: &[i32], outer: i32| ids.last().copied().unwrap_or(outer) as u32;
+        let threads = if task.is_zombie() {
+            vec![0]
+        } else {
+            task.threads.iter().map(|t| t.inner_tid as u32).collect()
+        };
+        entries.push(PstreeEntry {
+            pid: task.inner_pid as u32,
+            ppid: parent as u32,
+            pgid: inner(&task.status.ns_pgid, task.stat.pgrp),
+            sid: inner(&task.status.ns_sid, task.stat.session),
+            threads,
+        });
+        if !task.is_zombie() {
+            let mut ids = TaskKobjIdsEntry {
+                vm_id: task.ids.vm,
+                files_id: task.ids.files,
+                fs_id: task.ids.fs,
+                sighand_id: task.ids.sighand,
+                ..TaskKobjIdsEntry::default()
+            };
+            namespaces.fill_ids(index, &mut ids);
+            images.write_one(ImageKind::Ids, task.inner_pid as u64, &ids)?;
+        }
+    }
+    images.write_all(ImageKind::Pstree, 0, &entries)?;
+    Ok(())
+}
+
+fn write_restarts(dir: &Path, restarts: &Restarts) -> Result<(), CaptureError> {
+    let text = serde_json::to_vec(restarts).expect("plain numbers");
+    let path = dir.join(restart::FILE_NAME);
+    std::fs::write(&path, text).map_err(|source| CaptureError::Kernel {
+        subject: crate::error::Subject {
+            pid: 0,
+            comm: "the images".to_owned(),
+            part: String::new(),
+        },
+        what: format!("write {}", path.display()),
+        source,
+    })
+}
+
+fn inventory(namespaces: &NamespaceCollector, root_cg_set: u32) -> InventoryEntry {
+    let uptime = std::fs::read_to_string("/proc/uptime")
+        .ok()
+        .and_then(|text| text.split_ascii_whitespace().next()?.parse::<f64>().ok());
+    InventoryEntry {
+        img_version: 2,
+        fdinfo_per_id: Some(true),
+        root_ids: Some(namespaces.root_ids()),
+        ns_per_id: Some(true),
+        root_cg_set: Some(root_cg_set),
+        lsmtype: Some(Lsmtype::NoLsm.into()),
+        dump_uptime: uptime.map(|seconds| (seconds * 1e6) as u64),
+        network_lock_method: Some(2),
+        ..InventoryEntry::default()
+    }
+}

@@ -1,0 +1,433 @@
+//! Stopping a whole process tree, and letting it go again.
+//!
+//! Every thread is seized and interrupted, round after round, until no new task appears: a task
+//! that stands still makes no children. Ptrace alone holds the tree: if this process dies, the
+//! tasks run on as if nothing had happened.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use arctern_sys::kcmp::{Kind, kcmp};
+use arctern_sys::pidfd::PidFd;
+use arctern_sys::proc::{self, smaps, stat, status};
+use arctern_sys::{Pid, ptrace};
+use arctern_tracee::live::{LiveSession, ThreadSignals, Vdso};
+use arctern_tracee::thread::{StoppedThread, accept_stop};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use crate::error::{CaptureError, Refusal, Subject};
+use crate::tree::{FrozenTask, FrozenTree, SharedIds};
+
+/// A tree that stands still. Dropping it lets every task go on.
+#[derive(Debug)]
+pub struct Frozen {
+    /// The tasks.
+    pub tree: FrozenTree,
+    /// When the first task was asked to stop.
+    pub since: Instant,
+    released: bool,
+}
+
+impl Frozen {
+    /// Removes what was put into the tasks and lets them go on, also after errors: every task is
+    /// tried, the first error is returned.
+    pub fn resume(mut self) -> Result<(), CaptureError> {
+        self.release(None)
+    }
+
+    /// As [`Frozen::resume`], but leaves every process in group stop.
+    pub fn leave_stopped(mut self) -> Result<(), CaptureError> {
+        self.release(Some(libc::SIGSTOP))
+    }
+
+    /// Kills every task and waits until the kernel has taken them down.
+    pub fn kill(mut self) -> Result<(), CaptureError> {
+        self.released = true;
+        for task in &self.tree.tasks {
+            match task.pidfd.send_signal(libc::SIGKILL) {
+                Err(e) if e.raw_os_error() != Some(libc::ESRCH) => {
+                    return Err(task.failed("", "kill it")(e));
+                }
+                _ => {}
+            }
+        }
+        for task in &self.tree.tasks {
+            for thread in task.threads.iter().rev() {
+                // As tracer we are told of every death; without that the task would stay.
+                while let Ok(status) = ptrace::wait(thread.tid) {
+                    if matches!(
+                        status,
+                        ptrace::WaitStatus::Exited(_) | ptrace::WaitStatus::Killed(_)
+                    ) {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn release(&mut self, signal: Option<i32>) -> Result<(), CaptureError> {
+        self.released = true;
+        let mut first: Result<(), CaptureError> = Ok(());
+        let mut note = |result: Result<(), CaptureError>| {
+            if let Err(e) = result {
+                tracing::error!("while resuming: {e}");
+                if first.is_ok() {
+                    first = Err(e);
+                }
+            }
+        };
+        for task in &mut self.tree.tasks {
+            if let Some(session) = task.session.take() {
+                note(session.close(&mut task.threads[0]).map_err(Into::into));
+            }
+        }
+        for task in &mut self.tree.tasks {
+            if let Some(signal) = signal
+                && !task.is_zombie()
+            {
+                note(task.pidfd.send_signal(signal).map_err(task.failed("", "stop it")));
+            }
+            for thread in &mut task.threads {
+                note(thread.begin_detach().map_err(Into::into));
+            }
+        }
+        for task in &mut self.tree.tasks {
+            for thread in task.threads.drain(..) {
+                note(thread.finish_detach().map_err(Into::into));
+            }
+        }
+        first
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        if !self.released {
+            // Errors are logged; there is nobody left to return them to.
+            let _ = self.release(None);
+        }
+    }
+}
+
+/// Threads that were seized and not yet made into a tree; dropped, they are let go.
+#[derive(Default)]
+struct Seized {
+    threads: BTreeMap<Pid, Vec<Pid>>,
+    zombies: BTreeSet<Pid>,
+    parents: BTreeMap<Pid, Pid>,
+    order: Vec<Pid>,
+    stopped: BTreeSet<Pid>,
+}
+
+impl Drop for Seized {
+    fn drop(&mut self) {
+        for tid in self.threads.values().flatten() {
+            // A thread that has not stopped (it waits for a device) cannot be detached now; it is when
+            // this process ends, and it goes on either way.
+            if self.stopped.contains(tid) || matches!(ptrace::try_wait(*tid), Ok(Some(_))) {
+                let _ = ptrace::detach(*tid, 0);
+            }
+        }
+    }
+}
+
+/// Freezes the tree under `root` and opens a remote session in every address space.
+pub fn freeze(
+    root: Pid,
+    timeout: Duration,
+    refusals: &mut Vec<Refusal>,
+) -> Result<Frozen, CaptureError> {
+    let since = Instant::now();
+    let mut mask = SigSet::empty();
+    mask.add(Signal::SIGCHLD);
+    let subject = |pid: Pid| Subject { pid: pid.0, comm: comm(pid), part: String::new() };
+    let kernel = |pid: Pid, what: &str| {
+        let (subject, what) = (subject(pid), what.to_owned());
+        move |source: io::Error| CaptureError::Kernel { subject, what, source }
+    };
+    let old_mask = mask
+        .thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_BLOCK)
+        .map_err(|e| kernel(root, "watch for stops")(e.into()))?;
+    let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+        .map_err(|e| kernel(root, "watch for stops")(e.into()))?;
+    let result = (|| {
+        let mut seized = Seized::default();
+        if !proc::path(root, "stat").exists() {
+            return Err(CaptureError::NoSuchProcess(root));
+        }
+        seized.order.push(root);
+        loop {
+            let mut grown = false;
+            let mut at = 0;
+            while at < seized.order.len() {
+                let pid = seized.order[at];
+                grown |=
+                    seize_threads(&mut seized, pid, refusals).map_err(kernel(pid, "seize it"))?;
+                at += 1;
+            }
+            wait_all(&mut seized, &signals, since + timeout, timeout)?;
+            for at in 0..seized.order.len() {
+                let pid = seized.order[at];
+                for child in proc::children(pid).map_err(kernel(pid, "list its children"))? {
+                    if !seized.order.contains(&child) {
+                        seized.order.push(child);
+                        seized.parents.insert(child, pid);
+                        grown = true;
+                    }
+                }
+            }
+            if !grown {
+                break;
+            }
+        }
+        let frozen = build(&mut seized, since, refusals)?;
+        seized.threads.clear();
+        Ok(frozen)
+    })();
+    let _ = old_mask.thread_set_mask();
+    result
+}
+
+fn comm(pid: Pid) -> String {
+    proc::read(pid, "comm").map(|c| c.trim_end().to_owned()).unwrap_or_default()
+}
+
+/// Seizes and interrupts the threads of `pid` that are not yet ours. True if there was a new one.
+fn seize_threads(seized: &mut Seized, pid: Pid, refusals: &mut Vec<Refusal>) -> io::Result<bool> {
+    let gone = |e: &io::Error| {
+        e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH)
+    };
+    let tids = match proc::threads(pid) {
+        Ok(tids) => tids,
+        Err(e) if gone(&e) => return Ok(false),
+        Err(e) => return Err(e),
+    };
+    let mut grown = false;
+    for tid in tids {
+        let known = seized.threads.entry(pid).or_default();
+        if known.contains(&tid) || seized.zombies.contains(&tid) {
+            continue;
+        }
+        let state = match status::read(pid, tid) {
+            Ok(state) => state,
+            Err(e) if gone(&e) => continue,
+            Err(e) => return Err(e),
+        };
+        if matches!(state.state, 'Z' | 'X') {
+            seized.zombies.insert(tid);
+            continue;
+        }
+        let options = if state.seccomp != 0 { ptrace::O_SUSPEND_SECCOMP } else { 0 };
+        match ptrace::seize(tid, options) {
+            Ok(()) => {}
+            Err(e) if gone(&e) => continue,
+            Err(e) if state.tracer != 0 => {
+                let subject =
+                    Subject { pid: pid.0, comm: comm(pid), part: format!("thread {tid}") };
+                refusals.push(Refusal {
+                    subject,
+                    cause: format!("is traced by process {} ({e})", state.tracer),
+                    remedy: "detach the debugger".to_owned(),
+                });
+                continue;
+            }
+            Err(e) => return Err(e),
+        }
+        known.push(tid);
+        grown = true;
+        ptrace::interrupt(tid)?;
+    }
+    Ok(grown)
+}
+
+/// Waits until every seized thread is in its stop.
+fn wait_all(
+    seized: &mut Seized,
+    signals: &SignalFd,
+    deadline: Instant,
+    timeout: Duration,
+) -> Result<(), CaptureError> {
+    let mut waiting: Vec<(Pid, Pid)> = seized
+        .threads
+        .iter()
+        .flat_map(|(pid, tids)| tids.iter().map(|tid| (*pid, *tid)))
+        .filter(|(_, tid)| !seized.stopped.contains(tid))
+        .collect();
+    loop {
+        let mut left = Vec::new();
+        for (pid, tid) in waiting {
+            match ptrace::try_wait(tid) {
+                Ok(None) => left.push((pid, tid)),
+                Ok(Some(status)) => match accept_stop(tid, status)? {
+                    Some(true) => {
+                        seized.stopped.insert(tid);
+                    }
+                    Some(false) => forget(seized, pid, tid),
+                    None => left.push((pid, tid)),
+                },
+                Err(_) => forget(seized, pid, tid),
+            }
+        }
+        waiting = left;
+        let Some((pid, tid)) = waiting.first() else {
+            return Ok(());
+        };
+        let now = Instant::now();
+        if now >= deadline {
+            let part = if pid == tid { String::new() } else { format!("thread {tid}") };
+            return Err(CaptureError::NotStopping {
+                subject: Subject { pid: pid.0, comm: comm(*pid), part },
+                seconds: timeout.as_secs(),
+            });
+        }
+        // Each stop sends SIGCHLD. Another thread of this program may take it, so the wait is
+        // bounded and the state is asked for again.
+        let wait = (deadline - now).min(Duration::from_millis(20));
+        let mut fds = [PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        let _ = poll(&mut fds, PollTimeout::try_from(wait).unwrap_or(PollTimeout::ZERO));
+        while let Ok(Some(_)) = signals.read_signal() {}
+    }
+}
+
+fn forget(seized: &mut Seized, pid: Pid, tid: Pid) {
+    if let Some(tids) = seized.threads.get_mut(&pid) {
+        tids.retain(|t| *t != tid);
+    }
+    if pid == tid {
+        seized.zombies.insert(pid);
+    }
+}
+
+/// Makes the tree out of stopped threads. Whatever fails, the threads are let go.
+fn build(
+    seized: &mut Seized,
+    since: Instant,
+    refusals: &mut Vec<Refusal>,
+) -> Result<Frozen, CaptureError> {
+    let mut frozen = Frozen { tree: FrozenTree::default(), since, released: false };
+    let mut index_of: BTreeMap<Pid, usize> = BTreeMap::new();
+    for pid in seized.order.clone() {
+        let failed = |what: &str| {
+            let (subject, what) =
+                (Subject { pid: pid.0, comm: comm(pid), part: String::new() }, what.to_owned());
+            move |source: io::Error| CaptureError::Kernel { subject, what, source }
+        };
+        let parent = seized.parents.get(&pid).map(|p| index_of[p]);
+        let tids = seized.threads.get(&pid).cloned().unwrap_or_default();
+        let leader_is_dead = seized.zombies.contains(&pid);
+        let stat = match stat::read(pid) {
+            Ok(stat) => stat,
+            // A zombie that its parent reaped before that stopped.
+            Err(_) if leader_is_dead && tids.is_empty() => continue,
+            Err(e) => return Err(failed("read its state")(e)),
+        };
+        let status = status::read(pid, pid).map_err(failed("read its status"))?;
+        let mut task = FrozenTask {
+            pid,
+            inner_pid: status.inner_pid(),
+            parent,
+            pidfd: PidFd::open(pid).map_err(failed("open it"))?,
+            stat,
+            status,
+            threads: Vec::with_capacity(tids.len()),
+            mappings: Vec::new(),
+            session: None,
+            ids: SharedIds::default(),
+        };
+        if leader_is_dead && !tids.is_empty() {
+            refusals.push(task.refuse(
+                "",
+                "its main thread has exited while others run",
+                "wait until the other threads exit",
+            ));
+        }
+        let mut tids = tids;
+        tids.sort_by_key(|tid| (*tid != pid, *tid));
+        for tid in tids {
+            let inner = if tid == pid {
+                task.inner_pid
+            } else {
+                status::read(pid, tid).map_err(failed("read a thread's status"))?.inner_pid()
+            };
+            let thread = StoppedThread::take(tid, inner)?;
+            // From here on the frozen tree lets it go, not the list of seized threads.
+            if let Some(list) = seized.threads.get_mut(&pid) {
+                list.retain(|t| *t != tid);
+            }
+            task.threads.push(thread);
+        }
+        index_of.insert(pid, frozen.tree.tasks.len());
+        frozen.tree.tasks.push(task);
+    }
+    share(&mut frozen.tree)?;
+    for task in &mut frozen.tree.tasks {
+        open_session(task, refusals)?;
+    }
+    Ok(frozen)
+}
+
+fn open_session(task: &mut FrozenTask, refusals: &mut Vec<Refusal>) -> Result<(), CaptureError> {
+    if task.is_zombie() {
+        return Ok(());
+    }
+    task.mappings = smaps::read(task.pid).map_err(task.failed("", "read its mappings"))?;
+    // cs 0x33 is the 64-bit user segment; a 32-bit program runs in 0x23.
+    if task.threads.iter().any(|t| t.registers.cs != 0x33) {
+        refusals.push(task.refuse("", "runs 32-bit code", "only 64-bit programs can be captured"));
+        return Ok(());
+    }
+    let Some(vdso) = task.mappings.iter().find(|m| m.name == "[vdso]") else {
+        refusals.push(task.refuse("", "has no vDSO mapped", "start it with vdso enabled"));
+        return Ok(());
+    };
+    let vdso = Vdso { start: vdso.start, end: vdso.end };
+    let signals = ThreadSignals { inner_tgid: task.inner_pid, caught: task.status.caught };
+    task.session = Some(LiveSession::open(task.pid, &mut task.threads[0], vdso, signals)?);
+    Ok(())
+}
+
+/// Gives equal ids to tasks that share an object.
+fn share(tree: &mut FrozenTree) -> Result<(), CaptureError> {
+    let alive: Vec<usize> = (0..tree.tasks.len()).filter(|i| !tree.tasks[*i].is_zombie()).collect();
+    for kind in [Kind::Vm, Kind::Files, Kind::Fs, Kind::Sighand] {
+        // Sorted by the kernel's order: equal ones are found in logarithmic time.
+        let mut sorted: Vec<(Pid, u32)> = Vec::new();
+        let mut next = 1;
+        for &index in &alive {
+            let pid = tree.tasks[index].pid;
+            let mut failure = None;
+            let found = sorted.binary_search_by(|(other, _)| match kcmp(*other, pid, kind) {
+                Ok(order) => order,
+                Err(e) => {
+                    failure = Some(e);
+                    std::cmp::Ordering::Equal
+                }
+            });
+            if let Some(e) = failure {
+                return Err(tree.tasks[index].failed("", "compare its kernel objects")(e));
+            }
+            let id = match found {
+                Ok(at) => sorted[at].1,
+                Err(at) => {
+                    sorted.insert(at, (pid, next));
+                    next += 1;
+                    next - 1
+                }
+            };
+            let ids = &mut tree.tasks[index].ids;
+            match kind {
+                Kind::Vm => ids.vm = id,
+                Kind::Files => ids.files = id,
+                Kind::Fs => ids.fs = id,
+                _ => ids.sighand = id,
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,239 @@
+//! Copying private pages out of stopped tasks.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use arctern_image::images::{ImageDir, ImageKind};
+use arctern_image::messages::{MmEntry, VmaEntry};
+use arctern_image::pages::{PageFlags, PagemapWriter};
+use arctern_sys::memory::{self, RemoteAddr};
+use arctern_sys::pagemap::{
+    PAGE_IS_FILE, PAGE_IS_GUARD, PAGE_IS_PFNZERO, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, Pagemap, Query,
+};
+use arctern_sys::{PAGE_SIZE, Pid};
+
+use super::vma::{has_private_pages, status};
+use crate::error::CaptureError;
+use crate::tree::FrozenTask;
+
+/// Private pages with something in them, and guard pages.
+const PRIVATE: Query = Query {
+    inverted: PAGE_IS_PFNZERO | PAGE_IS_FILE,
+    all: PAGE_IS_PFNZERO | PAGE_IS_FILE,
+    any: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+    report: PAGE_IS_GUARD,
+};
+
+/// Bytes copied at a time by one worker.
+const CHUNK: usize = 1 << 20;
+/// From this size on two workers copy.
+const PARALLEL_FROM: u64 = 16 << 20;
+
+/// A run of pages to copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Copy {
+    from: u64,
+    len: u64,
+    to: u64,
+    readable: bool,
+}
+
+/// Pages of one task: where they are and where they go.
+#[derive(Debug)]
+pub struct Plan {
+    pid: Pid,
+    copies: Vec<Copy>,
+    pages: File,
+    /// Bytes of the vDSO that our own code hides, and where they go.
+    hidden: Option<(u64, Vec<u8>)>,
+    /// Pages looked at.
+    pub scanned: u64,
+    /// Pages to be stored.
+    pub stored: u64,
+}
+
+/// Finds the pages of a task, writes its pagemap, and appends guard regions to the mappings of
+/// `mm` as CRIU does. The bytes are copied later by [`copy_pages`].
+pub fn plan(
+    task: &FrozenTask,
+    mm: &mut MmEntry,
+    images: &ImageDir,
+    pages_id: u32,
+) -> Result<Plan, CaptureError> {
+    let failed = |what: &'static str| task.failed("", what);
+    let mut pagemap = Pagemap::open(task.pid).map_err(failed("open its page map"))?;
+    let id = task.inner_pid as u64;
+    let mut writer = PagemapWriter::create(images, ImageKind::Pagemap, id, pages_id)?;
+    let flags = PageFlags { present: true, lazy: true, parent: false };
+    let mut copies: Vec<Copy> = Vec::new();
+    let mut guards = Vec::new();
+    let mut scanned = 0;
+    let mut vdso = None;
+    for vma in mm.vmas.iter().filter(|v| has_private_pages(v)) {
+        scanned += (vma.end - vma.start) / PAGE_SIZE;
+        let readable = vma.prot & libc::PROT_READ as u32 != 0;
+        let mut problem = None;
+        let mut add =
+            |start: u64, end: u64| match writer.push(start, (end - start) / PAGE_SIZE, flags) {
+                Ok(to) => copies.push(Copy { from: start, len: end - start, to, readable }),
+                Err(e) => problem = Some(e),
+            };
+        if vma.status & status::VDSO != 0 {
+            // Stored whole: another kernel's differs, and the program may stand inside.
+            add(vma.start, vma.end);
+            vdso = Some(vma.start);
+        } else {
+            let found = |region: arctern_sys::pagemap::Region| {
+                if region.categories & PAGE_IS_GUARD != 0 {
+                    guards.push((region.start, region.end));
+                } else {
+                    add(region.start, region.end);
+                }
+            };
+            pagemap
+                .scan(RemoteAddr(vma.start), RemoteAddr(vma.end), PRIVATE, found)
+                .map_err(failed("scan its page map"))?;
+        }
+        if let Some(e) = problem {
+            return Err(e.into());
+        }
+    }
+    for (start, end) in guards {
+        mm.vmas.push(VmaEntry {
+            start,
+            end,
+            flags: (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u32,
+            status: status::GUARD,
+            fd: -1,
+            ..VmaEntry::default()
+        });
+    }
+    let stored = writer.stored_pages();
+    let pages = writer
+        .pages()
+        .try_clone()
+        .and_then(|pages| pages.set_len(stored * PAGE_SIZE).map(|()| pages))
+        .map_err(failed("make its pages file"))?;
+    writer.finish()?;
+    let hidden = vdso.zip(task.session.as_ref()).and_then(|(vdso, session)| {
+        let (at, bytes) = session.replaced_code();
+        let whole = copies.iter().find(|c| c.from <= vdso && vdso < c.from + c.len)?;
+        Some((whole.to + (at - whole.from), bytes))
+    });
+    Ok(Plan { pid: task.pid, copies, pages, hidden, scanned, stored })
+}
+
+/// Copies the pages of all plans into their files. Reports bytes as they are done.
+pub fn copy_pages(plans: &[Plan], mut progress: impl FnMut(u64)) -> Result<(), (Pid, io::Error)> {
+    let total: u64 = plans.iter().map(|p| p.stored * PAGE_SIZE).sum();
+    for plan in plans {
+        let blame = |e| (plan.pid, e);
+        if total < PARALLEL_FROM {
+            copy(plan, &plan.copies, &mut progress).map_err(blame)?;
+            restore_hidden(plan).map_err(blame)?;
+            continue;
+        }
+        // Reading another process's memory asks for permission, not for being its tracer, so any
+        // thread of ours may do it.
+        let mut halves = split(&plan.copies);
+        let second = halves.pop().unwrap_or_default();
+        let first = halves.pop().unwrap_or_default();
+        let done: u64 = second.iter().map(|c| c.len).sum();
+        std::thread::scope(|scope| {
+            let worker = scope.spawn(|| copy(plan, &second, &mut |_| {}));
+            copy(plan, &first, &mut progress)?;
+            worker.join().map_err(|_| io::Error::other("a copying thread panicked"))?
+        })
+        .map_err(blame)?;
+        restore_hidden(plan).map_err(blame)?;
+        progress(done);
+    }
+    Ok(())
+}
+
+fn restore_hidden(plan: &Plan) -> io::Result<()> {
+    match &plan.hidden {
+        Some((at, bytes)) => plan.pages.write_all_at(bytes, *at),
+        None => Ok(()),
+    }
+}
+
+/// Two lists of about the same number of bytes.
+fn split(copies: &[Copy]) -> Vec<Vec<Copy>> {
+    let half = copies.iter().map(|c| c.len).sum::<u64>() / 2 & !(PAGE_SIZE - 1);
+    let (mut first, mut second, mut taken) = (Vec::new(), Vec::new(), 0);
+    for c in copies {
+        let room = half.saturating_sub(taken).min(c.len);
+        if room > 0 {
+            first.push(Copy { len: room, ..*c });
+        }
+        if room < c.len {
+            second.push(Copy { from: c.from + room, to: c.to + room, len: c.len - room, ..*c });
+        }
+        taken += room;
+    }
+    vec![first, second]
+}
+
+fn copy(plan: &Plan, copies: &[Copy], progress: &mut impl FnMut(u64)) -> io::Result<()> {
+    let mut buffer = vec![0u8; CHUNK];
+    let mut ranges: Vec<(RemoteAddr, usize)> = Vec::new();
+    let mut filled = 0;
+    let mut to = 0;
+    let mut mem = None;
+    let mut flush = |ranges: &mut Vec<(RemoteAddr, usize)>, filled: &mut usize, to: u64| {
+        if *filled > 0 {
+            memory::read_ranges(plan.pid, ranges, &mut buffer[..*filled])?;
+            plan.pages.write_all_at(&buffer[..*filled], to)?;
+            progress(*filled as u64);
+        }
+        ranges.clear();
+        *filled = 0;
+        io::Result::Ok(())
+    };
+    for c in copies {
+        let (mut from, mut left, mut at) = (c.from, c.len, c.to);
+        while left > 0 {
+            if !c.readable {
+                let mem = match &mem {
+                    Some(file) => file,
+                    None => mem.insert(memory::open_mem(plan.pid)?),
+                };
+                let mut page = vec![0; left.min(CHUNK as u64) as usize];
+                memory::pread_mem(mem, RemoteAddr(from), &mut page)?;
+                plan.pages.write_all_at(&page, at)?;
+                let n = page.len() as u64;
+                (from, left, at) = (from + n, left - n, at + n);
+                continue;
+            }
+            if filled == CHUNK || ranges.len() == 512 || (filled > 0 && to + filled as u64 != at) {
+                flush(&mut ranges, &mut filled, to)?;
+            }
+            if filled == 0 {
+                to = at;
+            }
+            let n = left.min((CHUNK - filled) as u64);
+            ranges.push((RemoteAddr(from), n as usize));
+            filled += n as usize;
+            (from, left, at) = (from + n, left - n, at + n);
+        }
+    }
+    flush(&mut ranges, &mut filled, to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_is_split_in_the_middle_of_a_run() {
+        let copies = [
+            Copy { from: 0x1000, len: 0x1000, to: 0, readable: true },
+            Copy { from: 0x9000, len: 0x5000, to: 0x1000, readable: false },
+        ];
+        let halves = split(&copies);
+        assert_eq!(halves[0].iter().map(|c| c.len).sum::<u64>(), 0x3000);
+        assert_eq!(halves[1], [Copy { from: 0xb000, len: 0x3000, to: 0x3000, readable: false }]);
+    }
+}

@@ -1,0 +1,9 @@
+//! Address spaces: mappings (`mm-PID.img`) and private pages (`pagemap-PID.img`, `pages-N.img`).
+//!
+//! - [`vma`]: from `/proc/PID/smaps` to CRIU's entries, and what is refused.
+//! - [`dump`]: which pages hold something private, and their copying.
+//! - [`rebuild`]: mappings and pages put back by remote calls, copy-on-write sharing kept.
+
+pub mod dump;
+pub mod rebuild;
+pub mod vma;
