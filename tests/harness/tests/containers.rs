@@ -42,6 +42,25 @@ fn go_round(
 }
 
 #[test]
+fn a_removed_container_leaves_nothing() -> Result<(), String> {
+    judge("containers::plain", || {
+        let host = Host::new()?;
+        host.image("nginx", &[r#"CMD ["nginx", "-g", "daemon off;"]"#])?;
+        host.arctern(&["run", "-d", "-p", "8080:80", "--name", "web", "nginx"])?;
+        let page = host.http("127.0.0.1:8080")?;
+        ensure!(
+            page.contains("This page comes from a container."),
+            "the page is {page}"
+        );
+        host.arctern(&["stop", "web"])?;
+        host.arctern(&["rm", "web"])?;
+        let left = host.leftovers()?;
+        ensure!(left.is_empty(), "left on the host:\n{}", left.join("\n"));
+        Ok(())
+    })
+}
+
+#[test]
 fn nginx_serves_after_every_restore() -> Result<(), String> {
     judge("containers::nginx", || {
         let host = Host::new()?;

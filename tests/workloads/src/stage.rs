@@ -14,7 +14,6 @@ use std::time::Duration;
 #[macro_export]
 macro_rules! must {
     ($call:expr) => {{
-        #[allow(unused_unsafe, clippy::undocumented_unsafe_blocks)]
         let result = unsafe { $call };
         if result as i64 == -1 {
             $crate::stage::setup_failed(stringify!($call));

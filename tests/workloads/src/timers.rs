@@ -21,13 +21,12 @@ fn goes_on(checks: &mut Checks, what: &str, left: Duration, then: Duration, now:
     checks.between(what, now, low, left + Duration::from_millis(5));
 }
 
-const PR_TIMERS: [i32; 3] =
-    [libc::ITIMER_REAL as i32, libc::ITIMER_VIRTUAL as i32, libc::ITIMER_PROF as i32];
+const INTERVAL_TIMERS: [i32; 3] = [libc::ITIMER_REAL, libc::ITIMER_VIRTUAL, libc::ITIMER_PROF];
 
 fn itimer(which: i32) -> (Duration, Duration) {
     // SAFETY: itimerval is plain data.
     let mut value: libc::itimerval = unsafe { std::mem::zeroed() };
-    must!(libc::getitimer(which as _, &mut value));
+    must!(libc::getitimer(which, &mut value));
     let time = |t: libc::timeval| Duration::new(t.tv_sec as u64, t.tv_usec as u32 * 1000);
     (time(value.it_value), time(value.it_interval))
 }
@@ -35,16 +34,16 @@ fn itimer(which: i32) -> (Duration, Duration) {
 /// The three interval timers: time left and interval.
 pub fn interval_timers(stage: &Stage, checks: &mut Checks) {
     let time = |seconds| libc::timeval { tv_sec: seconds, tv_usec: 250_000 };
-    for (index, which) in PR_TIMERS.into_iter().enumerate() {
+    for (index, which) in INTERVAL_TIMERS.into_iter().enumerate() {
         let index = index as i64;
         let value = libc::itimerval { it_value: time(3600 + index), it_interval: time(7 + index) };
-        must!(libc::setitimer(which as _, &value, std::ptr::null_mut()));
+        must!(libc::setitimer(which, &value, std::ptr::null_mut()));
     }
     let then = clock(libc::CLOCK_MONOTONIC);
-    let before = PR_TIMERS.map(itimer);
+    let before = INTERVAL_TIMERS.map(itimer);
     stage.ready();
     stage.wait_for_verify();
-    for (which, before) in PR_TIMERS.into_iter().zip(before) {
+    for (which, before) in INTERVAL_TIMERS.into_iter().zip(before) {
         let after = itimer(which);
         goes_on(checks, &format!("interval timer {which}"), before.0, then, after.0);
         checks.eq("interval", before.1, after.1);
