@@ -155,7 +155,15 @@ impl Host {
                 .map(|l| format!("link {l}")),
         );
         left.extend(self.rules()?.into_iter().map(|rule| format!("rule {rule}")));
-        for directory in ["root/containers", "root/checkpoints", "run/containers", "run/netns"] {
+        for directory in [
+            "root/containers",
+            "root/storage/containers",
+            "root/checkpoints",
+            "run/containers",
+            "run/netns",
+            "run/oci",
+            "run/storage/mounts",
+        ] {
             let path = self.base.path().join(directory);
             left.extend(
                 fs::read_dir(path)

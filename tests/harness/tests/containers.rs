@@ -48,10 +48,7 @@ fn a_removed_container_leaves_nothing() -> Result<(), String> {
         host.image("nginx", &[r#"CMD ["nginx", "-g", "daemon off;"]"#])?;
         host.arctern(&["run", "-d", "-p", "8080:80", "--name", "web", "nginx"])?;
         let page = host.http("127.0.0.1:8080")?;
-        ensure!(
-            page.contains("This page comes from a container."),
-            "the page is {page}"
-        );
+        ensure!(page.contains("This page comes from a container."), "the page is {page}");
         host.arctern(&["stop", "web"])?;
         host.arctern(&["rm", "web"])?;
         let left = host.leftovers()?;
