@@ -6,6 +6,7 @@
 pub mod cgroup;
 pub mod files;
 pub mod memory;
+pub mod mount;
 pub mod namespaces;
 pub mod restart;
 pub mod shmem;

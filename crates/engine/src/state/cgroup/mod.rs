@@ -14,7 +14,7 @@
 
 mod capture;
 pub mod freezer;
-mod hierarchy;
+pub(crate) mod hierarchy;
 mod properties;
 mod restore;
 

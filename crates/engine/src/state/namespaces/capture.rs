@@ -14,6 +14,7 @@ use arctern_sys::{Pid, proc};
 use super::clocks::Clocks;
 use crate::error::{CaptureError, Refusal};
 use crate::options::External;
+use crate::state::mount::MountCollector;
 use crate::tree::{FrozenTask, FrozenTree};
 
 /// What the caller says about namespaces.
@@ -40,6 +41,8 @@ pub struct NamespaceCollector {
     uts: Option<UtsnsEntry>,
     /// The loopback device, if the network namespace is the tree's own.
     loopback: Option<NetDeviceEntry>,
+    /// The mounts, if the namespace is the tree's own.
+    mounts: Option<MountCollector>,
 }
 
 fn inodes(pid: Pid) -> io::Result<[Option<u64>; 8]> {
@@ -78,6 +81,7 @@ impl NamespaceCollector {
             external_pid: None,
             uts: None,
             loopback: None,
+            mounts: None,
         };
         for external in options.externals {
             match external {
@@ -91,7 +95,12 @@ impl NamespaceCollector {
             }
         }
         collector.refuse_strays(tree, refusals)?;
-        collector.look_inside(&tree.tasks[0], refusals)?;
+        let root = &tree.tasks[0];
+        collector.look_inside(root, refusals)?;
+        if collector.is_nested(Kind::Mount) {
+            let mounts = MountCollector::collect(root, options.externals, refusals)?;
+            collector.mounts = Some(mounts);
+        }
         Ok(collector)
     }
 
@@ -233,6 +242,9 @@ impl NamespaceCollector {
         }
         if let Some(id) = id(Kind::Net) {
             self.write_net(id, images)?;
+        }
+        if let (Some(id), Some(mounts)) = (id(Kind::Mount), &self.mounts) {
+            mounts.write(root, id, images)?;
         }
         if let (Some(id), Some(key)) = (id(Kind::Pid), &self.external_pid) {
             images.write_one(ImageKind::Pidns, id, &PidnsEntry { ext_key: Some(key.clone()) })?;

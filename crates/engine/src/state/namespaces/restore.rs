@@ -19,6 +19,7 @@ use super::clocks::Clocks;
 use crate::error::{Refusal, RestoreError};
 use crate::options::{Events, External};
 use crate::restore_context::{RestoreContext, TaskNode, failed, subject};
+use crate::state::mount::MountRestore;
 
 /// What the caller says about namespaces.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +63,7 @@ pub struct NamespaceRestore<'a> {
     uts: Option<UtsnsEntry>,
     loopback_up: bool,
     clocks: Option<Clocks>,
+    mounts: Option<MountRestore>,
 }
 
 impl<'a> NamespaceRestore<'a> {
@@ -88,6 +90,7 @@ impl<'a> NamespaceRestore<'a> {
             uts: None,
             loopback_up: false,
             clocks: None,
+            mounts: None,
         };
         if let Some(id) = restore.made(Kind::Pid) {
             let entry: Option<PidnsEntry> = images.read_optional(ImageKind::Pidns, id)?;
@@ -108,6 +111,10 @@ impl<'a> NamespaceRestore<'a> {
             restore.uts = images.read_optional(ImageKind::Utsns, id)?;
         }
         restore.load_clocks(images)?;
+        if let Some(id) = restore.made(Kind::Mount) {
+            let mounts = MountRestore::load(images, id, root, options.root, options.externals)?;
+            restore.mounts = Some(mounts);
+        }
         Ok(restore)
     }
 
@@ -177,6 +184,9 @@ impl<'a> NamespaceRestore<'a> {
                 _ => {}
             }
         }
+        if let Some(mounts) = &self.mounts {
+            mounts.check(refusals);
+        }
         if *self.origin(Kind::Pid) == Origin::Made && self.root.pid != 1 {
             refusals.push(self.refuse(
                 "pid namespace",
@@ -184,6 +194,11 @@ impl<'a> NamespaceRestore<'a> {
                 "capture the first process of the pid namespace and all below it",
             ));
         }
+    }
+
+    /// The order in which mounts are made, for dry runs; None where no mount namespace is made.
+    pub fn mounts(&self) -> Option<&MountRestore> {
+        self.mounts.as_ref()
     }
 
     /// Clones the root task, with id `pid` in its innermost pid namespace. It is a stub that nobody
@@ -261,7 +276,12 @@ impl<'a> NamespaceRestore<'a> {
             &mut batch,
             "name the host, raise the loopback device, enter a cgroup namespace",
         )?;
-        self.enter_time(ctx, stub)
+        self.enter_time(ctx, stub)?;
+        // Last: afterwards the host is out of sight.
+        match &mut self.mounts {
+            Some(mounts) => mounts.build(stub),
+            None => Ok(()),
+        }
     }
 
     fn join(&self, ctx: &mut RestoreContext, stub: &Stub, kind: Kind) -> Result<(), RestoreError> {
