@@ -120,6 +120,8 @@ impl Drop for Frozen {
 struct Seized {
     threads: BTreeMap<Pid, Vec<Pid>>,
     zombies: BTreeSet<Pid>,
+    /// Processes in group stop when we came.
+    halted: BTreeSet<Pid>,
     parents: BTreeMap<Pid, Pid>,
     order: Vec<Pid>,
     stopped: BTreeSet<Pid>,
@@ -223,6 +225,9 @@ fn seize_threads(seized: &mut Seized, pid: Pid, refusals: &mut Vec<Refusal>) -> 
             seized.zombies.insert(tid);
             continue;
         }
+        if state.state == 'T' {
+            seized.halted.insert(pid);
+        }
         let options = if state.seccomp != 0 { ptrace::O_SUSPEND_SECCOMP } else { 0 };
         match ptrace::seize(tid, options) {
             Ok(()) => {}
@@ -321,12 +326,16 @@ fn build(
         let parent = seized.parents.get(&pid).map(|p| index_of[p]);
         let tids = seized.threads.get(&pid).cloned().unwrap_or_default();
         let leader_is_dead = seized.zombies.contains(&pid);
-        let stat = match stat::read(pid) {
+        let mut stat = match stat::read(pid) {
             Ok(stat) => stat,
             // A zombie that its parent reaped before that stopped.
             Err(_) if leader_is_dead && tids.is_empty() => continue,
             Err(e) => return Err(failed("read its state")(e)),
         };
+        if seized.halted.contains(&pid) {
+            // Now it shows our own stop.
+            stat.state = 'T';
+        }
         let status = status::read(pid, pid).map_err(failed("read its status"))?;
         let mut task = FrozenTask {
             pid,

@@ -379,11 +379,11 @@ impl Build<'_, '_> {
             }
             Step::Exit(task) => {
                 let node = &self.loaded.nodes[task];
-                let status = self.core(node.pid)?.tc.as_ref().map_or(0, |tc| tc.exit_code);
+                let Some(tc) = self.core(node.pid)?.tc.clone() else { return Ok(()) };
                 let parent = self.stub(node.parent.unwrap_or(0))?;
                 let stub = self.stub(task)?;
                 self.stubs[task] = None;
-                task_state::exit_as(&stub, status, &parent)
+                task_state::exit_as(&stub, &tc, &parent)
             }
             Step::Threads(task) => self.make_threads(task),
             Step::Files(task) => {

@@ -69,10 +69,13 @@ pub fn reset_signals(stub: &Stub) -> Result<(), RestoreError> {
     Ok(stub.run_all(&mut batch, "reset signal handlers")?)
 }
 
-/// Makes the task a zombie with the given wait status, and takes its SIGCHLD from the parent.
-pub fn exit_as(stub: &Stub, status: u32, parent: &Stub) -> Result<(), RestoreError> {
+/// Makes the task a zombie with its name and wait status, and takes its SIGCHLD from the parent.
+pub fn exit_as(stub: &Stub, tc: &TaskCoreEntry, parent: &Stub) -> Result<(), RestoreError> {
+    let status = tc.exit_code;
     let signal = (status & 0x7f) as i32;
     let mut batch = Batch::new();
+    let name = batch.c_string(tc.comm.replace('\0', "").as_bytes());
+    batch.call(libc::SYS_prctl, &[libc::PR_SET_NAME.into(), name.into()]);
     if signal == 0 {
         batch.call(libc::SYS_exit_group, &[(status >> 8 & 0xff).into()]);
         stub.run_last(&mut batch)?;
