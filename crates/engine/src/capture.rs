@@ -41,6 +41,9 @@ pub const STEPS: [&str; 10] = [
     "release",
 ];
 
+/// CRIU refuses longer auxiliary vectors. Programs read theirs from the stack, which is whole.
+const AUXV_WORDS: usize = 44;
+
 /// Captures the tree under `pid` into `images_dir`, which is made if it does not exist.
 ///
 /// # Errors
@@ -268,6 +271,7 @@ fn mappings(
         exe_file_id: exe,
         mm_saved_auxv: auxv
             .chunks_exact(8)
+            .take(AUXV_WORDS)
             .map(|word| u64::from_ne_bytes(word.try_into().expect("eight bytes")))
             .collect(),
         vmas,

@@ -407,7 +407,8 @@ fn share(tree: &mut FrozenTree) -> Result<(), CaptureError> {
     for kind in [Kind::Vm, Kind::Files, Kind::Fs, Kind::Sighand] {
         // Sorted by the kernel's order: equal ones are found in logarithmic time.
         let mut sorted: Vec<(Pid, u32)> = Vec::new();
-        let mut next = 1;
+        // 1 is the controller: the inventory says so.
+        let mut next = 2;
         for &index in &alive {
             let pid = tree.tasks[index].pid;
             let mut failure = None;

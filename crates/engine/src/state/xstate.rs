@@ -52,8 +52,6 @@ pub fn to_message(state: &[u8]) -> UserX86FpregsEntry {
     let half = |at: usize| u32::from(state[at]) | u32::from(state[at + 1]) << 8;
     let word = |at: usize| u32::from_le_bytes(state[at..at + 4].try_into().expect("four bytes"));
     let long = |at: usize| u64::from_le_bytes(state[at..at + 8].try_into().expect("eight bytes"));
-    let mut padding = u32s(legacy(416, 96));
-    padding.resize(24, 0);
     let mut entry = UserX86FpregsEntry {
         cwd: half(0),
         swd: half(2),
@@ -65,7 +63,8 @@ pub fn to_message(state: &[u8]) -> UserX86FpregsEntry {
         mxcsr_mask: word(28),
         st_space: u32s(legacy(32, 128)),
         xmm_space: u32s(legacy(160, 256)),
-        padding,
+        // Reserved bytes and the kernel's own notes: no state.
+        padding: Vec::new(),
         xsave: None,
     };
     if let Some(features) = header(state) {
