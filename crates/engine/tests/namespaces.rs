@@ -307,8 +307,7 @@ fn an_empty_network_namespace_is_rebuilt_and_devices_are_refused() {
     let trie = proc::read(restored.stub.tid(), "net/fib_trie").unwrap();
     assert!(trie.contains("127.0.0.1"), "lo is up");
 
-    let busy =
-        Program::start(&["--net"], "ip link add v0 type veth peer v1");
+    let busy = Program::start(&["--net"], "ip link add v0 type veth peer v1");
     let refused = capture(&mut busy.freeze(), &[], &images);
     assert_eq!(refused.len(), 1);
     assert!(refused[0].remedy.contains("--external net["), "{}", refused[0]);

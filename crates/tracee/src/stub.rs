@@ -31,6 +31,8 @@ pub const BATCH_ROOM: usize = DATA_SIZE as usize;
 pub struct Stub {
     tid: Pid,
     gadget: u64,
+    /// Where its calls go in the data area, and how much room they have.
+    area: (u64, u64),
 }
 
 impl Stub {
@@ -43,7 +45,7 @@ impl Stub {
         if !wait_for_stop(tid)? {
             return Err(TraceeError::Died { tid });
         }
-        let stub = Stub { tid, gadget };
+        let stub = Stub { tid, gadget, area: (0, DATA_SIZE) };
         stub.block_signals()?;
         let map = |addr: u64, len: u64, prot: i32| {
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
@@ -160,9 +162,29 @@ impl Stub {
         if !wait_for_stop(tid)? {
             return Err(TraceeError::Died { tid });
         }
-        let stub = Stub { tid, gadget: self.gadget };
+        let stub = Stub { tid, gadget: self.gadget, area: (0, DATA_SIZE) };
         stub.block_signals()?;
         Ok(stub)
+    }
+
+    /// Runs two batches at the same time: one here and one in a helper thread that lives no longer
+    /// than that. Each batch has half of the room.
+    pub fn run_two(&self, here: &mut Batch, there: &mut Batch) -> Result<(), TraceeError> {
+        let flags = libc::CLONE_VM
+            | libc::CLONE_FS
+            | libc::CLONE_FILES
+            | libc::CLONE_SIGHAND
+            | libc::CLONE_THREAD;
+        let half = DATA_SIZE / 2;
+        let first = Stub { area: (0, half), ..*self };
+        let second = Stub { area: (half, half), ..self.clone_child(flags as u64, 0, &[])? };
+        first.start(here)?;
+        second.start(there)?;
+        second.finish(there)?;
+        first.finish(here)?;
+        let mut last = Batch::new();
+        last.call(libc::SYS_exit, &[0.into()]);
+        second.run_last(&mut last).map(drop)
     }
 
     /// Runs calls after which the stub no longer exists (exit), and reaps it as its tracer.
@@ -237,14 +259,15 @@ impl Stub {
     }
 
     fn data(&self) -> RemoteAddr {
-        RemoteAddr(self.gadget + PAGE_SIZE)
+        RemoteAddr(self.gadget + PAGE_SIZE + self.area.0)
     }
 
     /// Starts a batch and does not wait.
     fn start(&self, batch: &Batch) -> Result<(), TraceeError> {
         let bytes = batch.encode(self.data().0);
-        if bytes.len() > BATCH_ROOM {
-            return Err(TraceeError::BatchTooLarge { bytes: bytes.len(), room: BATCH_ROOM });
+        let room = self.area.1 as usize;
+        if bytes.len() > room {
+            return Err(TraceeError::BatchTooLarge { bytes: bytes.len(), room });
         }
         memory::write(self.tid, self.data(), &bytes)
             .map_err(TraceeError::request(self.tid, "write the memory"))?;

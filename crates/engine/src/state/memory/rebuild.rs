@@ -28,8 +28,14 @@ const ARCH_MAP_VDSO_64: u64 = 0x2003;
 const BATCH_CALLS: usize = 4000;
 /// Ranges in one preadv (IOV_MAX).
 const IOVECS: usize = 1024;
-/// Bytes in one preadv; the kernel stops at 2 GiB.
-const READ_LIMIT: u64 = 1 << 30;
+/// Bytes in one preadv.
+const READ_LIMIT: u64 = 16 << 20;
+/// From this size on two threads read.
+const PARALLEL_FROM: u64 = 32 << 20;
+/// Runs from this size on are populated first.
+const POPULATE_FROM: u64 = 128 << 10;
+/// MADV_POPULATE_WRITE (linux/mman.h, kernel 5.14).
+const MADV_POPULATE_WRITE: i32 = 23;
 
 /// The address space of one task, as the images describe it.
 #[derive(Debug)]
@@ -435,51 +441,30 @@ impl Memory {
                 files.insert(extent.level, at);
             }
         }
-        let mut batch = Batch::new();
-        let mut expected = Vec::new();
-        let mut at = 0;
-        while at < extents.len() {
-            let first = &extents[at];
-            let mut iov: Vec<u8> = Vec::new();
-            let mut bytes = 0;
-            let mut next = first.offset;
-            while let Some(extent) = extents.get(at)
-                && extent.level == first.level
-                && extent.offset == next
-                && iov.len() < IOVECS * 16
-                && (bytes == 0 || bytes + extent.len() <= READ_LIMIT)
-            {
-                // A run longer than one read is split between several.
-                let mut done = 0;
-                while done < extent.len() {
-                    let len = (extent.len() - done).min(READ_LIMIT);
-                    if done > 0 {
-                        push_read(
-                            &mut batch,
-                            &mut expected,
-                            files[&first.level],
-                            &iov,
-                            next - bytes,
-                            bytes,
-                        );
-                        iov.clear();
-                        bytes = 0;
-                    }
-                    iov.extend((extent.vaddr + done).to_ne_bytes());
-                    iov.extend(len.to_ne_bytes());
-                    bytes += len;
-                    next += len;
-                    done += len;
+        let total: u64 = extents.iter().map(Extent::len).sum();
+        self.pages_restored += total / PAGE_SIZE;
+        let mut here = Reads::default();
+        if total < PARALLEL_FROM {
+            for read in reads(extents) {
+                here.add(&read, &files);
+                if here.is_full() {
+                    here.run(stub)?;
                 }
-                self.pages_restored += extent.nr_pages;
-                at += 1;
             }
-            push_read(&mut batch, &mut expected, files[&first.level], &iov, next - bytes, bytes);
-            if batch.size() > BATCH_ROOM / 2 || batch.len() >= BATCH_CALLS {
-                run_reads(stub, &mut batch, &mut expected)?;
+            here.run(stub)?;
+        } else {
+            // Two threads of the task read at a time; each read is short enough that both end
+            // together.
+            let mut there = Reads::default();
+            for read in reads(extents) {
+                let next = if here.bytes <= there.bytes { &mut here } else { &mut there };
+                next.add(&read, &files);
+                if here.is_full() || there.is_full() {
+                    Reads::run_two(stub, &mut here, &mut there)?;
+                }
             }
+            Reads::run_two(stub, &mut here, &mut there)?;
         }
-        run_reads(stub, &mut batch, &mut expected)?;
         let mut calls = Calls::new(stub, "close the pages files");
         for fd in files.into_values() {
             calls.call(libc::SYS_close, &[fd.into()])?;
@@ -492,37 +477,112 @@ fn unreadable(extent: &Extent, source: std::io::Error) -> RestoreError {
     RestoreError::Inconsistent(format!("pages at {:#x} cannot be read: {source}", extent.vaddr))
 }
 
-fn push_read(
-    batch: &mut Batch,
-    expected: &mut Vec<(arctern_tracee::CallId, u64)>,
-    fd: i32,
-    iov: &[u8],
+/// One preadv: neighbours in a pages file, wherever they go.
+#[derive(Debug)]
+struct Read {
+    level: usize,
     offset: u64,
+    ranges: Vec<(u64, u64)>,
     bytes: u64,
-) {
-    let count = iov.len() / 16;
-    let iov = batch.bytes(iov);
-    let call = batch
-        .call(libc::SYS_preadv, &[fd.into(), iov.into(), count.into(), offset.into(), 0.into()]);
-    expected.push((call, bytes));
 }
 
-fn run_reads(
-    stub: &Stub,
-    batch: &mut Batch,
-    expected: &mut Vec<(arctern_tracee::CallId, u64)>,
-) -> Result<(), RestoreError> {
-    stub.run_all(batch, "read pages")?;
-    for (call, bytes) in expected.drain(..) {
-        let got = batch.result(call).unwrap_or(0);
-        if got != bytes {
-            return Err(RestoreError::Inconsistent(format!(
-                "a read of {bytes} bytes of pages gave {got}"
-            )));
+/// Groups extents into reads.
+fn reads(extents: &[Extent]) -> Vec<Read> {
+    let mut all: Vec<Read> = Vec::new();
+    for extent in extents {
+        let mut done = 0;
+        while done < extent.len() {
+            let len = (extent.len() - done).min(READ_LIMIT);
+            let (vaddr, offset) = (extent.vaddr + done, extent.offset + done);
+            match all.last_mut() {
+                Some(last)
+                    if last.level == extent.level
+                        && last.offset + last.bytes == offset
+                        && last.ranges.len() < IOVECS
+                        && last.bytes + len <= READ_LIMIT =>
+                {
+                    last.ranges.push((vaddr, len));
+                    last.bytes += len;
+                }
+                _ => all.push(Read {
+                    level: extent.level,
+                    offset,
+                    ranges: vec![(vaddr, len)],
+                    bytes: len,
+                }),
+            }
+            done += len;
         }
     }
-    *batch = Batch::new();
-    Ok(())
+    all
+}
+
+/// Reads that one thread makes in one stop.
+#[derive(Debug, Default)]
+struct Reads {
+    batch: Batch,
+    expected: Vec<(arctern_tracee::CallId, u64)>,
+    bytes: u64,
+}
+
+impl Reads {
+    fn add(&mut self, read: &Read, files: &HashMap<usize, i32>) {
+        let mut iov = Vec::with_capacity(read.ranges.len() * 16);
+        for (vaddr, len) in &read.ranges {
+            if *len >= POPULATE_FROM {
+                // Makes the pages without a fault for each. Where the kernel cannot, the read does.
+                self.batch.call(
+                    libc::SYS_madvise,
+                    &[(*vaddr).into(), (*len).into(), MADV_POPULATE_WRITE.into()],
+                );
+            }
+            iov.extend(vaddr.to_ne_bytes());
+            iov.extend(len.to_ne_bytes());
+        }
+        let iov = self.batch.bytes(&iov);
+        let call = self.batch.call(
+            libc::SYS_preadv,
+            &[
+                files[&read.level].into(),
+                iov.into(),
+                read.ranges.len().into(),
+                read.offset.into(),
+                0.into(),
+            ],
+        );
+        self.expected.push((call, read.bytes));
+        self.bytes += read.bytes;
+    }
+
+    fn is_full(&self) -> bool {
+        self.batch.size() > BATCH_ROOM / 4
+    }
+
+    fn run(&mut self, stub: &Stub) -> Result<(), RestoreError> {
+        stub.run(&mut self.batch)?;
+        self.verify()
+    }
+
+    fn run_two(stub: &Stub, here: &mut Reads, there: &mut Reads) -> Result<(), RestoreError> {
+        stub.run_two(&mut here.batch, &mut there.batch)?;
+        here.verify()?;
+        there.verify()
+    }
+
+    fn verify(&mut self) -> Result<(), RestoreError> {
+        for (call, bytes) in self.expected.drain(..) {
+            match self.batch.result(call) {
+                Ok(got) if got == bytes => {}
+                other => {
+                    return Err(RestoreError::Inconsistent(format!(
+                        "a read of {bytes} bytes of pages gave {other:?}"
+                    )));
+                }
+            }
+        }
+        *self = Reads::default();
+        Ok(())
+    }
 }
 
 /// Remote calls in as few stops as possible; the first failure ends it.
