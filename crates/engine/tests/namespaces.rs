@@ -312,3 +312,57 @@ fn an_empty_network_namespace_is_rebuilt_and_devices_are_refused() {
     assert_eq!(refused.len(), 1);
     assert!(refused[0].remedy.contains("--external net["), "{}", refused[0]);
 }
+
+#[test]
+fn system_v_objects_are_rebuilt() {
+    let make = "
+import ctypes, os
+c = ctypes.CDLL(None, use_errno=True)
+def check(n):
+    assert n >= 0, os.strerror(ctypes.get_errno())
+    return n
+open('/proc/sys/kernel/shmmni', 'w').write('1234')
+check(c.shmget(0x10, 100, 0o1600)); gone = check(c.shmget(0x11, 100, 0o1600))
+seg = check(c.shmget(0x12, 3 * 4096, 0o1640))
+check(c.shmctl(gone, 0, None))
+c.shmat.restype = ctypes.c_void_p
+at = c.shmat(seg, None, 0)
+ctypes.memmove(at + 4096, b'in the second page', 18)
+sem = check(c.semget(0x20, 3, 0o1600))
+check(c.semctl(sem, 1, 16, 42))
+queue = check(c.msgget(0x30, 0o1600))
+for kind, text in ((5, b'five'), (6, b'sixth message')):
+    check(c.msgsnd(queue, ctypes.c_long(kind).value.to_bytes(8, 'little') + text, len(text), 0))
+";
+    let script = format!("python3 -c \"{make}\"");
+    let program = Program::start(&["--ipc"], &script);
+    let mut tree = program.freeze();
+    let dir = tempfile::tempdir().unwrap();
+    let images = ImageDir::open(dir.path()).unwrap();
+    let refused = capture(&mut tree, &[], &images);
+    assert!(refused.is_empty(), "{refused:?}");
+    let restored = restore(&images, 4_002, None, &[]);
+    let read = |pid: Pid| {
+        arctern_sys::namespace::inside(pid, &[arctern_sys::namespace::Kind::Ipc], || {
+            let list = |name: &str| {
+                let text = fs::read_to_string(format!("/proc/sysvipc/{name}"))?;
+                Ok::<_, std::io::Error>(arctern_sys::ipc::parse(&text)?)
+            };
+            let (shm, sem, msg) = (list("shm")?, list("sem")?, list("msg")?);
+            let mut memory = vec![0; 3 * 4096];
+            let segment = arctern_sys::ipc::Segment::attach(shm[1].owner.id, shm[1].size)?;
+            std::os::unix::fs::FileExt::read_exact_at(&segment.file()?, &mut memory, 0)?;
+            let values = arctern_sys::ipc::semaphores(sem[0].owner.id, 3)?;
+            let second = arctern_sys::ipc::peek_message(msg[0].owner.id, 1, 100)?;
+            let setting = fs::read_to_string("/proc/sys/kernel/shmmni")?;
+            Ok((shm, sem, msg, memory, values, second, setting))
+        })
+        .unwrap()
+    };
+    let (before, after) = (read(program.pid), read(restored.stub.tid()));
+    assert_eq!(before, after);
+    assert_eq!(before.4, [0, 42, 0]);
+    assert_eq!(before.5, Some((6, b"sixth message".to_vec())));
+    assert_eq!(before.6, "1234\n");
+    assert_eq!(&before.3[4096..4114], b"in the second page");
+}

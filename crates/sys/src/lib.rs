@@ -7,6 +7,7 @@ pub mod clone;
 pub mod cpu;
 pub mod fd;
 pub mod freezer;
+pub mod ipc;
 pub mod kcmp;
 pub mod memory;
 pub mod mount;

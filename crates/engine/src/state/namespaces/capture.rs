@@ -12,6 +12,7 @@ use arctern_sys::namespace::{self, Kind};
 use arctern_sys::{Pid, proc};
 
 use super::clocks::Clocks;
+use super::ipc::IpcCollector;
 use crate::error::{CaptureError, Refusal};
 use crate::options::External;
 use crate::state::mount::MountCollector;
@@ -41,6 +42,8 @@ pub struct NamespaceCollector {
     uts: Option<UtsnsEntry>,
     /// The loopback device, if the network namespace is the tree's own.
     loopback: Option<NetDeviceEntry>,
+    /// System V objects, if the namespace is the tree's own.
+    ipc: Option<IpcCollector>,
     /// The mounts, if the namespace is the tree's own.
     mounts: Option<MountCollector>,
 }
@@ -81,6 +84,7 @@ impl NamespaceCollector {
             external_pid: None,
             uts: None,
             loopback: None,
+            ipc: None,
             mounts: None,
         };
         for external in options.externals {
@@ -175,6 +179,9 @@ impl NamespaceCollector {
             let uts = namespace::inside(root.pid, &[Kind::Uts], names);
             self.uts = Some(uts.map_err(root.failed("uts namespace", "read its names"))?);
         }
+        if self.is_nested(Kind::Ipc) {
+            self.ipc = Some(IpcCollector::collect(root)?);
+        }
         if self.is_nested(Kind::Net) && self.external_net.is_none() {
             let failed = || root.failed("net namespace", "list its devices");
             let devices = proc::read(root.pid, "net/dev").map_err(failed())?;
@@ -233,7 +240,7 @@ impl NamespaceCollector {
         &mut self,
         tree: &mut FrozenTree,
         images: &ImageDir,
-        _pages: &PagesIds,
+        pages: &PagesIds,
     ) -> Result<(), CaptureError> {
         let root = &tree.tasks[0];
         let id = |kind| self.number(kind).filter(|_| self.is_nested(kind)).map(u64::from);
@@ -242,6 +249,9 @@ impl NamespaceCollector {
         }
         if let Some(id) = id(Kind::Net) {
             self.write_net(id, images)?;
+        }
+        if let (Some(id), Some(ipc)) = (id(Kind::Ipc), &self.ipc) {
+            ipc.write(id, images, pages)?;
         }
         if let (Some(id), Some(mounts)) = (id(Kind::Mount), &self.mounts) {
             mounts.write(root, id, images)?;

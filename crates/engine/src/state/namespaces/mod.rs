@@ -22,6 +22,7 @@
 
 mod capture;
 mod clocks;
+mod ipc;
 mod restore;
 
 pub use capture::{NamespaceCollector, NamespaceOptions};

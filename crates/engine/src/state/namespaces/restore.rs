@@ -16,6 +16,7 @@ use arctern_tracee::stub::Stub;
 use nix::sched::{CloneFlags, setns};
 
 use super::clocks::Clocks;
+use super::ipc::IpcRestore;
 use crate::error::{Refusal, RestoreError};
 use crate::options::{Events, External};
 use crate::restore_context::{RestoreContext, TaskNode, failed, subject};
@@ -63,6 +64,7 @@ pub struct NamespaceRestore<'a> {
     uts: Option<UtsnsEntry>,
     loopback_up: bool,
     clocks: Option<Clocks>,
+    ipc: Option<IpcRestore>,
     mounts: Option<MountRestore>,
 }
 
@@ -90,6 +92,7 @@ impl<'a> NamespaceRestore<'a> {
             uts: None,
             loopback_up: false,
             clocks: None,
+            ipc: None,
             mounts: None,
         };
         if let Some(id) = restore.made(Kind::Pid) {
@@ -109,6 +112,9 @@ impl<'a> NamespaceRestore<'a> {
         }
         if let Some(id) = restore.made(Kind::Uts) {
             restore.uts = images.read_optional(ImageKind::Utsns, id)?;
+        }
+        if let Some(id) = restore.made(Kind::Ipc) {
+            restore.ipc = Some(IpcRestore::load(images, id)?);
         }
         restore.load_clocks(images)?;
         if let Some(id) = restore.made(Kind::Mount) {
@@ -248,7 +254,7 @@ impl<'a> NamespaceRestore<'a> {
         &mut self,
         ctx: &mut RestoreContext,
         stub: &Stub,
-        _events: &mut dyn Events,
+        events: &mut dyn Events,
     ) -> Result<(), RestoreError> {
         let given: Vec<Kind> = Kind::ALL
             .into_iter()
@@ -277,6 +283,9 @@ impl<'a> NamespaceRestore<'a> {
             "name the host, raise the loopback device, enter a cgroup namespace",
         )?;
         self.enter_time(ctx, stub)?;
+        if let Some(ipc) = &self.ipc {
+            ipc.build(stub.tid(), events)?;
+        }
         // Last: afterwards the host is out of sight.
         match &mut self.mounts {
             Some(mounts) => mounts.build(stub),
