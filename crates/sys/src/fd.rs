@@ -139,6 +139,48 @@ pub fn set_socket_int(socket: impl AsFd, level: i32, name: i32, value: i32) -> i
     Ok(())
 }
 
+/// Reads the classic packet filter of a socket into `out`, one word an instruction; returns how many
+/// instructions it has. EACCES for an eBPF filter.
+pub fn socket_filter(socket: impl AsFd, out: &mut [u64]) -> io::Result<usize> {
+    let mut len = out.len() as libc::socklen_t;
+    // SAFETY: SO_GET_FILTER counts `len` in instructions of eight bytes, which is what `out` holds,
+    // and writes nothing when `len` is 0.
+    check(
+        unsafe {
+            libc::getsockopt(
+                socket.as_fd().as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_GET_FILTER,
+                out.as_mut_ptr().cast(),
+                &mut len,
+            )
+        }
+        .into(),
+    )?;
+    Ok(len as usize)
+}
+
+/// Attaches a classic packet filter, one word an instruction.
+pub fn attach_socket_filter(socket: impl AsFd, filter: &[u64]) -> io::Result<()> {
+    let len = u16::try_from(filter.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let program = libc::sock_fprog { len, filter: filter.as_ptr() as *mut libc::sock_filter };
+    // SAFETY: `program` points at `len` instructions of eight bytes, which the kernel only reads;
+    // u64 is at least as aligned as struct sock_filter.
+    check(
+        unsafe {
+            libc::setsockopt(
+                socket.as_fd().as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_ATTACH_FILTER,
+                (&raw const program).cast(),
+                size_of::<libc::sock_fprog>() as libc::socklen_t,
+            )
+        }
+        .into(),
+    )?;
+    Ok(())
+}
+
 /// A socket's own address, or its peer's: raw bytes of the sockaddr, family included.
 pub fn socket_address(socket: impl AsFd, peer: bool) -> io::Result<Vec<u8>> {
     let mut out = vec![0u8; 128];

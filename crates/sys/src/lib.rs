@@ -5,6 +5,7 @@
 
 pub mod clone;
 pub mod cpu;
+pub mod diag;
 pub mod fd;
 pub mod freezer;
 pub mod ipc;

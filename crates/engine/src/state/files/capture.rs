@@ -16,7 +16,7 @@ use arctern_sys::{Pid, proc};
 use nix::sys::stat::{SFlag, stat};
 
 use super::descriptor::{self, Descriptor};
-use super::{epoll, ghost, pipe, regular};
+use super::{epoll, ghost, pipe, regular, unix};
 use crate::error::{CaptureError, Refusal};
 use crate::options::External;
 use crate::tree::FrozenTree;
@@ -67,6 +67,7 @@ pub struct FileCollector {
     pub(super) fifos: pipe::Contents,
     pub(super) memfds: Vec<(MemfdInodeEntry, PathBuf)>,
     pub(super) mapped_memfds: HashMap<(u32, u32), u32>,
+    pub(super) unix: unix::Collected,
     pub(super) epolls: Vec<epoll::Pending>,
     fs: Vec<(i32, FsEntry)>,
     pub(super) locks: Vec<FileLockEntry>,
@@ -112,6 +113,7 @@ impl FileCollector {
             }
             self.tables.insert(files_id, table);
         }
+        self.resolve_unix(tree, refusals);
         self.resolve_epolls(tree, refusals)
     }
 
@@ -269,7 +271,12 @@ impl FileCollector {
     ///
     /// # Errors
     /// The kernel refuses the contents of a file, or an image cannot be written.
-    pub fn write(&mut self, images: &ImageDir, pages: &PagesIds) -> Result<(), CaptureError> {
+    pub fn write(
+        &mut self,
+        tree: &FrozenTree,
+        images: &ImageDir,
+        pages: &PagesIds,
+    ) -> Result<(), CaptureError> {
         for (pid, entry) in &self.fs {
             images.write_one(ImageKind::Fs, *pid as u64, entry)?;
         }
@@ -283,7 +290,7 @@ impl FileCollector {
         self.pipes.write(images, ImageKind::PipesData)?;
         self.fifos.write(images, ImageKind::FifoData)?;
         self.write_memfds(images, pages)?;
-        self.write_queues(images)?;
+        self.write_queues(tree, images)?;
         self.write_terminals(images)
     }
 }

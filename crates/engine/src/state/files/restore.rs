@@ -12,7 +12,7 @@ use arctern_tracee::stub::Stub;
 
 use super::groups::{self, Bond, Group};
 use super::table::{Opener, Table};
-use super::{epoll, event, ghost, memfd, pipe, regular};
+use super::{epoll, event, ghost, memfd, pipe, regular, unix_restore};
 use crate::error::{Refusal, RestoreError, Subject};
 use crate::options::External;
 use crate::restore_context::{RestoreContext, TaskNode};
@@ -52,6 +52,9 @@ pub struct FilesRestore {
     stand_ins: HashMap<u32, Vec<u8>>,
     ghost_names: ghost::Names,
     pub(super) memfds: memfd::Inodes,
+    pub(super) queues: unix_restore::Queues,
+    /// Sockets to which descriptors were sent that nobody received.
+    pub(super) with_descriptors: Vec<u32>,
     pipes: BTreeMap<u32, pipe::Refill>,
     fifos: BTreeMap<u32, pipe::Refill>,
     /// Ids of mounts that are the root of a mount namespace of the images.
@@ -75,6 +78,7 @@ impl FilesRestore {
                 what: "keep the directory of the images".to_owned(),
                 source,
             })?;
+        let (queues, with_descriptors) = unix_restore::read_queues(images)?;
         let mut restore = FilesRestore {
             images: ImageDir::from_fd(duplicate, images.path()),
             options,
@@ -90,6 +94,8 @@ impl FilesRestore {
             stand_ins: HashMap::new(),
             ghost_names: ghost::Names::default(),
             memfds: memfd::Inodes::load(images)?,
+            queues,
+            with_descriptors,
             pipes: pipe::read_contents(images, ImageKind::PipesData)?,
             fifos: pipe::read_contents(images, ImageKind::FifoData)?,
             root_mounts: HashSet::new(),
@@ -164,7 +170,8 @@ impl FilesRestore {
                 bonds.push((Bond::Fifo(fifo.pipe_id), *id));
             }
         }
-        self.extra_bonds(&mut bonds);
+        self.socket_bonds(&mut bonds);
+        self.terminal_bonds(&mut bonds);
         let parents: Vec<Option<usize>> = self.tasks.iter().map(|task| task.parent).collect();
         self.groups = groups::form(&held, &bonds, &parents);
         for (index, group) in self.groups.iter_mut().enumerate() {
@@ -188,7 +195,27 @@ impl FilesRestore {
             None | Some(-1) => true,
             Some(mount) => self.root_mounts.contains(&mount),
         });
-        self.check_kinds(refusals);
+        self.check_sockets(refusals);
+        self.check_locks(refusals);
+        for (id, file) in &self.files {
+            let known = file.reg.is_some()
+                || file.pipe.is_some()
+                || file.fifo.is_some()
+                || file.efd.is_some()
+                || file.epfd.is_some()
+                || file.sgfd.is_some()
+                || file.tfd.is_some()
+                || file.ify.is_some()
+                || file.memfd.is_some()
+                || file.pidfd.is_some()
+                || file.usk.is_some()
+                || file.isk.is_some()
+                || file.nlsk.is_some()
+                || file.tty.is_some();
+            if !known && self.holders.contains_key(id) {
+                refusals.push(self.unknown_kind(*id));
+            }
+        }
     }
 
     fn compare(
@@ -416,14 +443,20 @@ impl FilesRestore {
 
     /// `fd 7 (/x)` for messages.
     pub(super) fn part(&self, id: u32) -> String {
-        let name = match &self.files[&id] {
-            FileEntry { reg: Some(reg), .. } => reg.name.clone(),
-            FileEntry { r#type, .. } => match FdTypes::try_from(*r#type) {
+        self.named_subject(id).part
+    }
+
+    /// The first process that holds a file, with the file's path or kind.
+    pub(super) fn named_subject(&self, id: u32) -> Subject {
+        let name = match self.files.get(&id) {
+            Some(FileEntry { reg: Some(reg), .. }) => reg.name.clone(),
+            Some(FileEntry { r#type, .. }) => match FdTypes::try_from(*r#type) {
                 Ok(kind) => format!("{kind:?}").to_lowercase(),
                 Err(_) => format!("type {type}"),
             },
+            None => format!("file {id}"),
         };
-        self.subject(id, &name).part
+        self.subject(id, &name)
     }
 
     /// Makes the descriptions of a group in the opener's stub: ids with their numbers.
@@ -454,8 +487,11 @@ impl FilesRestore {
             }
             return pipe::open_fifo(o, &ends, &path, self.fifos.get(&fifo.pipe_id));
         }
-        if file.isk.is_some() || file.usk.is_some() || file.nlsk.is_some() || file.tty.is_some() {
-            return self.make_special(o, group);
+        if file.isk.is_some() || file.usk.is_some() || file.nlsk.is_some() {
+            return self.make_sockets(o, group);
+        }
+        if file.tty.is_some() {
+            return self.make_terminals(o, group);
         }
         let mut made = Vec::new();
         for &id in &group.ids {
@@ -505,7 +541,7 @@ impl FilesRestore {
     /// A refusal of a kind of file that CRIU writes and we do not restore.
     pub(super) fn unknown_kind(&self, id: u32) -> Refusal {
         Refusal {
-            subject: self.subject(id, &self.part(id)),
+            subject: self.named_subject(id),
             cause: "this kind of file cannot be restored".to_owned(),
             remedy: "restore the images with the program that wrote them".to_owned(),
         }
@@ -655,7 +691,7 @@ impl FilesRestore {
             o.flush()?;
             self.tables[*task] = Some(table);
         }
-        self.finish_tree(ctx, stubs)?;
+        self.restore_locks(stubs)?;
         self.memfds.seal()?;
         for stub in owners.values() {
             let args = [ctx.base().into(), u32::MAX.into(), 0.into()];

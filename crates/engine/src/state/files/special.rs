@@ -1,8 +1,7 @@
-//! Sockets and terminals: refused.
+//! Terminals: refused.
 
 use arctern_image::images::ImageDir;
 use arctern_image::messages::FileEntry;
-use arctern_tracee::stub::Stub;
 
 use super::capture::FileCollector;
 use super::descriptor::Descriptor;
@@ -10,7 +9,6 @@ use super::groups::{Bond, Group};
 use super::restore::FilesRestore;
 use super::table::Opener;
 use crate::error::{CaptureError, Refusal, RestoreError};
-use crate::restore_context::RestoreContext;
 
 /// Whether a character device is a terminal: tty, pty, console.
 pub(super) fn is_terminal(major: u64) -> bool {
@@ -27,44 +25,20 @@ impl FileCollector {
         Ok(None)
     }
 
-    pub(super) fn socket(
-        &mut self,
-        d: &Descriptor<'_>,
-        refusals: &mut Vec<Refusal>,
-    ) -> Result<Option<FileEntry>, CaptureError> {
-        refusals.push(d.refuse("sockets cannot be carried", "close it"));
-        Ok(None)
-    }
-
-    pub(super) fn write_queues(&self, _images: &ImageDir) -> Result<(), CaptureError> {
-        Ok(())
-    }
-
     pub(super) fn write_terminals(&self, _images: &ImageDir) -> Result<(), CaptureError> {
         Ok(())
     }
 }
 
 impl FilesRestore {
-    pub(super) fn extra_bonds(&self, _bonds: &mut Vec<(Bond, u32)>) {}
+    /// Ties terminals together.
+    pub(super) fn terminal_bonds(&self, _bonds: &mut Vec<(Bond, u32)>) {}
 
-    pub(super) fn check_kinds(&self, refusals: &mut Vec<Refusal>) {
-        self.check_locks(refusals);
-    }
-
-    pub(super) fn make_special(
+    pub(super) fn make_terminals(
         &mut self,
         _o: &mut Opener<'_>,
         group: &Group,
     ) -> Result<Vec<(u32, i32)>, RestoreError> {
         Err(RestoreError::Refused(group.ids.iter().map(|id| self.unknown_kind(*id)).collect()))
-    }
-
-    pub(super) fn finish_tree(
-        &mut self,
-        _ctx: &mut RestoreContext,
-        stubs: &[(usize, Stub)],
-    ) -> Result<(), RestoreError> {
-        self.restore_locks(stubs)
     }
 }

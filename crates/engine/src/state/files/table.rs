@@ -19,6 +19,9 @@ use crate::restore_context::RestoreContext;
 /// Bytes of a batch after which it is sent; the rest of the room is for one more description.
 const FULL: usize = 700 * 1024;
 
+/// Status flags that F_SETFL sets.
+const STATUS: u32 = (libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME) as u32;
+
 /// What a stub has open: number → id of the description, 0 for a passing one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Table {
@@ -134,9 +137,11 @@ impl<'a> Opener<'a> {
         call
     }
 
-    /// A call that may fail.
-    pub fn attempt(&mut self, nr: i64, args: &[Arg]) -> CallId {
-        self.batch.call(nr, args)
+    /// Sets a socket option that may be unknown here.
+    pub fn attempt_set(&mut self, fd: i32, level: i32, name: i32, value: i32) {
+        let value = self.batch.bytes(&value.to_ne_bytes());
+        let args = [fd.into(), level.into(), name.into(), value.into(), 4.into()];
+        self.batch.call(libc::SYS_setsockopt, &args);
     }
 
     /// A call that returns a new descriptor; its number.
@@ -197,15 +202,15 @@ impl<'a> Opener<'a> {
     /// Sets the status flags that fcntl(2) can set, if there are any. O_ASYNC waits until the
     /// owner is set.
     pub fn set_status(&mut self, fd: i32, flags: u32) {
-        let settable =
-            (libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME) as u32;
-        if flags & settable != 0 {
-            self.call(
-                libc::SYS_fcntl,
-                &[fd.into(), libc::F_SETFL.into(), (flags & settable).into()],
-                "set its status flags",
-            );
+        if flags & STATUS != 0 {
+            self.force_status(fd, flags);
         }
+    }
+
+    /// Sets the status flags, also to none.
+    pub fn force_status(&mut self, fd: i32, flags: u32) {
+        let args = [fd.into(), libc::F_SETFL.into(), (flags & STATUS).into()];
+        self.call(libc::SYS_fcntl, &args, "set its status flags");
     }
 
     /// Runs what is collected and compares the results.

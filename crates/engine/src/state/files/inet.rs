@@ -1,0 +1,382 @@
+//! TCP and UDP sockets without a live TCP connection: listening, bound, closed, UDP.
+//!
+//! State comes from the socket itself: TCP_INFO, getsockname(2), getpeername(2) and options.
+//! Refused: TCP connections in any state, connections that wait to be accepted, unread datagrams,
+//! other protocols (raw, ICMP, SCTP, MPTCP), sockets of another network namespace. Not kept, as the
+//! format has no place for them: memberships of multicast groups, options of TCP beyond the common
+//! ones.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use arctern_image::messages::{
+    FdTypes, FileEntry, InetSkEntry, IpOptsEntry, SkShutdown, TcpOptsEntry,
+};
+use arctern_sys::fd::{socket_address, socket_int, socket_option};
+
+use super::capture::FileCollector;
+use super::descriptor::{Descriptor, entry};
+use super::sockopts::{self, set};
+use super::table::Opener;
+use crate::error::{CaptureError, Refusal, RestoreError};
+
+const ESTABLISHED: u32 = 1;
+const CLOSE: u32 = 7;
+const LISTEN: u32 = 10;
+
+/// Names of the kernel's TCP states, from 1.
+const STATES: [&str; 12] = [
+    "established",
+    "connecting (SYN_SENT)",
+    "being accepted (SYN_RECV)",
+    "closing (FIN_WAIT1)",
+    "closing (FIN_WAIT2)",
+    "closing (TIME_WAIT)",
+    "closed",
+    "half closed by the peer (CLOSE_WAIT)",
+    "closing (LAST_ACK)",
+    "listening",
+    "closing (CLOSING)",
+    "being accepted (NEW_SYN_RECV)",
+];
+
+const IPV6_V6ONLY: i32 = 26;
+const IPV6_FREEBIND: i32 = 78;
+const IPV6_RECVPKTINFO: i32 = 49;
+const IP_FREEBIND: i32 = 15;
+const IP_PKTINFO: i32 = 8;
+const SO_MEMINFO: i32 = 55;
+
+impl FileCollector {
+    /// A descriptor of an IPv4 or IPv6 socket.
+    pub(super) fn inet(
+        &mut self,
+        d: &Descriptor<'_>,
+        family: i32,
+        refusals: &mut Vec<Refusal>,
+    ) -> Result<Option<FileEntry>, CaptureError> {
+        let option = |level, name| socket_int(&d.file, level, name);
+        let failed = |e| d.failed("read the socket")(e);
+        let kind = option(libc::SOL_SOCKET, libc::SO_TYPE).map_err(failed)?;
+        let proto = option(libc::SOL_SOCKET, libc::SO_PROTOCOL).map_err(failed)?;
+        let source = address(d, false)?;
+        let target = address(d, true)?;
+        let (state, backlog) = match (kind, proto) {
+            (libc::SOCK_STREAM, libc::IPPROTO_TCP) => match tcp_state(d, source, target, refusals)?
+            {
+                Some(state) => state,
+                None => return Ok(None),
+            },
+            (libc::SOCK_DGRAM, libc::IPPROTO_UDP | libc::IPPROTO_UDPLITE) => {
+                let mut memory = [0; 4];
+                socket_option(&d.file, libc::SOL_SOCKET, SO_MEMINFO, &mut memory)
+                    .map_err(failed)?;
+                if u32::from_ne_bytes(memory) != 0 {
+                    refusals.push(d.refuse(
+                        format!("datagrams wait to be read ({})", ends(source, target)),
+                        "try again when the program has read them",
+                    ));
+                    return Ok(None);
+                }
+                (if target.is_some() { ESTABLISHED } else { CLOSE }, 0)
+            }
+            _ => {
+                refusals.push(d.refuse(
+                    format!("sockets of type {kind}, protocol {proto} cannot be carried"),
+                    "close it before the checkpoint",
+                ));
+                return Ok(None);
+            }
+        };
+        if let Some(SocketAddr::V6(v6)) = source
+            && v6.scope_id() != 0
+        {
+            refusals.push(d.refuse(
+                "its address is valid on one network device only (link-local)",
+                "bind it to another address",
+            ));
+            return Ok(None);
+        }
+        let Some(opts) = sockopts::capture(d, false, refusals)? else { return Ok(None) };
+        let id = self.new_id();
+        let v6 = family == libc::AF_INET6;
+        let (src_addr, src_port) = words(source, v6);
+        let (dst_addr, dst_port) = words(target, v6);
+        let on = |level, name| option(level, name).is_ok_and(|v| v != 0).then_some(true);
+        let number = |level, name| option(level, name).ok().map(|v| v as u32);
+        let ip_opts = if v6 {
+            IpOptsEntry {
+                freebind: on(libc::IPPROTO_IPV6, IPV6_FREEBIND),
+                pktinfo: on(libc::IPPROTO_IPV6, IPV6_RECVPKTINFO),
+                ..IpOptsEntry::default()
+            }
+        } else {
+            IpOptsEntry {
+                freebind: on(libc::IPPROTO_IP, IP_FREEBIND),
+                pktinfo: on(libc::IPPROTO_IP, IP_PKTINFO),
+                tos: number(libc::IPPROTO_IP, libc::IP_TOS).filter(|tos| *tos != 0),
+                ttl: number(libc::IPPROTO_IP, libc::IP_TTL),
+                ..IpOptsEntry::default()
+            }
+        };
+        let tcp_opts = if proto == libc::IPPROTO_TCP {
+            TcpOptsEntry {
+                cork: on(libc::IPPROTO_TCP, libc::TCP_CORK),
+                nodelay: on(libc::IPPROTO_TCP, libc::TCP_NODELAY),
+                keepcnt: number(libc::IPPROTO_TCP, libc::TCP_KEEPCNT),
+                keepidle: number(libc::IPPROTO_TCP, libc::TCP_KEEPIDLE),
+                keepintvl: number(libc::IPPROTO_TCP, libc::TCP_KEEPINTVL),
+            }
+        } else {
+            TcpOptsEntry::default()
+        };
+        let v6only = option(libc::IPPROTO_IPV6, IPV6_V6ONLY).ok().map(|v| v != 0);
+        Ok(Some(FileEntry {
+            isk: Some(InetSkEntry {
+                id,
+                ino: d.stat.st_ino as u32,
+                family: family as u32,
+                r#type: kind as u32,
+                proto: proto as u32,
+                state,
+                src_port: src_port.into(),
+                dst_port: dst_port.into(),
+                flags: d.flags(),
+                backlog,
+                src_addr,
+                dst_addr,
+                fown: d.fown.clone(),
+                opts,
+                v6only: v6only.filter(|_| v6),
+                ip_opts: Some(ip_opts),
+                ifname: None,
+                ns_id: Some(self.options.net_ns_id),
+                shutdown: None,
+                tcp_opts: Some(tcp_opts),
+            }),
+            ..entry(FdTypes::Inetsk, id)
+        }))
+    }
+}
+
+/// State and backlog of a TCP socket; None if it was refused.
+fn tcp_state(
+    d: &Descriptor<'_>,
+    source: Option<SocketAddr>,
+    target: Option<SocketAddr>,
+    refusals: &mut Vec<Refusal>,
+) -> Result<Option<(u32, u32)>, CaptureError> {
+    // struct tcp_info: the state first; for a listening socket tcpi_unacked and tcpi_sacked are the
+    // number of waiting connections and the backlog.
+    let mut info = [0; 104];
+    socket_option(&d.file, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info)
+        .map_err(d.failed("read the state of the TCP socket"))?;
+    let word = |at: usize| info[at..at + 4].try_into().map(u32::from_ne_bytes).unwrap_or_default();
+    match u32::from(info[0]) {
+        CLOSE => Ok(Some((CLOSE, 0))),
+        LISTEN if word(24) == 0 => Ok(Some((LISTEN, word(28)))),
+        LISTEN => {
+            refusals.push(d.refuse(
+                format!("{} connection(s) wait to be accepted ({})", word(24), ends(source, None)),
+                "try again when the program has accepted them",
+            ));
+            Ok(None)
+        }
+        state => {
+            let name = STATES.get(state as usize - 1).copied().unwrap_or("in an unknown state");
+            refusals.push(d.refuse(
+                format!(
+                    "TCP {} is {name}; live TCP connections cannot be carried yet",
+                    ends(source, target)
+                ),
+                "close the connection, or checkpoint when no client is connected",
+            ));
+            Ok(None)
+        }
+    }
+}
+
+/// `10.0.0.2:80 -> 10.0.0.9:51514`.
+fn ends(source: Option<SocketAddr>, target: Option<SocketAddr>) -> String {
+    let text = |a: Option<SocketAddr>| a.map_or_else(|| "?".to_owned(), |a| a.to_string());
+    match target {
+        Some(_) => format!("{} -> {}", text(source), text(target)),
+        None => text(source),
+    }
+}
+
+/// The socket's own address, or its peer's; None without one.
+fn address(d: &Descriptor<'_>, peer: bool) -> Result<Option<SocketAddr>, CaptureError> {
+    match socket_address(&d.file, peer) {
+        Ok(bytes) => Ok(parse(&bytes)),
+        Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => Ok(None),
+        Err(e) => Err(d.failed("read the address of the socket")(e)),
+    }
+}
+
+/// Reads a sockaddr_in or sockaddr_in6.
+fn parse(bytes: &[u8]) -> Option<SocketAddr> {
+    let family = i32::from(u16::from_ne_bytes(bytes.get(0..2)?.try_into().ok()?));
+    let port = u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?);
+    match family {
+        libc::AF_INET => {
+            let ip: [u8; 4] = bytes.get(4..8)?.try_into().ok()?;
+            Some((IpAddr::V4(Ipv4Addr::from(ip)), port).into())
+        }
+        libc::AF_INET6 => {
+            let ip: [u8; 16] = bytes.get(8..24)?.try_into().ok()?;
+            let scope = u32::from_ne_bytes(bytes.get(24..28)?.try_into().ok()?);
+            Some(std::net::SocketAddrV6::new(Ipv6Addr::from(ip), port, 0, scope).into())
+        }
+        _ => None,
+    }
+}
+
+/// Address as the images have it (words of network-order bytes) and port.
+fn words(address: Option<SocketAddr>, v6: bool) -> (Vec<u32>, u16) {
+    let bytes = match address.map(|a| a.ip()) {
+        Some(IpAddr::V4(ip)) => ip.octets().to_vec(),
+        Some(IpAddr::V6(ip)) => ip.octets().to_vec(),
+        None => vec![0; if v6 { 16 } else { 4 }],
+    };
+    let word = |chunk: &[u8]| chunk.try_into().map(u32::from_ne_bytes).unwrap_or_default();
+    (bytes.chunks(4).map(word).collect(), address.map_or(0, |a| a.port()))
+}
+
+/// The sockaddr of an entry's address.
+fn sockaddr(family: u32, addr: &[u32], port: u32) -> Option<Vec<u8>> {
+    let bytes: Vec<u8> = addr.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let mut out = (family as u16).to_ne_bytes().to_vec();
+    out.extend(u16::try_from(port).ok()?.to_be_bytes());
+    match (family as i32, bytes.len()) {
+        (libc::AF_INET, 4) => {
+            out.extend(&bytes);
+            out.extend([0; 8]);
+        }
+        (libc::AF_INET6, 16) => {
+            out.extend([0; 4]);
+            out.extend(&bytes);
+            out.extend([0; 4]);
+        }
+        _ => return None,
+    }
+    Some(out)
+}
+
+/// What cannot be restored of an entry.
+pub(super) fn check(socket: &InetSkEntry) -> Option<(String, &'static str)> {
+    let protocol = socket.proto as i32;
+    let plain = matches!(protocol, libc::IPPROTO_TCP | libc::IPPROTO_UDP | libc::IPPROTO_UDPLITE);
+    if !plain || !matches!(socket.r#type as i32, libc::SOCK_STREAM | libc::SOCK_DGRAM) {
+        return Some((
+            format!("sockets of type {}, protocol {protocol} cannot be restored", socket.r#type),
+            "restore the images with the program that wrote them",
+        ));
+    }
+    if protocol == libc::IPPROTO_TCP && !matches!(socket.state, CLOSE | LISTEN) {
+        return Some((
+            "live TCP connections cannot be restored yet".to_owned(),
+            "checkpoint when no client is connected",
+        ));
+    }
+    None
+}
+
+/// Makes a socket: its number.
+pub(super) fn open(o: &mut Opener<'_>, socket: &InetSkEntry) -> Result<i32, RestoreError> {
+    let bad = || RestoreError::Inconsistent(format!("socket {} has a damaged address", socket.id));
+    let args = [socket.family.into(), socket.r#type.into(), socket.proto.into()];
+    let fd = o.create(libc::SYS_socket, &args, "make the socket");
+    let tcp = socket.proto == libc::IPPROTO_TCP as u32;
+    let v6 = socket.family == libc::AF_INET6 as u32;
+    if v6 && let Some(only) = socket.v6only {
+        set(o, fd, libc::IPPROTO_IPV6, IPV6_V6ONLY, only.into());
+    }
+    let reuse = socket.opts.reuseaddr();
+    // The connections of the tasks that were captured may linger in TIME_WAIT.
+    let bound = socket.src_port != 0;
+    if reuse || bound && tcp {
+        set(o, fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1);
+    }
+    sockopts::set_before_bind(o, fd, &socket.opts);
+    let ip = socket.ip_opts.clone().unwrap_or_default();
+    let level = if v6 { libc::IPPROTO_IPV6 } else { libc::IPPROTO_IP };
+    if ip.freebind() {
+        set(o, fd, level, if v6 { IPV6_FREEBIND } else { IP_FREEBIND }, 1);
+    }
+    sockopts::set_buffers(o, fd, &socket.opts);
+    if bound {
+        let address = sockaddr(socket.family, &socket.src_addr, socket.src_port).ok_or_else(bad)?;
+        let len = address.len();
+        let address = o.bytes(&address);
+        o.call(libc::SYS_bind, &[fd.into(), address.into(), len.into()], "bind the socket");
+    }
+    if socket.state == LISTEN && tcp {
+        o.call(libc::SYS_listen, &[fd.into(), socket.backlog.into()], "listen");
+    }
+    if socket.state == ESTABLISHED && !tcp {
+        let address = sockaddr(socket.family, &socket.dst_addr, socket.dst_port).ok_or_else(bad)?;
+        let len = address.len();
+        let address = o.bytes(&address);
+        o.call(libc::SYS_connect, &[fd.into(), address.into(), len.into()], "connect the socket");
+    }
+    if bound && tcp && !reuse {
+        set(o, fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 0);
+    }
+    sockopts::set_after(o, fd, &socket.opts);
+    if ip.pktinfo() {
+        set(o, fd, level, if v6 { IPV6_RECVPKTINFO } else { IP_PKTINFO }, 1);
+    }
+    if let Some(tos) = ip.tos.filter(|tos| *tos != 0) {
+        set(o, fd, level, libc::IP_TOS, tos as i32);
+    }
+    // 64 is what a namespace starts with.
+    if let Some(ttl) = ip.ttl.filter(|ttl| *ttl != 64) {
+        set(o, fd, level, libc::IP_TTL, ttl as i32);
+    }
+    if tcp && let Some(options) = &socket.tcp_opts {
+        for (name, value, default) in [
+            (libc::TCP_CORK, options.cork.map(u32::from), 0),
+            (libc::TCP_NODELAY, options.nodelay.map(u32::from), 0),
+            (libc::TCP_KEEPCNT, options.keepcnt, 9),
+            (libc::TCP_KEEPIDLE, options.keepidle, 7200),
+            (libc::TCP_KEEPINTVL, options.keepintvl, 75),
+        ] {
+            if let Some(value) = value.filter(|value| *value != default) {
+                set(o, fd, libc::IPPROTO_TCP, name, value as i32);
+            }
+        }
+    }
+    let how = socket.shutdown.and_then(|how| SkShutdown::try_from(how).ok());
+    if let Some(how) = how.filter(|how| *how != SkShutdown::None && !tcp) {
+        o.call(libc::SYS_shutdown, &[fd.into(), (how as i32 - 1).into()], "shut it down");
+    }
+    o.set_status(fd, socket.flags);
+    Ok(fd)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_convert_both_ways() {
+        for text in ["127.0.0.1:80", "[2001:db8::7]:65535"] {
+            let address: SocketAddr = text.parse().unwrap();
+            let (addr, port) = words(Some(address), address.is_ipv6());
+            let family = if address.is_ipv6() { libc::AF_INET6 } else { libc::AF_INET };
+            let raw = sockaddr(family as u32, &addr, port.into()).unwrap();
+            assert_eq!(parse(&raw), Some(address));
+        }
+        // As CRIU writes 127.0.0.1.
+        assert_eq!(words(Some("127.0.0.1:1".parse().unwrap()), false), (vec![16777343], 1));
+        assert_eq!(words(None, true), (vec![0; 4], 0));
+        assert!(sockaddr(2, &[1, 2], 80).is_none() && sockaddr(2, &[1], 65536).is_none());
+    }
+
+    #[test]
+    fn every_state_has_a_name() {
+        assert_eq!(STATES[ESTABLISHED as usize - 1], "established");
+        assert_eq!(STATES[LISTEN as usize - 1], "listening");
+        assert_eq!(STATES[CLOSE as usize - 1], "closed");
+    }
+}

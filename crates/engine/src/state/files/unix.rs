@@ -1,0 +1,445 @@
+//! Unix sockets: capture. The restore is in [`super::unix_restore`].
+//!
+//! sock_diag tells state, peer, backlog, what waits and what was shut down; the socket itself its
+//! options; SIOCUNIXFILE the file that it is bound to. Queues are peeked at with SO_PEEK_OFF, which
+//! is put back. Data belongs to the socket that will read it.
+//!
+//! Refused: peers outside of the tree (datagram sockets may be declared external and are connected
+//! again by name), descriptors in flight, connections that wait to be accepted from outside or with
+//! data. Not kept: the credentials of unread messages and of the peer (SO_PEERCRED), addresses of
+//! the senders of unread datagrams.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use arctern_image::images::{ImageDir, ImageKind};
+use arctern_image::messages::{
+    FdTypes, FileEntry, FilePermsEntry, FownEntry, SkPacketEntry, UnixSkEntry,
+};
+use arctern_sys::diag::{UnixSocket, unix_sockets};
+use arctern_sys::fd::{set_socket_int, socket_address, socket_int, unix_socket_file};
+use arctern_sys::{Pid, proc};
+use nix::sys::socket::{MsgFlags, recvmsg};
+
+use super::capture::FileCollector;
+use super::descriptor::{Descriptor, entry};
+use super::sockopts;
+use crate::error::{CaptureError, Refusal};
+use crate::options::External;
+use crate::tree::FrozenTree;
+
+pub(super) const ESTABLISHED: u32 = 1;
+pub(super) const LISTEN: u32 = 10;
+/// In `uflags`: the socket lives outside.
+pub(super) const EXTERNAL: u32 = 1;
+const SO_PEEK_OFF: i32 = 42;
+/// The largest unread message that is copied, in bytes.
+const MAX_MESSAGE: usize = 4 << 20;
+
+/// Unix sockets of one capture.
+#[derive(Debug, Default)]
+pub(super) struct Collected {
+    /// All sockets of the network namespaces that were met, by the namespace's inode.
+    namespaces: HashMap<u64, HashMap<u32, UnixSocket>>,
+    members: Vec<Member>,
+}
+
+#[derive(Debug)]
+struct Member {
+    id: u32,
+    index: usize,
+    fd: i32,
+    part: String,
+    namespace: u64,
+    ino: u32,
+}
+
+/// What a socket is bound to in the file system.
+#[derive(Default)]
+struct Bound {
+    perms: Option<FilePermsEntry>,
+    directory: Option<String>,
+    deleted: bool,
+    mnt_id: Option<i32>,
+}
+
+impl FileCollector {
+    /// A descriptor of a unix socket.
+    pub(super) fn unix(
+        &mut self,
+        d: &Descriptor<'_>,
+        namespace: u64,
+        refusals: &mut Vec<Refusal>,
+    ) -> Result<Option<FileEntry>, CaptureError> {
+        let ino = d.stat.st_ino as u32;
+        if !self.unix.namespaces.contains_key(&namespace) {
+            let own = proc::namespace(Pid(std::process::id() as i32), "net").ok().flatten();
+            let list = if own == Some(namespace) {
+                unix_sockets(None)
+            } else {
+                std::fs::File::open(proc::path(d.task().pid, "ns/net"))
+                    .and_then(|file| unix_sockets(Some(file.as_fd())))
+            };
+            let list = list.map_err(d.failed("list the unix sockets of its network namespace"))?;
+            self.unix.namespaces.insert(namespace, list);
+        }
+        let Some(socket) = self.unix.namespaces[&namespace].get(&ino).cloned() else {
+            return Err(d.failed("find the socket among those of its namespace")(
+                io::ErrorKind::NotFound.into(),
+            ));
+        };
+        if d.info.scm_fds != 0 {
+            refusals.push(d.refuse(
+                format!("{} descriptor(s) sent to it wait to be received", d.info.scm_fds),
+                "try again when the program has received them",
+            ));
+            return Ok(None);
+        }
+        let address = socket_address(&d.file, false).map_err(d.failed("read its name"))?;
+        let name = address.get(2..).unwrap_or_default().to_vec();
+        let bound = if name.first().is_some_and(|first| *first != 0) {
+            match self.bound(d, &name)? {
+                Ok(bound) => bound,
+                Err((cause, remedy)) => {
+                    refusals.push(d.refuse(cause, remedy));
+                    return Ok(None);
+                }
+            }
+        } else {
+            Bound::default()
+        };
+        let Some(opts) = sockopts::capture(d, true, refusals)? else { return Ok(None) };
+        let id = self.new_id();
+        let listening = u32::from(socket.state) == LISTEN;
+        self.unix.members.push(Member {
+            id,
+            index: d.index,
+            fd: d.fd,
+            part: d.part(),
+            namespace,
+            ino,
+        });
+        Ok(Some(FileEntry {
+            usk: Some(UnixSkEntry {
+                id,
+                ino,
+                r#type: socket.kind.into(),
+                state: socket.state.into(),
+                flags: d.flags(),
+                uflags: 0,
+                backlog: if listening { socket.send_queue } else { 0 },
+                peer: socket.peer.unwrap_or(0),
+                fown: d.fown.clone(),
+                opts,
+                name,
+                shutdown: (socket.shutdown != 0).then_some(socket.shutdown.into()),
+                file_perms: bound.perms,
+                name_dir: bound.directory,
+                deleted: bound.deleted.then_some(true),
+                ns_id: Some(self.options.net_ns_id),
+                mnt_id: bound.mnt_id,
+            }),
+            ..entry(FdTypes::Unixsk, id)
+        }))
+    }
+
+    /// The file of a socket with a path: permissions, and the directory in which a relative name
+    /// was meant. The inner error is a refusal.
+    fn bound(
+        &self,
+        d: &Descriptor<'_>,
+        name: &[u8],
+    ) -> Result<Result<Bound, (&'static str, &'static str)>, CaptureError> {
+        let file = unix_socket_file(&d.file).map_err(d.failed("find the file it is bound to"))?;
+        let stat = nix::sys::stat::fstat(&file)
+            .map_err(|e| d.failed("look at the file it is bound to")(e.into()))?;
+        let link = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
+            .map_err(d.failed("find the path it is bound to"))?;
+        let mut bound = Bound {
+            perms: Some(FilePermsEntry { mode: stat.st_mode, uid: stat.st_uid, gid: stat.st_gid }),
+            ..Bound::default()
+        };
+        if self.options.mount_namespace {
+            let me = Pid(std::process::id() as i32);
+            let info = proc::fdinfo::read(me, file.as_raw_fd());
+            bound.mnt_id = Some(info.map_err(d.failed("find the mount of its file"))?.mnt_id);
+        }
+        let text = link.to_string_lossy();
+        let text = if stat.st_nlink == 0 {
+            bound.deleted = true;
+            text.strip_suffix(" (deleted)").unwrap_or(&text)
+        } else {
+            &text
+        };
+        let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+        let Ok(name) = std::str::from_utf8(name) else {
+            return Ok(Err(("its path is not UTF-8", "bind it to another path")));
+        };
+        if !name.starts_with('/') {
+            bound.directory = directory(text, name);
+            if bound.directory.is_none() {
+                // The name climbs up: it is the working directory that it was meant from.
+                let cwd = proc::read_link(d.task().pid, "cwd").unwrap_or_default();
+                let root = proc::path(d.task().pid, "cwd");
+                let meant = nix::sys::stat::stat(&root.join(Path::new(name)));
+                let same = meant.is_ok_and(|m| (m.st_dev, m.st_ino) == (stat.st_dev, stat.st_ino));
+                match cwd.to_str().filter(|_| same) {
+                    Some(cwd) => bound.directory = Some(cwd.to_owned()),
+                    None => {
+                        return Ok(Err((
+                            "its relative path leads elsewhere by now",
+                            "bind it to an absolute path",
+                        )));
+                    }
+                }
+            }
+        }
+        Ok(Ok(bound))
+    }
+
+    /// Checks the other ends, when every socket of the tree is known.
+    pub(super) fn resolve_unix(&mut self, tree: &FrozenTree, refusals: &mut Vec<Refusal>) {
+        let inside: HashMap<u32, usize> =
+            self.unix.members.iter().enumerate().map(|(at, m)| (m.ino, at)).collect();
+        let mut peers: HashMap<u32, u32> = HashMap::new();
+        let mut outside: Vec<(u32, UnixSocket)> = Vec::new();
+        for member in &self.unix.members {
+            let sockets = &self.unix.namespaces[&member.namespace];
+            let socket = &sockets[&member.ino];
+            let task = &tree.tasks[member.index];
+            let mut refuse = |cause: String, remedy: &str| {
+                refusals.push(task.refuse(member.part.clone(), cause, remedy));
+            };
+            if u32::from(socket.state) == LISTEN {
+                for client in &socket.waiting {
+                    let inner = inside.contains_key(client);
+                    let quiet = sockets.get(client).is_some_and(|client| client.send_queue == 0);
+                    if inner && quiet {
+                        // As CRIU has it: the peer of a waiting client is the listener.
+                        peers.insert(*client, member.ino);
+                    } else {
+                        refuse(
+                            format!("a connection waits to be accepted ({})", shown(&socket.name)),
+                            "try again when the program has accepted it",
+                        );
+                    }
+                }
+                continue;
+            }
+            let Some(peer) = socket.peer.filter(|peer| *peer != 0) else { continue };
+            if inside.contains_key(&peer) {
+                continue;
+            }
+            let name = sockets.get(&peer).map(|peer| shown(&peer.name)).unwrap_or_default();
+            let declared = self.options.externals.contains(&External::Unix { ino: peer.into() });
+            if declared
+                && socket.kind as i32 == libc::SOCK_DGRAM
+                && let Some(peer) = sockets.get(&peer).filter(|peer| !peer.name.is_empty())
+            {
+                outside.push((member.id, peer.clone()));
+                continue;
+            }
+            refuse(
+                format!("it is connected to a socket outside of the tree ({name}, inode {peer})"),
+                "include the other process or close the connection; a datagram socket may be \
+                 declared with --external unix[INODE]",
+            );
+        }
+        for (listed, peer) in peers {
+            if let Some(at) = inside.get(&listed) {
+                let id = self.unix.members[*at].id;
+                if let Some(socket) = self.usk_mut(id) {
+                    socket.peer = peer;
+                }
+            }
+        }
+        for (id, peer) in outside {
+            self.add_external(id, &peer);
+        }
+    }
+
+    fn usk_mut(&mut self, id: u32) -> Option<&mut UnixSkEntry> {
+        self.files.iter_mut().find(|file| file.id == id).and_then(|file| file.usk.as_mut())
+    }
+
+    /// Lists a socket that lives outside, so that `by` can be connected to its name again.
+    fn add_external(&mut self, by: u32, peer: &UnixSocket) {
+        let known = |file: &FileEntry| file.usk.as_ref().is_some_and(|usk| usk.ino == peer.ino);
+        if self.files.iter().any(known) {
+            return;
+        }
+        let Some(opts) = self.usk_mut(by).map(|usk| usk.opts.clone()) else { return };
+        let id = self.new_id();
+        self.files.push(FileEntry {
+            usk: Some(UnixSkEntry {
+                id,
+                ino: peer.ino,
+                r#type: peer.kind.into(),
+                state: peer.state.into(),
+                flags: libc::O_RDWR as u32,
+                uflags: EXTERNAL,
+                fown: FownEntry::default(),
+                opts,
+                name: peer.name.clone(),
+                ns_id: Some(self.options.net_ns_id),
+                ..UnixSkEntry::default()
+            }),
+            ..entry(FdTypes::Unixsk, id)
+        });
+    }
+
+    /// Writes what is unread in the unix sockets.
+    pub(super) fn write_queues(
+        &self,
+        tree: &FrozenTree,
+        images: &ImageDir,
+    ) -> Result<(), CaptureError> {
+        let mut writer = None;
+        for member in &self.unix.members {
+            let socket = &self.unix.namespaces[&member.namespace][&member.ino];
+            let datagrams = socket.kind as i32 == libc::SOCK_DGRAM;
+            // For datagrams the kernel tells the size of the first only, which may be 0.
+            if u32::from(socket.state) == LISTEN || !datagrams && socket.receive_queue == 0 {
+                continue;
+            }
+            let task = &tree.tasks[member.index];
+            let file = task
+                .pidfd
+                .getfd(member.fd)
+                .map_err(task.failed(&member.part, "duplicate it into the controller"))?;
+            let messages = socket.kind as i32 != libc::SOCK_STREAM;
+            let queue = peek(&file, messages, socket.shutdown & 1 != 0)
+                .map_err(task.failed(&member.part, "peek at what it has not read"))?;
+            for data in queue {
+                let writer = match &mut writer {
+                    Some(writer) => writer,
+                    None => writer.insert(images.writer(ImageKind::SkQueues, 0)?),
+                };
+                let length = data.len() as u32;
+                writer.record(&SkPacketEntry { id_for: member.id, length, scm: Vec::new() })?;
+                writer.payload(&data)?;
+            }
+        }
+        match writer {
+            Some(writer) => drop(writer.finish()?),
+            None => images.remove(ImageKind::SkQueues, 0)?,
+        }
+        Ok(())
+    }
+}
+
+/// The directory from which `name` leads to the file at `path`, if it is plain to see.
+fn directory(path: &str, name: &str) -> Option<String> {
+    let name = name.trim_start_matches("./");
+    let before = path.strip_suffix(name)?.strip_suffix('/')?;
+    if name.split('/').any(|part| part == "..") {
+        return None;
+    }
+    Some(if before.is_empty() { "/".to_owned() } else { before.to_owned() })
+}
+
+/// A socket's name for people.
+fn shown(name: &[u8]) -> String {
+    match name.split_first() {
+        None => "without a name".to_owned(),
+        Some((0, rest)) => format!("@{}", String::from_utf8_lossy(rest)),
+        Some(_) => {
+            let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+            Path::new(std::ffi::OsStr::from_bytes(&name[..end])).display().to_string()
+        }
+    }
+}
+
+/// Copies what can be read from a socket and leaves it there. `messages`: every message is an item
+/// of its own. `ended`: nothing more can come.
+fn peek(socket: impl AsFd, messages: bool, ended: bool) -> io::Result<Vec<Vec<u8>>> {
+    let socket = socket.as_fd();
+    let before = socket_int(socket, libc::SOL_SOCKET, SO_PEEK_OFF)?;
+    set_socket_int(socket, libc::SOL_SOCKET, SO_PEEK_OFF, 0)?;
+    let result = peek_all(socket, messages, ended);
+    set_socket_int(socket, libc::SOL_SOCKET, SO_PEEK_OFF, before)?;
+    result
+}
+
+fn peek_all(socket: impl AsFd, messages: bool, ended: bool) -> io::Result<Vec<Vec<u8>>> {
+    let mut queue = Vec::new();
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        let mut iov = [io::IoSliceMut::new(&mut buffer)];
+        let raw = socket.as_fd().as_raw_fd();
+        let (n, cut) = match recvmsg::<()>(raw, &mut iov, None, flags) {
+            Ok(message) => (message.bytes, message.flags.contains(MsgFlags::MSG_TRUNC)),
+            Err(nix::Error::EAGAIN) => return Ok(queue),
+            Err(errno) => return Err(errno.into()),
+        };
+        if cut && buffer.len() < MAX_MESSAGE {
+            // The offset has moved past what was seen: begin again with more room.
+            buffer.resize(buffer.len() * 4, 0);
+            set_socket_int(socket.as_fd(), libc::SOL_SOCKET, SO_PEEK_OFF, 0)?;
+            queue.clear();
+            continue;
+        }
+        if cut {
+            return Err(io::Error::other(format!("a message has more than {MAX_MESSAGE} bytes")));
+        }
+        if n == 0 && (!messages || ended) {
+            return Ok(queue);
+        }
+        queue.push(buffer[..n].to_vec());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::{UnixDatagram, UnixStream};
+
+    #[test]
+    fn a_stream_is_peeked_and_can_still_be_read() {
+        let (a, mut b) = UnixStream::pair().unwrap();
+        let data: Vec<u8> = (0..100_000u32).map(|i| i as u8).collect();
+        b.write_all(&data).unwrap();
+        for _ in 0..2 {
+            assert_eq!(peek(&a, false, false).unwrap().concat(), data);
+        }
+        b.shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!(peek(&a, false, true).unwrap().concat(), data);
+        assert_eq!(socket_int(&a, libc::SOL_SOCKET, SO_PEEK_OFF).unwrap(), -1);
+        let mut read = Vec::new();
+        (&a).read_to_end(&mut read).unwrap();
+        assert_eq!(read, data);
+    }
+
+    #[test]
+    fn datagrams_keep_their_limits() {
+        let (a, b) = UnixDatagram::pair().unwrap();
+        for data in [&b"one"[..], b"", b"three", &[7; 150_000]] {
+            b.send(data).unwrap();
+        }
+        let queue = peek(&a, true, false).unwrap();
+        assert_eq!(queue.iter().map(Vec::len).collect::<Vec<_>>(), [3, 0, 5, 150_000]);
+        let mut buffer = [0; 10];
+        assert_eq!(a.recv(&mut buffer).unwrap(), 3);
+    }
+
+    #[test]
+    fn directories_of_relative_names() {
+        assert_eq!(directory("/run/x/s", "s").as_deref(), Some("/run/x"));
+        assert_eq!(directory("/run/x/s", "./x/s").as_deref(), Some("/run"));
+        assert_eq!(directory("/s", "s").as_deref(), Some("/"));
+        assert_eq!(directory("/run/as", "s"), None);
+        assert_eq!(directory("/run/s", "../run/s"), None);
+    }
+
+    #[test]
+    fn names_are_shown() {
+        assert_eq!(shown(b"\0abc"), "@abc");
+        assert_eq!(shown(b"/run/s\0"), "/run/s");
+        assert_eq!(shown(b""), "without a name");
+    }
+}

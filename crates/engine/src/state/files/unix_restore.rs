@@ -1,0 +1,422 @@
+//! Unix sockets: restore. A group of sockets that are connected is made in one task.
+//!
+//! Pairs without names are socketpair(2). Where an end has a name, it was accepted from a listening
+//! socket of that name: it is connected and accepted again, so that both sides see the same names as
+//! before. Order: listeners, datagram sockets, connections, unread data, then what was shut down,
+//! options and flags, since each of them would forbid the one before.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+
+use arctern_image::images::{ImageDir, ImageKind};
+use arctern_image::messages::{SkPacketEntry, UnixSkEntry};
+use arctern_sys::fd::{set_socket_int, socket_int};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::socket::{MsgFlags, send};
+
+use super::sockopts;
+use super::table::Opener;
+use super::unix::{ESTABLISHED, EXTERNAL, LISTEN};
+use crate::error::RestoreError;
+
+/// Unread messages by the id of the socket that will read them.
+pub(super) type Queues = HashMap<u32, Vec<Vec<u8>>>;
+
+/// Reads the queues. The ids of sockets to which descriptors were sent come second.
+pub(super) fn read_queues(images: &ImageDir) -> Result<(Queues, Vec<u32>), RestoreError> {
+    let (mut queues, mut with_descriptors) = (Queues::new(), Vec::new());
+    let Some(mut reader) = images.reader(ImageKind::SkQueues, 0)? else {
+        return Ok((queues, with_descriptors));
+    };
+    while let Some(packet) = reader.next_record::<SkPacketEntry>()? {
+        let data = reader.payload(packet.length.into())?;
+        if packet.scm.iter().any(|scm| !scm.rights.is_empty()) {
+            with_descriptors.push(packet.id_for);
+        }
+        queues.entry(packet.id_for).or_default().push(data);
+    }
+    Ok((queues, with_descriptors))
+}
+
+/// Makes the sockets of a group: ids with their numbers.
+pub(super) fn open(
+    o: &mut Opener<'_>,
+    members: &[&UnixSkEntry],
+    queues: &Queues,
+) -> Result<Vec<(u32, i32)>, RestoreError> {
+    let by_ino = members.iter().map(|m| (m.ino, *m)).collect();
+    let mut group = Group { members, by_ino, made: HashMap::new(), extra: HashMap::new() };
+    group.listeners(o)?;
+    group.datagrams(o)?;
+    group.connections(o)?;
+    group.queues(o, queues)?;
+    group.settle(o)?;
+    Ok(members.iter().filter_map(|m| Some((m.id, *group.made.get(&m.id)?))).collect())
+}
+
+struct Group<'a> {
+    members: &'a [&'a UnixSkEntry],
+    by_ino: HashMap<u32, &'a UnixSkEntry>,
+    /// Numbers by id.
+    made: HashMap<u32, i32>,
+    /// Other ends that nobody holds, by the id of their peer.
+    extra: HashMap<u32, i32>,
+}
+
+impl<'a> Group<'a> {
+    fn listeners(&mut self, o: &mut Opener<'_>) -> Result<(), RestoreError> {
+        for socket in self.members.iter().filter(|m| m.state == LISTEN) {
+            let fd = new_socket(o, socket);
+            bind(o, fd, socket)?;
+            let args = [fd.into(), socket.backlog.into()];
+            o.call(libc::SYS_listen, &args, "listen on the unix socket");
+            self.made.insert(socket.id, fd);
+        }
+        Ok(())
+    }
+
+    fn datagrams(&mut self, o: &mut Opener<'_>) -> Result<(), RestoreError> {
+        let sockets: Vec<&UnixSkEntry> = self
+            .members
+            .iter()
+            .copied()
+            .filter(|m| m.r#type == libc::SOCK_DGRAM as u32 && m.uflags & EXTERNAL == 0)
+            .collect();
+        let mut to_connect = Vec::new();
+        for socket in sockets {
+            if self.made.contains_key(&socket.id) {
+                continue;
+            }
+            let peer = self.peer(socket);
+            match peer {
+                Some(peer)
+                    if peer.peer == socket.ino
+                        && peer.id != socket.id
+                        && socket.name.is_empty()
+                        && peer.name.is_empty() =>
+                {
+                    let [a, b] = pair(o, socket);
+                    self.made.insert(socket.id, a);
+                    self.made.insert(peer.id, b);
+                    continue;
+                }
+                Some(peer) if !peer.name.is_empty() => to_connect.push((socket, peer)),
+                Some(_) => {
+                    return Err(RestoreError::Inconsistent(format!(
+                        "unix socket {} is connected to a socket without a name",
+                        socket.id
+                    )));
+                }
+                // The peer is closed: one end of a pair, or connected to a name that is gone.
+                None if socket.state == ESTABLISHED && socket.name.is_empty() => {
+                    let [a, b] = pair(o, socket);
+                    self.made.insert(socket.id, a);
+                    self.extra.insert(socket.id, b);
+                    continue;
+                }
+                None => {}
+            }
+            let fd = new_socket(o, socket);
+            if !socket.name.is_empty() {
+                bind(o, fd, socket)?;
+            }
+            self.made.insert(socket.id, fd);
+        }
+        for (socket, peer) in to_connect {
+            connect(o, self.made[&socket.id], peer, "connect the datagram socket");
+        }
+        Ok(())
+    }
+
+    fn connections(&mut self, o: &mut Opener<'_>) -> Result<(), RestoreError> {
+        let streams: Vec<&UnixSkEntry> = self
+            .members
+            .iter()
+            .copied()
+            .filter(|m| m.r#type != libc::SOCK_DGRAM as u32 && m.state != LISTEN)
+            .collect();
+        let mut waiting = Vec::new();
+        for socket in streams {
+            if self.made.contains_key(&socket.id) {
+                continue;
+            }
+            if socket.state != ESTABLISHED {
+                let fd = new_socket(o, socket);
+                if !socket.name.is_empty() {
+                    bind(o, fd, socket)?;
+                }
+                self.made.insert(socket.id, fd);
+                continue;
+            }
+            let peer = self.peer(socket);
+            if peer.is_some_and(|peer| peer.state == LISTEN) {
+                waiting.push(socket);
+                continue;
+            }
+            let named = peer.filter(|peer| !peer.name.is_empty() && socket.name.is_empty());
+            // `server` was accepted; a client may have bound itself to a name of its own.
+            let (server, client) = match named {
+                Some(peer) => (peer, Some(socket)),
+                None => (socket, peer),
+            };
+            let [a, b] = if server.name.is_empty() {
+                pair(o, server)
+            } else {
+                self.accept(o, server, client)?
+            };
+            self.made.insert(server.id, a);
+            match client {
+                Some(client) => drop(self.made.insert(client.id, b)),
+                None => drop(self.extra.insert(server.id, b)),
+            }
+        }
+        for socket in waiting {
+            let fd = new_socket(o, socket);
+            if let Some(listener) = self.peer(socket) {
+                connect(o, fd, listener, "connect to the listening socket");
+            }
+            self.made.insert(socket.id, fd);
+        }
+        Ok(())
+    }
+
+    /// A connection through the listening socket of `server`'s name; a passing one if that is
+    /// closed. Accepted end, then connecting end.
+    fn accept(
+        &mut self,
+        o: &mut Opener<'_>,
+        server: &UnixSkEntry,
+        client: Option<&UnixSkEntry>,
+    ) -> Result<[i32; 2], RestoreError> {
+        let same = |m: &&&UnixSkEntry| {
+            m.state == LISTEN && m.name == server.name && m.name_dir == server.name_dir
+        };
+        let listener = self.members.iter().find(same).map(|m| (self.made[&m.id], false));
+        let (listener, passing) = match listener {
+            Some(found) => found,
+            None => {
+                let fd = new_socket(o, server);
+                bind(o, fd, server)?;
+                o.call(libc::SYS_listen, &[fd.into(), 1.into()], "listen for a moment");
+                (fd, true)
+            }
+        };
+        let to = new_socket(o, server);
+        if let Some(client) = client.filter(|client| !client.name.is_empty()) {
+            bind(o, to, client)?;
+        }
+        connect(o, to, server, "connect the unix socket");
+        let args = [listener.into(), 0.into(), 0.into(), libc::SOCK_NONBLOCK.into()];
+        let accepted = o.create(libc::SYS_accept4, &args, "accept the connection");
+        if passing {
+            o.close(listener);
+            remove_name(o, server);
+        }
+        Ok([accepted, to])
+    }
+
+    fn peer(&self, socket: &UnixSkEntry) -> Option<&'a UnixSkEntry> {
+        (socket.peer != 0).then(|| self.by_ino.get(&socket.peer).copied()).flatten()
+    }
+
+    /// Puts unread data back through the other end.
+    fn queues(&mut self, o: &mut Opener<'_>, queues: &Queues) -> Result<(), RestoreError> {
+        for socket in self.members {
+            if let Some(fd) = self.made.get(&socket.id) {
+                sockopts::set_buffers(o, *fd, &socket.opts);
+            }
+        }
+        for socket in self.members {
+            let Some(queue) = queues.get(&socket.id) else { continue };
+            if !self.made.contains_key(&socket.id) {
+                continue;
+            }
+            let sender = self
+                .extra
+                .get(&socket.id)
+                .copied()
+                .or_else(|| self.made.get(&self.peer(socket)?.id).copied())
+                .filter(|_| self.peer(socket).is_none_or(|peer| peer.peer == socket.ino))
+                .or_else(|| {
+                    let sender = self.members.iter().find(|m| m.peer == socket.ino)?;
+                    self.made.get(&sender.id).copied()
+                });
+            let (sender, passing) = match sender {
+                Some(fd) => (fd, false),
+                None if !socket.name.is_empty() => {
+                    let fd = new_socket(o, socket);
+                    connect(o, fd, socket, "connect a sender of what is unread");
+                    (fd, true)
+                }
+                None => {
+                    return Err(RestoreError::Inconsistent(format!(
+                        "unix socket {} has unread data, and nobody could have sent it",
+                        socket.id
+                    )));
+                }
+            };
+            let through = o.fetch(sender)?;
+            for data in queue {
+                deliver(&through, data).map_err(o.failed_here("put unread data back"))?;
+            }
+            if passing {
+                o.close(sender);
+            }
+        }
+        Ok(())
+    }
+
+    /// What would forbid the earlier steps.
+    fn settle(&mut self, o: &mut Opener<'_>) -> Result<(), RestoreError> {
+        for fd in self.extra.values() {
+            o.close(*fd);
+        }
+        for socket in self.members {
+            let Some(&fd) = self.made.get(&socket.id) else { continue };
+            if let Some(how @ 1..=3) = socket.shutdown {
+                let args = [fd.into(), (how - 1).into()];
+                o.call(libc::SYS_shutdown, &args, "shut the unix socket down");
+            }
+            sockopts::set_after(o, fd, &socket.opts);
+            o.force_status(fd, socket.flags);
+            let owns_name = socket.state != ESTABLISHED || socket.r#type == libc::SOCK_DGRAM as u32;
+            if owns_name && socket.deleted() {
+                remove_name(o, socket);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// All sockets are made without blocking: a connect that would wait is an error here.
+fn new_socket(o: &mut Opener<'_>, socket: &UnixSkEntry) -> i32 {
+    let kind = socket.r#type as i32 | libc::SOCK_NONBLOCK;
+    let args = [libc::AF_UNIX.into(), kind.into(), 0.into()];
+    o.create(libc::SYS_socket, &args, "make the unix socket")
+}
+
+fn pair(o: &mut Opener<'_>, socket: &UnixSkEntry) -> [i32; 2] {
+    let kind = socket.r#type as i32 | libc::SOCK_NONBLOCK;
+    let args = [libc::AF_UNIX.into(), kind.into(), 0.into()];
+    o.create_pair(libc::SYS_socketpair, &args, 0, "make the socket pair")
+}
+
+/// The path of a name in the file system, None for abstract names.
+fn path(socket: &UnixSkEntry) -> Option<&[u8]> {
+    let name = socket.name.split(|byte| *byte == 0).next().unwrap_or_default();
+    (!name.is_empty()).then_some(name)
+}
+
+/// sockaddr_un in the stub, after going to the directory in which the name was meant.
+fn address(o: &mut Opener<'_>, socket: &UnixSkEntry) -> (arctern_tracee::Arena, usize) {
+    if let Some(directory) = socket.name_dir.as_deref().filter(|_| path(socket).is_some()) {
+        let directory = o.c_string(directory.as_bytes());
+        o.call(libc::SYS_chdir, &[directory.into()], "enter the directory of the socket");
+    }
+    let mut bytes = (libc::AF_UNIX as u16).to_ne_bytes().to_vec();
+    bytes.extend(&socket.name);
+    let len = bytes.len();
+    (o.bytes(&bytes), len)
+}
+
+fn connect(o: &mut Opener<'_>, fd: i32, to: &UnixSkEntry, action: &'static str) {
+    let (address, len) = address(o, to);
+    o.call(libc::SYS_connect, &[fd.into(), address.into(), len.into()], action);
+}
+
+/// Binds a socket and gives its file owner and mode. The socket file that the captured task left
+/// behind is removed first.
+fn bind(o: &mut Opener<'_>, fd: i32, socket: &UnixSkEntry) -> Result<(), RestoreError> {
+    if let Some(name) = path(socket) {
+        let full = match socket.name_dir.as_deref() {
+            Some(directory) if !name.starts_with(b"/") => {
+                [directory.as_bytes(), b"/", name].concat()
+            }
+            _ => name.to_vec(),
+        };
+        let root = super::regular::root_of(o.stub.tid())?;
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_IN_ROOT);
+        let left_behind = openat2(&root, std::ffi::OsStr::from_bytes(&full), how)
+            .and_then(nix::sys::stat::fstat)
+            .is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFSOCK);
+        if left_behind {
+            remove_name(o, socket);
+        }
+    }
+    let (address, len) = address(o, socket);
+    o.call(libc::SYS_bind, &[fd.into(), address.into(), len.into()], "bind the unix socket");
+    if let (Some(name), Some(perms)) = (path(socket), &socket.file_perms) {
+        let name = o.c_string(name);
+        let at = libc::AT_FDCWD;
+        let args = [at.into(), name.into(), perms.uid.into(), perms.gid.into(), 0.into()];
+        o.call(libc::SYS_fchownat, &args, "give the socket file to its owner");
+        let args = [at.into(), name.into(), (perms.mode & 0o7777).into()];
+        o.call(libc::SYS_fchmodat, &args, "set the mode of the socket file");
+    }
+    Ok(())
+}
+
+fn remove_name(o: &mut Opener<'_>, socket: &UnixSkEntry) {
+    let Some(name) = path(socket) else { return };
+    if let Some(directory) = &socket.name_dir {
+        let directory = o.c_string(directory.as_bytes());
+        o.call(libc::SYS_chdir, &[directory.into()], "enter the directory of the socket");
+    }
+    let name = o.c_string(name);
+    let args = [libc::AT_FDCWD.into(), name.into(), 0.into()];
+    o.call(libc::SYS_unlinkat, &args, "remove the socket file");
+}
+
+/// Sends without waiting. What one sender's buffer does not hold may have come from several: then
+/// the buffer is larger for the moment.
+fn deliver(through: &OwnedFd, mut data: &[u8]) -> io::Result<()> {
+    const LARGE: i32 = 16 << 20;
+    const SO_BUF_LOCK: i32 = 72;
+    let sol = libc::SOL_SOCKET;
+    let mut grown = None;
+    let result = loop {
+        match send(through.as_raw_fd(), data, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
+            Ok(n) if n >= data.len() => break Ok(()),
+            Ok(n) => data = &data[n..],
+            Err(nix::Error::EAGAIN | nix::Error::EMSGSIZE | nix::Error::ENOBUFS)
+                if grown.is_none() =>
+            {
+                let size = socket_int(through.as_fd(), sol, libc::SO_SNDBUF)?;
+                let lock = socket_int(through.as_fd(), sol, SO_BUF_LOCK).unwrap_or(0);
+                set_socket_int(through.as_fd(), sol, libc::SO_SNDBUFFORCE, LARGE)?;
+                grown = Some((size, lock));
+            }
+            Err(errno) => break Err(errno.into()),
+        }
+    };
+    if let Some((size, lock)) = grown {
+        set_socket_int(through.as_fd(), sol, libc::SO_SNDBUFFORCE, size / 2)?;
+        set_socket_int(through.as_fd(), sol, SO_BUF_LOCK, lock)?;
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixDatagram;
+
+    #[test]
+    fn more_than_one_sender_could_hold_is_delivered() {
+        let (a, b) = UnixDatagram::pair().unwrap();
+        let through = OwnedFd::from(b);
+        let before = socket_int(through.as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUF).unwrap();
+        for _ in 0..5 {
+            deliver(&through, &[1; 100_000]).unwrap();
+        }
+        let after = socket_int(through.as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUF).unwrap();
+        assert_eq!(before, after);
+        let mut buffer = vec![0; 100_001];
+        for _ in 0..5 {
+            assert_eq!(a.recv(&mut buffer).unwrap(), 100_000);
+        }
+    }
+}
