@@ -170,7 +170,7 @@ pub fn capture(
     write_tree(tree, &namespaces, &images)?;
     images.write_one(ImageKind::Seccomp, 0, &filters.into_entry())?;
     write_restarts(images_dir, &restarts)?;
-    files.write(&images, &pages_ids)?;
+    files.write(tree, &images, &pages_ids)?;
     namespaces.write(tree, &images, &pages_ids)?;
     cgroups.write(&images)?;
     let inventory = inventory(&namespaces, cgroups.root_set());
