@@ -298,8 +298,8 @@ impl<'a, W: Write, F: FnMut() -> io::Result<W>> Walk<'a, W, F> {
     /// Whether the upper root directory is as the image's: then it is no change.
     fn same_as_lower_root(&self, st: &Stat) -> bool {
         let Some(lower) = self.source.lowers.first() else { return false };
-        rustix::fs::stat(lower)
-            .is_ok_and(|l| (l.st_mode, l.st_uid, l.st_gid) == (st.st_mode, st.st_uid, st.st_gid))
+        let what = |s: &Stat| (s.st_mode, s.st_uid, s.st_gid, s.st_mtime, s.st_mtime_nsec);
+        rustix::fs::stat(lower).is_ok_and(|l| what(&l) == what(st))
     }
 
     fn finish(mut self, path: &Path) -> Result<(Captured, Vec<String>), CaptureError> {

@@ -1,19 +1,19 @@
 //! Images: the index of names, content-addressed configurations and manifests, import, removal.
 
 use std::collections::BTreeSet;
-use std::io::{self, BufReader, Read};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use oci_spec::image::{
     HistoryBuilder, ImageConfiguration, ImageConfigurationBuilder, RootFsBuilder,
 };
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use crate::change::Changes;
+use crate::layer::{Layer, sha256_hex};
 use crate::names::ImageName;
-use crate::store::{AtPath, Store, StoreError, make_dir, sync_dir, write_durably};
-use crate::unpack::{Unpacker, Whiteouts};
+use crate::store::{AtPath, Store, StoreError, sync_dir, write_durably};
+use crate::unpack::Whiteouts;
 
 /// An image of the store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +26,12 @@ pub struct Image {
     pub manifest: String,
     /// Its layers from the lowest to the topmost: SHA-256 of the uncompressed archive, hexadecimal.
     pub layers: Vec<String>,
+    /// Bytes of file contents of each layer.
+    #[serde(default)]
+    pub layer_sizes: Vec<u64>,
+    /// The layers' archives: SHA-256 of each as it is kept, compressed.
+    #[serde(default)]
+    pub blobs: Vec<String>,
     /// When it was made, RFC 3339.
     pub created: String,
     /// Bytes of file contents in all layers.
@@ -48,15 +54,6 @@ pub struct ImportOptions {
 struct Index {
     version: u32,
     images: Vec<Image>,
-}
-
-/// What is noted beside an unpacked layer.
-#[derive(Debug, Serialize, Deserialize)]
-struct LayerNote {
-    /// Bytes of file contents.
-    size: u64,
-    /// Length of the uncompressed archive.
-    archive_size: u64,
 }
 
 impl Store {
@@ -95,7 +92,13 @@ impl Store {
         let config = serde_json::to_value(&config)
             .and_then(|v| serde_json::to_vec(&v))
             .map_err(|_| StoreError::NotAnImage("configuration"))?;
-        self.add_image(&config, vec![layer], created, name)
+        self.add_image(NewImage {
+            config,
+            manifest: None,
+            layers: vec![layer],
+            created,
+            names: name.into_iter().collect(),
+        })
     }
 
     /// All images, the newest first.
@@ -223,88 +226,62 @@ impl Store {
         dirs.map(|hex| self.layer_dir(hex).join("diff")).collect()
     }
 
-    /// Unpacks an archive into a new layer, unless a layer of the same digest is there.
-    pub(crate) fn add_layer(
-        &self,
-        archive: impl Read,
-        whiteouts: Whiteouts,
-    ) -> Result<Layer, StoreError> {
-        let scratch = self.scratch()?;
-        let dir = scratch.path().join("layer");
-        let diff = dir.join("diff");
-        make_dir(&diff, 0o755)?;
-        let mut stream = Digesting::new(decompress(archive)?);
-        let mut unpacker = Unpacker::new(&diff, whiteouts).at("open", &diff)?;
-        let mut tar = crate::tarstream::TarStream::new(&mut stream);
-        unpacker.unpack(&mut tar)?;
-        let unpacked = unpacker.finish()?;
-        if unpacked.entries == 0 {
-            return Err(StoreError::NotAnImage("it is empty"));
-        }
-        if unpacked.dropped_xattrs > 0 {
-            tracing::warn!(
-                count = unpacked.dropped_xattrs,
-                "extended attributes dropped: the file system of the store does not support them"
-            );
-        }
-        // The digest is over the whole stream, padding after the end marker included.
-        io::copy(&mut stream, &mut io::sink()).map_err(StoreError::ReadArchive)?;
-        let (hex, archive_size) = stream.finish();
-        let note = LayerNote { size: unpacked.bytes, archive_size };
-        let layer = Layer {
-            hex,
-            size: unpacked.bytes,
-            archive_size,
-            scratch: Some((scratch, dir.clone())),
-        };
-        let note = serde_json::to_vec(&note).map_err(|_| StoreError::NotAnImage("layer note"))?;
-        let path = dir.join("layer.json");
-        std::fs::write(&path, note).at("write", &path)?;
-        let fd = crate::store::open_dir(&dir)?;
-        rustix::fs::syncfs(&fd).at("sync", &dir)?;
-        Ok(layer)
+    /// Bytes of file contents of a layer that is in its place.
+    pub(crate) fn layer_size(&self, hex: &str) -> Result<Option<u64>, StoreError> {
+        let known = self.read_index()?.images;
+        let noted = known.iter().flat_map(|i| i.layers.iter().zip(&i.layer_sizes));
+        let size = noted.into_iter().find(|(h, _)| *h == hex).map(|(_, size)| *size);
+        Ok(size.filter(|_| self.layer_dir(hex).exists()))
     }
 
     /// Records an image whose layers were unpacked.
-    pub(crate) fn add_image(
-        &self,
-        config: &[u8],
-        layers: Vec<Layer>,
-        created: String,
-        name: Option<ImageName>,
-    ) -> Result<Image, StoreError> {
+    pub(crate) fn add_image(&self, new: NewImage) -> Result<Image, StoreError> {
+        let NewImage { config, manifest, layers, created, names } = new;
         let _lock = self.lock()?;
-        let id = sha256_hex(config);
-        let manifest = manifest(config, &id, &layers)?;
-        let manifest_hex = sha256_hex(&manifest);
+        let id = sha256_hex(&config);
+        let manifest = match manifest {
+            Some(manifest) => manifest,
+            None => crate::layout::manifest(&config, &layers)?,
+        };
         let image = Image {
             id: id.clone(),
             names: Vec::new(),
-            manifest: manifest_hex.clone(),
+            manifest: sha256_hex(&manifest),
             layers: layers.iter().map(|l| l.hex.clone()).collect(),
+            layer_sizes: layers.iter().map(|l| l.size).collect(),
+            blobs: layers.iter().map(|l| l.blob.hex.clone()).collect(),
             created,
             size: layers.iter().map(|l| l.size).sum(),
         };
         for layer in layers {
             let place = self.layer_dir(&layer.hex);
-            if let Some((_scratch, dir)) = &layer.scratch
+            if let Some((_scratch, dir)) = &layer.unpacked
                 && !place.exists()
             {
                 std::fs::rename(dir, &place).at("rename into place", &place)?;
             }
+            let place = self.blob(&layer.blob.hex);
+            if !place.exists() {
+                std::fs::rename(&layer.blob.path, &place).at("rename into place", &place)?;
+            }
         }
         sync_dir(&self.root().join("layers"))?;
-        write_durably(&self.blob(&id), config)?;
-        write_durably(&self.blob(&manifest_hex), &manifest)?;
+        write_durably(&self.blob(&id), &config)?;
+        write_durably(&self.blob(&image.manifest), &manifest)?;
         let mut index = self.read_index()?;
         let at = match index.images.iter().position(|i| i.id == image.id) {
-            Some(at) => at,
+            // The same image in other clothes (compression): the newer ones are kept.
+            Some(at) => {
+                let names = std::mem::take(&mut index.images[at].names);
+                index.images[at] = Image { names, ..image };
+                at
+            }
             None => {
                 index.images.push(image);
                 index.images.len() - 1
             }
         };
-        if let Some(name) = name {
+        for name in names {
             let name = name.to_string();
             take_name(&mut index, &name);
             index.images[at].names.push(name);
@@ -344,6 +321,7 @@ impl Store {
         for image in &index.images {
             layers.extend(image.layers.iter().cloned());
             blobs.extend([image.id.clone(), image.manifest.clone()]);
+            blobs.extend(image.blobs.iter().cloned());
         }
         layers.extend(self.layers_in_use()?);
         let sweep = |dir: &Path, keep: &BTreeSet<String>| -> Result<(), StoreError> {
@@ -369,95 +347,23 @@ pub struct Removed {
     pub deleted: Option<String>,
 }
 
-/// A layer that was unpacked and is not yet in its place.
+/// An image that is about to be recorded.
 #[derive(Debug)]
-pub(crate) struct Layer {
-    hex: String,
-    size: u64,
-    archive_size: u64,
-    scratch: Option<(crate::store::Scratch, PathBuf)>,
+pub(crate) struct NewImage {
+    /// Its configuration as it is to be kept.
+    pub config: Vec<u8>,
+    /// Its manifest, if it came with one.
+    pub manifest: Option<Vec<u8>>,
+    /// The lowest first.
+    pub layers: Vec<Layer>,
+    /// RFC 3339.
+    pub created: String,
+    /// Its names, which are taken from the images that have them.
+    pub names: Vec<ImageName>,
 }
 
 fn take_name(index: &mut Index, name: &str) {
     for image in &mut index.images {
         image.names.retain(|n| n != name);
-    }
-}
-
-/// The OCI manifest of an image whose layers are uncompressed.
-fn manifest(config: &[u8], id: &str, layers: &[Layer]) -> Result<Vec<u8>, StoreError> {
-    use oci_spec::image::{Descriptor, ImageManifestBuilder, MediaType, Sha256Digest};
-    use std::str::FromStr;
-    let wrong = |_| StoreError::NotAnImage("digest");
-    let descriptor = |media: MediaType, size: u64, hex: &str| {
-        Sha256Digest::from_str(hex).map(|digest| Descriptor::new(media, size, digest))
-    };
-    let config = descriptor(MediaType::ImageConfig, config.len() as u64, id).map_err(wrong)?;
-    let layers: Result<Vec<_>, _> =
-        layers.iter().map(|l| descriptor(MediaType::ImageLayer, l.archive_size, &l.hex)).collect();
-    let manifest = ImageManifestBuilder::default()
-        .schema_version(2u32)
-        .media_type(MediaType::ImageManifest)
-        .config(config)
-        .layers(layers.map_err(wrong)?)
-        .build()
-        .map_err(wrong)?;
-    serde_json::to_vec(&manifest).map_err(|_| StoreError::NotAnImage("manifest"))
-}
-
-pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-/// A reader that digests what passes through.
-struct Digesting<R> {
-    inner: R,
-    hash: Sha256,
-    len: u64,
-}
-
-impl<R: Read> Digesting<R> {
-    fn new(inner: R) -> Self {
-        Digesting { inner, hash: Sha256::new(), len: 0 }
-    }
-
-    fn finish(self) -> (String, u64) {
-        (hex(&self.hash.finalize()), self.len)
-    }
-}
-
-impl<R: Read> Read for Digesting<R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(buf)?;
-        self.hash.update(&buf[..n]);
-        self.len += n as u64;
-        Ok(n)
-    }
-}
-
-/// The plain tar stream inside `archive`, recognised by its first bytes.
-fn decompress<'a>(mut archive: impl Read + 'a) -> Result<Box<dyn Read + 'a>, StoreError> {
-    let mut head = Vec::with_capacity(6);
-    (&mut archive).take(6).read_to_end(&mut head).map_err(StoreError::ReadArchive)?;
-    let kind = head.clone();
-    let stream = BufReader::with_capacity(256 * 1024, io::Cursor::new(head).chain(archive));
-    match kind[..] {
-        [0x1f, 0x8b, ..] => Ok(Box::new(flate2::bufread::MultiGzDecoder::new(stream))),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
-            let decoder = zstd::Decoder::with_buffer(stream).map_err(StoreError::ReadArchive)?;
-            Ok(Box::new(decoder))
-        }
-        [b'B', b'Z', b'h', ..] => Err(StoreError::UnknownCompression("bzip2")),
-        [0xfd, b'7', b'z', b'X', b'Z', ..] => Err(StoreError::UnknownCompression("xz")),
-        _ => Ok(Box::new(stream)),
     }
 }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Gid, Mode, StatxAttributes, StatxFlags, Uid};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, StatxAttributes, StatxFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
@@ -143,6 +143,40 @@ impl Store {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(e) => Err(e).at("remove", &merged),
         }
+    }
+
+    /// Takes a container's root out of the mount namespace at once, whoever still uses it, and
+    /// returns a descriptor that keeps the file system itself alive; `None` when nothing was
+    /// mounted.
+    ///
+    /// The last user of an overlay pays for syncing the whole file system below it, which can take
+    /// seconds on a busy disk. A command that must be quick leaves that to a process that need not
+    /// be, for example by letting the container's shim hold such a descriptor to its end.
+    ///
+    /// # Errors
+    /// [`StoreError::Unmount`].
+    pub fn detach_root(&self, container: &str) -> Result<Option<OwnedFd>, StoreError> {
+        let id = checked_id(container)?;
+        let merged = self.mounts_dir().join(id);
+        let failed = |e: Errno| StoreError::Unmount {
+            id: id.to_owned(),
+            path: merged.clone(),
+            source: e.into(),
+        };
+        match is_mount_point(&merged) {
+            Ok(true) => {}
+            Ok(false) | Err(Errno::NOENT) => {
+                self.unmount_root(id)?;
+                return Ok(None);
+            }
+            Err(e) => return Err(failed(e)),
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let held = rustix::fs::open(&merged, flags, Mode::empty()).map_err(failed)?;
+        let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+        rustix::mount::unmount(&merged, flags).map_err(failed)?;
+        self.unmount_root(id)?;
+        Ok(Some(held))
     }
 
     /// Unmounts and removes a container's root. Absence is no error.

@@ -97,6 +97,14 @@ pub enum StoreError {
     /// The archive to load is no image archive of ours.
     #[error("the archive holds no image: {0}")]
     NotAnImage(&'static str),
+    /// Something in an archive is not what its name promises.
+    #[error("{what} has the digest {found}: the archive is damaged or forged")]
+    DigestMismatch {
+        /// What was to have the digest that it is named by.
+        what: String,
+        /// The digest that it has.
+        found: String,
+    },
     /// No container root of this id.
     #[error("no root file system of container {0}")]
     NoSuchRoot(String),

@@ -10,7 +10,7 @@
 
 use std::ffi::OsStr;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -220,27 +220,29 @@ impl Unpacker {
     }
 
     fn directory(&mut self, path: PathBuf, meta: &Meta) -> Result<(), UnpackErrorKind> {
-        if path.as_os_str().is_empty() {
-            let root = self.root.open_dir(&path).map_err(resolving)?;
-            self.set_meta_fd(root.as_fd(), meta)?;
-            self.dir_times.push((path, meta.mtime));
-            return Ok(());
-        }
-        let make = |dir: BorrowedFd<'_>, name: &OsStr| {
-            rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o700))
-        };
-        let (parent, name) = self.root.parent(&path).map_err(resolving)?;
-        match make(parent, name) {
-            Ok(()) => {}
-            Err(Errno::EXIST) => {
-                let existing = beneath::type_at(parent, name).map_err(resolving)?;
-                if existing != Some(FileType::Directory) {
-                    self.create(&path, "make the directory", make)?;
+        // The root of the tree is there before anything else.
+        let mut existed = path.as_os_str().is_empty();
+        if !existed {
+            let make = |dir: BorrowedFd<'_>, name: &OsStr| {
+                rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o700))
+            };
+            let (parent, name) = self.root.parent(&path).map_err(resolving)?;
+            match make(parent, name) {
+                Ok(()) => {}
+                Err(Errno::EXIST) => {
+                    existed = beneath::type_at(parent, name).map_err(resolving)?
+                        == Some(FileType::Directory);
+                    if !existed {
+                        self.create(&path, "make the directory", make)?;
+                    }
                 }
+                Err(e) => return Err(doing("make the directory")(e)),
             }
-            Err(e) => return Err(doing("make the directory")(e)),
         }
         let dir = self.root.open_dir(&path).map_err(resolving)?;
+        if existed {
+            drop_xattrs(&dir, meta).map_err(doing("remove an extended attribute"))?;
+        }
         self.set_meta_fd(dir.as_fd(), meta)?;
         self.dir_times.push((path, meta.mtime));
         Ok(())
@@ -444,6 +446,24 @@ impl Meta {
             xattrs: xattrs.collect(),
         })
     }
+}
+
+/// Removes the attributes of a directory that was there before, which the archive's has not. Those
+/// of security modules stay: they are the host's affair.
+fn drop_xattrs(dir: &OwnedFd, meta: &Meta) -> rustix::io::Result<()> {
+    let mut names = vec![0; 65536];
+    let len = match rustix::fs::flistxattr(dir, &mut names[..]) {
+        Err(Errno::OPNOTSUPP) => return Ok(()),
+        other => other?,
+    };
+    for name in names[..len].split(|b| *b == 0) {
+        let Ok(name) = std::str::from_utf8(name) else { continue };
+        let ours = ["user.", "trusted.", "system.posix_acl_"].iter().any(|p| name.starts_with(p));
+        if ours && !is_overlay_xattr(name) && meta.xattrs.iter().all(|(have, _)| have != name) {
+            rustix::fs::fremovexattr(dir, name)?;
+        }
+    }
+    Ok(())
 }
 
 /// Where a link leads.

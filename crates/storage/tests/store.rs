@@ -5,6 +5,12 @@ use std::path::Path;
 
 use arctern_storage::{ImportOptions, Store, StoreError};
 
+/// A directory in memory where there is one: unmounting an overlay syncs the disk below it, which
+/// takes as long as the disk is busy.
+fn in_memory() -> std::io::Result<tempfile::TempDir> {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir())
+}
+
 /// A tar archive made by a closure.
 fn archive(fill: impl FnOnce(&mut tar::Builder<Vec<u8>>)) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
@@ -53,7 +59,7 @@ fn host() -> Option<Host> {
         eprintln!("skipped: needs root");
         return None;
     }
-    let dir = tempfile::tempdir().expect("temporary directory");
+    let dir = in_memory().expect("temporary directory");
     let store = Store::open(&dir.path().join("root"), &dir.path().join("run")).expect("open");
     Some(Host { dir, store })
 }
@@ -206,4 +212,88 @@ fn volumes_come_and_go() {
     host.store.volume_remove("data").expect("remove");
     assert!(matches!(host.store.volume_path("data"), Err(StoreError::NoSuchVolume(_))));
     assert!(matches!(host.store.volume_path("../x"), Err(StoreError::BadId(_))));
+}
+
+#[test]
+fn an_exported_image_is_loaded_elsewhere_as_the_same() {
+    let (Some(here), Some(there)) = (host(), host()) else { return };
+    let image = here.import(&small_image(), "web").expect("import");
+    here.store.tag("web", "quay.io/a/web:2").expect("tag");
+    let mut archive = here.store.export_image("web").expect("export");
+    let mut bytes = Vec::new();
+    let size = archive.size();
+    archive.read_to_end(&mut bytes).expect("read");
+    assert_eq!(bytes.len() as u64, size);
+    let loaded = there.store.load(&bytes[..]).expect("load");
+    assert_eq!(loaded[0].id, image.id);
+    assert_eq!(loaded[0].layers, image.layers);
+    assert_eq!(loaded[0].names, ["localhost/web:latest", "quay.io/a/web:2"]);
+    there.store.create_root("c", "web").expect("root");
+    let merged = there.store.mount_root("c", true).expect("mount");
+    assert_eq!(std::fs::read(merged.join("etc/name")).expect("read"), b"small");
+    assert!(std::fs::write(merged.join("etc/new"), b"").is_err(), "read-only");
+    there.store.remove_root("c").expect("remove");
+    // Loading it twice changes nothing; a forged byte is noticed.
+    assert_eq!(there.store.load(&bytes[..]).expect("again")[0].id, image.id);
+    let at = bytes.windows(2).rposition(|w| w == [0x28, 0xb5]).expect("layer") + 40;
+    bytes[at] ^= 1;
+    assert!(matches!(there.store.load(&bytes[..]), Err(StoreError::DigestMismatch { .. })));
+    assert!(there.tmp_is_empty());
+    assert!(there.store.remove_image(&image.id, true).expect("remove").deleted.is_some());
+    let blobs = there.dir.path().join("root/blobs/sha256");
+    assert!(blobs.read_dir().expect("list").next().is_none());
+}
+
+#[test]
+fn an_archive_of_docker_save_is_loaded() {
+    let Some(host) = host() else { return };
+    let layer = small_image();
+    let top = archive(|b| {
+        member(b, tar::EntryType::Regular, "etc/.wh.name", "", b"");
+        member(b, tar::EntryType::Regular, "top", "", b"top");
+    });
+    let sha = |bytes: &[u8]| {
+        use sha2::Digest;
+        sha2::Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect::<String>()
+    };
+    let config = format!(
+        r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":["sha256:{}","sha256:{}"]}}}}"#,
+        sha(&layer),
+        sha(&top)
+    );
+    let saved =
+        r#"[{"Config":"c.json","RepoTags":["busybox:1"],"Layers":["a/layer.tar","b.tar"]}]"#;
+    let tar = archive(|b| {
+        member(b, tar::EntryType::Regular, "c.json", "", config.as_bytes());
+        member(b, tar::EntryType::Regular, "a/layer.tar", "", &layer);
+        member(b, tar::EntryType::Regular, "b.tar", "", &top);
+        member(b, tar::EntryType::Regular, "manifest.json", "", saved.as_bytes());
+    });
+    let image = &host.store.load(&tar[..]).expect("load")[0];
+    assert_eq!(image.id, sha(config.as_bytes()));
+    host.store.create_root("c", "busybox:1").expect("root");
+    let merged = host.store.mount_root("c", false).expect("mount");
+    assert!(merged.join("top").exists());
+    assert!(!merged.join("etc/name").exists() && merged.join("etc/same").exists());
+    host.store.remove_root("c").expect("remove");
+    assert!(host.store.load(&b"not an archive"[..]).is_err());
+}
+
+#[test]
+fn a_detached_root_is_gone_at_once_and_alive_as_long_as_it_is_held() {
+    let Some(host) = host() else { return };
+    host.import(&small_image(), "web").expect("import");
+    host.store.create_root("c", "web").expect("root");
+    let merged = host.store.mount_root("c", false).expect("mount");
+    let open = std::fs::File::open(merged.join("etc/name")).expect("open");
+    assert!(matches!(host.store.unmount_root("c"), Err(StoreError::Unmount { .. })), "in use");
+    let held = host.store.detach_root("c").expect("detach").expect("was mounted");
+    assert!(!merged.exists());
+    assert_eq!(std::io::read_to_string(&open).expect("read"), "small");
+    assert!(host.store.detach_root("c").expect("again").is_none());
+    // Mounted anew while the old one lives on.
+    let merged = host.store.mount_root("c", false).expect("mount");
+    assert!(merged.join("etc/name").exists());
+    drop((open, held));
+    host.store.remove_root("c").expect("remove");
 }

@@ -1,0 +1,381 @@
+//! Images in files: OCI image layouts in a tar stream, which every engine reads, and the older
+//! archives that `docker save` and `podman save` write.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::PathBuf;
+
+use oci_spec::image::{
+    Descriptor, ImageConfiguration, ImageIndex, ImageManifest, MediaType, Sha256Digest,
+};
+use serde::Deserialize;
+use tar::EntryType;
+
+use crate::image::{Image, NewImage};
+use crate::layer::{Blob, Digesting, Layer, decompress, sha256_hex, sniff};
+use crate::names::ImageName;
+use crate::store::{AtPath, Scratch, Store, StoreError};
+use crate::tarstream::TarStream;
+use crate::unpack::Whiteouts;
+
+/// The most that is read of a description (index, manifest, configuration) into memory.
+const MAX_DESCRIPTION: u64 = 16 << 20;
+/// Annotation of an index entry that carries the image's name.
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// The same as containerd and Docker write it.
+const CONTAINERD_NAME: &str = "io.containerd.image.name";
+
+/// An image as a tar stream of known length.
+pub struct ImageArchive {
+    members: std::vec::IntoIter<(String, Content)>,
+    current: Option<Box<dyn Read + Send>>,
+    size: u64,
+}
+
+#[derive(Debug)]
+enum Content {
+    Bytes(Vec<u8>),
+    File(PathBuf, u64),
+}
+
+impl std::fmt::Debug for ImageArchive {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ImageArchive").field("size", &self.size).finish_non_exhaustive()
+    }
+}
+
+impl Content {
+    fn len(&self) -> u64 {
+        match self {
+            Content::Bytes(bytes) => bytes.len() as u64,
+            Content::File(_, len) => *len,
+        }
+    }
+}
+
+impl ImageArchive {
+    /// Length of the whole stream in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn new(members: Vec<(String, Content)>) -> Self {
+        let padded = |len: u64| len.next_multiple_of(512) + 512;
+        let size = members.iter().map(|(_, c)| padded(c.len())).sum::<u64>() + 1024;
+        ImageArchive { members: members.into_iter(), current: None, size }
+    }
+
+    /// The stream of the next member with header and padding; the end mark after the last.
+    fn advance(&mut self) -> io::Result<Option<Box<dyn Read + Send>>> {
+        let Some((name, content)) = self.members.next() else {
+            return Ok(None);
+        };
+        let mut header = tar::Header::new_ustar();
+        header.set_path(&name)?;
+        header.set_mode(0o644);
+        header.set_size(content.len());
+        header.set_entry_type(EntryType::Regular);
+        header.set_cksum();
+        let padding = content.len().next_multiple_of(512) - content.len();
+        let head = io::Cursor::new(header.as_bytes().to_vec());
+        let body: Box<dyn Read + Send> = match content {
+            Content::Bytes(bytes) => Box::new(io::Cursor::new(bytes)),
+            Content::File(path, len) => Box::new(File::open(path)?.take(len)),
+        };
+        let end = if self.members.len() == 0 { 1024 } else { 0 };
+        Ok(Some(Box::new(head.chain(body).chain(io::repeat(0).take(padding + end)))))
+    }
+}
+
+impl Read for ImageArchive {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if let Some(current) = &mut self.current {
+                let n = current.read(buf)?;
+                if n > 0 || buf.is_empty() {
+                    return Ok(n);
+                }
+            }
+            self.current = self.advance()?;
+            if self.current.is_none() {
+                return Ok(0);
+            }
+        }
+    }
+}
+
+/// `manifest.json` of the older archives.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct SavedImage {
+    config: String,
+    #[serde(default)]
+    repo_tags: Option<Vec<String>>,
+    layers: Vec<String>,
+}
+
+/// Reads a description among the files of an archive, or says what is missing.
+type ReadFile<'a> = dyn Fn(&str, &'static str) -> Result<Vec<u8>, StoreError> + 'a;
+
+/// A file of an archive that is being loaded.
+#[derive(Clone, Debug)]
+struct Loaded {
+    path: PathBuf,
+    hex: String,
+    len: u64,
+}
+
+impl Store {
+    /// An image as an OCI image layout, with all its names.
+    ///
+    /// # Errors
+    /// As [`Store::resolve`]; [`StoreError::Io`], [`StoreError::Damaged`].
+    pub fn export_image(&self, name_or_id: &str) -> Result<ImageArchive, StoreError> {
+        let image = self.resolve(name_or_id)?;
+        let manifest_path = self.blob(&image.manifest);
+        let bytes = std::fs::read(&manifest_path).at("read", &manifest_path)?;
+        let damaged = |source| StoreError::Damaged { path: manifest_path.clone(), source };
+        let manifest: ImageManifest = serde_json::from_slice(&bytes).map_err(damaged)?;
+        let digest = image.manifest.parse::<Sha256Digest>();
+        let digest = digest.map_err(|_| StoreError::NotAnImage("manifest digest"))?;
+        let entry = |name: Option<&String>| {
+            let mut entry =
+                Descriptor::new(MediaType::ImageManifest, bytes.len() as u64, digest.clone());
+            if let Some(name) = name {
+                entry.set_annotations(Some([(REF_NAME.to_owned(), name.clone())].into()));
+            }
+            entry
+        };
+        let mut entries: Vec<Descriptor> = image.names.iter().map(|n| entry(Some(n))).collect();
+        if entries.is_empty() {
+            entries.push(entry(None));
+        }
+        let mut index = ImageIndex::default();
+        index.set_schema_version(2).set_media_type(Some(MediaType::ImageIndex));
+        index.set_manifests(entries);
+        let index = serde_json::to_vec(&index).map_err(damaged)?;
+        let mut members = vec![
+            (
+                "oci-layout".to_owned(),
+                Content::Bytes(br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec()),
+            ),
+            ("index.json".to_owned(), Content::Bytes(index)),
+        ];
+        let blobs = std::iter::once(image.manifest.as_str())
+            .chain(std::iter::once(image.id.as_str()))
+            .chain(manifest.layers().iter().filter_map(|l| l.as_digest_sha256()));
+        let mut seen = std::collections::BTreeSet::new();
+        for hex in blobs.filter(|hex| seen.insert(hex.to_string())) {
+            let path = self.blob(hex);
+            let len = std::fs::metadata(&path).at("inspect", &path)?.len();
+            members.push((format!("blobs/sha256/{hex}"), Content::File(path, len)));
+        }
+        Ok(ImageArchive::new(members))
+    }
+
+    /// Takes the images from an archive that [`Store::export_image`], `podman save`, `docker save`
+    /// or `skopeo` wrote, compressed or not. Every digest is checked.
+    ///
+    /// # Errors
+    /// [`StoreError::NotAnImage`], [`StoreError::DigestMismatch`], [`StoreError::Unpack`].
+    pub fn load(&self, archive: impl Read) -> Result<Vec<Image>, StoreError> {
+        let scratch = self.scratch()?;
+        let files = spool(&scratch, archive)?;
+        let read = |name: &str, what: &'static str| -> Result<Vec<u8>, StoreError> {
+            let file = files.get(name).ok_or(StoreError::NotAnImage(what))?;
+            if file.len > MAX_DESCRIPTION {
+                return Err(StoreError::NotAnImage("a description in it is too long"));
+            }
+            std::fs::read(&file.path).at("read", &file.path)
+        };
+        let unreadable = |_| StoreError::NotAnImage("a description in it is damaged");
+        if files.contains_key("index.json") {
+            let index = read("index.json", "index.json is missing")?;
+            let index: ImageIndex = serde_json::from_slice(&index).map_err(unreadable)?;
+            return self.load_layout(&scratch, &index, &files, &read);
+        }
+        let saved = read("manifest.json", "it has neither index.json nor manifest.json")?;
+        let saved: Vec<SavedImage> = serde_json::from_slice(&saved).map_err(unreadable)?;
+        let mut images = Vec::new();
+        for image in saved {
+            let config = read(&image.config, "a configuration is missing")?;
+            let layers: Result<Vec<_>, _> = image
+                .layers
+                .iter()
+                .map(|l| files.get(l).ok_or(StoreError::NotAnImage("a layer is missing")))
+                .collect();
+            let names = image.repo_tags.unwrap_or_default();
+            images.push(self.load_image(&scratch, config, None, &layers?, &names)?);
+        }
+        Ok(images)
+    }
+
+    fn load_layout(
+        &self,
+        scratch: &Scratch,
+        index: &ImageIndex,
+        files: &BTreeMap<String, Loaded>,
+        read: &ReadFile<'_>,
+    ) -> Result<Vec<Image>, StoreError> {
+        let unreadable = |_| StoreError::NotAnImage("a description in it is damaged");
+        let blob_name = |descriptor: &Descriptor| match descriptor.as_digest_sha256() {
+            Some(hex) => Ok(format!("blobs/sha256/{hex}")),
+            None => Err(StoreError::NotAnImage("a digest is not SHA-256")),
+        };
+        for (name, file) in files {
+            // What a name promises must be so before anything is believed.
+            if let Some(hex) = name.strip_prefix("blobs/sha256/")
+                && hex != file.hex
+            {
+                return Err(StoreError::DigestMismatch {
+                    what: name.clone(),
+                    found: file.hex.clone(),
+                });
+            }
+        }
+        let mut by_manifest: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut order = Vec::new();
+        for entry in index.manifests() {
+            let blob = blob_name(entry)?;
+            let annotations = entry.annotations().clone().unwrap_or_default();
+            let name = annotations.get(CONTAINERD_NAME).or(annotations.get(REF_NAME));
+            if !by_manifest.contains_key(&blob) {
+                order.push(blob.clone());
+            }
+            by_manifest.entry(blob).or_default().extend(name.cloned());
+        }
+        let mut images = Vec::new();
+        for blob in order {
+            let bytes = read(&blob, "a manifest is missing")?;
+            let manifest: ImageManifest = serde_json::from_slice(&bytes).map_err(unreadable)?;
+            let config = read(&blob_name(manifest.config())?, "a configuration is missing")?;
+            let mut layers = Vec::new();
+            for layer in manifest.layers() {
+                let file = files.get(&blob_name(layer)?);
+                layers.push(file.ok_or(StoreError::NotAnImage("a layer is missing"))?);
+            }
+            let names = by_manifest.get(&blob).cloned().unwrap_or_default();
+            images.push(self.load_image(scratch, config, Some(bytes), &layers, &names)?);
+        }
+        Ok(images)
+    }
+
+    fn load_image(
+        &self,
+        scratch: &Scratch,
+        config: Vec<u8>,
+        manifest: Option<Vec<u8>>,
+        files: &[&Loaded],
+        names: &[String],
+    ) -> Result<Image, StoreError> {
+        let parsed: ImageConfiguration = serde_json::from_slice(&config)
+            .map_err(|_| StoreError::NotAnImage("its configuration is damaged"))?;
+        let diff_ids = parsed.rootfs().diff_ids();
+        if diff_ids.len() != files.len() {
+            return Err(StoreError::NotAnImage("configuration and manifest differ in layers"));
+        }
+        let mut layers = Vec::new();
+        for (number, (file, diff_id)) in files.iter().zip(diff_ids).enumerate() {
+            let expected = diff_id.strip_prefix("sha256:").unwrap_or(diff_id);
+            layers.push(self.load_layer(file, expected, number == 0)?);
+        }
+        // Names that we could not write are no reason to refuse the image.
+        let names = names.iter().filter_map(|n| ImageName::local(n).ok()).collect();
+        let created = parsed.created().clone().unwrap_or_default();
+        let image = NewImage { config, manifest, layers, created, names };
+        let added = self.add_image(image);
+        // The scratch directory holds the blobs until they are in their places.
+        tracing::trace!(scratch = %scratch.path().display(), "loaded");
+        added
+    }
+
+    fn load_layer(&self, file: &Loaded, diff: &str, lowest: bool) -> Result<Layer, StoreError> {
+        let open = || File::open(&file.path).at("open", &file.path);
+        let (compression, stream) = sniff(open()?)?;
+        let blob = Blob {
+            hex: file.hex.clone(),
+            len: file.len,
+            media: compression.layer_media(),
+            path: file.path.clone(),
+        };
+        if let Some(size) = self.layer_size(diff)? {
+            return Ok(Layer { hex: diff.to_owned(), size, blob, unpacked: None });
+        }
+        let whiteouts = match lowest {
+            true => Whiteouts::Dropped,
+            false => Whiteouts::ToOverlay,
+        };
+        let scratch = self.scratch()?;
+        let plain = decompress(compression, stream)?;
+        let (found, size, dir) = self.unpack_layer(&scratch, plain, whiteouts)?;
+        if found != diff {
+            return Err(StoreError::DigestMismatch { what: format!("layer {diff}"), found });
+        }
+        let fd = crate::store::open_dir(&dir)?;
+        rustix::fs::syncfs(&fd).at("sync", &dir)?;
+        Ok(Layer { hex: found, size, blob, unpacked: Some((scratch, dir)) })
+    }
+}
+
+/// Writes the files of an archive into a scratch directory, under numbers, with their digests.
+fn spool(scratch: &Scratch, archive: impl Read) -> Result<BTreeMap<String, Loaded>, StoreError> {
+    /// More members than any image has.
+    const MAX_FILES: usize = 10_000;
+    let (compression, stream) = sniff(archive)?;
+    let mut tar = TarStream::new(decompress(compression, stream)?);
+    let mut files: BTreeMap<String, Loaded> = BTreeMap::new();
+    let mut links: Vec<(String, String)> = Vec::new();
+    while let Some(member) = tar.next_member().map_err(StoreError::ReadArchive)? {
+        let name = String::from_utf8_lossy(&member.path).into_owned();
+        let name = name.strip_prefix("./").unwrap_or(&name).to_owned();
+        if files.len() + links.len() >= MAX_FILES {
+            return Err(StoreError::NotAnImage("it has too many members"));
+        }
+        match member.kind {
+            EntryType::Regular => {
+                let path = scratch.path().join(format!("file{}", files.len()));
+                let file = File::create(&path).at("make", &path)?;
+                let mut sink = Digesting::new(file);
+                io::copy(&mut tar, &mut sink).map_err(StoreError::ReadArchive)?;
+                let (_, hex, len) = sink.finish();
+                files.insert(name, Loaded { path, hex, len });
+            }
+            EntryType::Symlink | EntryType::Link => {
+                // `docker save` links layers that occur several times: `../HEX/layer.tar`.
+                let target = String::from_utf8_lossy(member.link.as_deref().unwrap_or_default())
+                    .trim_start_matches("../")
+                    .to_owned();
+                links.push((name, target));
+            }
+            _ => {}
+        }
+    }
+    for (name, target) in links {
+        if let Some(file) = files.get(&target).cloned() {
+            files.insert(name, file);
+        }
+    }
+    Ok(files)
+}
+
+/// The manifest of an image that came without one.
+pub(crate) fn manifest(config: &[u8], layers: &[Layer]) -> Result<Vec<u8>, StoreError> {
+    use oci_spec::image::ImageManifestBuilder;
+    let wrong = |_| StoreError::NotAnImage("digest");
+    let descriptor = |media: MediaType, size: u64, hex: &str| {
+        hex.parse::<Sha256Digest>().map(|digest| Descriptor::new(media, size, digest))
+    };
+    let id = sha256_hex(config);
+    let config = descriptor(MediaType::ImageConfig, config.len() as u64, &id).map_err(wrong)?;
+    let layers: Result<Vec<_>, _> =
+        layers.iter().map(|l| descriptor(l.blob.media.clone(), l.blob.len, &l.blob.hex)).collect();
+    let manifest = ImageManifestBuilder::default()
+        .schema_version(2u32)
+        .media_type(MediaType::ImageManifest)
+        .config(config)
+        .layers(layers.map_err(wrong)?)
+        .build()
+        .map_err(wrong)?;
+    serde_json::to_vec(&manifest).map_err(|_| StoreError::NotAnImage("manifest"))
+}
