@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use arctern_image::images::{ImageDir, ImageKind};
 use arctern_image::messages::{
-    CoreEntry, InventoryEntry, Lsmtype, MmEntry, PstreeEntry, TaskKobjIdsEntry,
+    CoreEntry, InventoryEntry, Lsmtype, MmEntry, PstreeEntry, SeccompEntry, TaskKobjIdsEntry,
 };
 use arctern_image::pages::PagesIds;
 use arctern_sys::namespace::Kind;
@@ -161,20 +161,22 @@ pub fn capture(
     report.memory_us = memory_started.elapsed().as_micros() as u64;
 
     step(events, 7)?;
-    for (index, mm) in &spaces {
-        images.write_one(ImageKind::Mm, tree.tasks[*index].inner_pid as u64, mm)?;
-    }
-    for (tid, core) in &cores {
-        images.write_one(ImageKind::Core, *tid as u64, core)?;
-    }
-    write_tree(tree, &namespaces, &images)?;
-    images.write_one(ImageKind::Seccomp, 0, &filters.into_entry())?;
-    write_restarts(images_dir, &restarts)?;
     files.write(tree, &images, &pages_ids)?;
     namespaces.write(tree, &images, &pages_ids)?;
     cgroups.write(&images)?;
-    let inventory = inventory(&namespaces, cgroups.root_set());
-    images.write_one(ImageKind::Inventory, 0, &inventory)?;
+    let described = Described {
+        tree: tree_entries(tree, &namespaces),
+        spaces: spaces.into_iter().map(|(i, mm)| (tree.tasks[i].inner_pid, mm)).collect(),
+        cores,
+        seccomp: filters.into_entry(),
+        restarts,
+        inventory: inventory(&namespaces, cgroups.root_set()),
+    };
+    // What is only described needs no freeze. If the tasks are to die it must be safe before.
+    let early = options.after == AfterCapture::Resume;
+    if !early {
+        described.write(&images)?;
+    }
 
     step(events, 8)?;
     if let Some(hook) = &mut options.before_release {
@@ -185,8 +187,43 @@ pub fn capture(
     let since = frozen.since;
     release(frozen, options.after)?;
     report.frozen_us = since.elapsed().as_micros() as u64;
+    if early {
+        described.write(&images)?;
+    }
     report.total_us = started.elapsed().as_micros() as u64;
     Ok(report)
+}
+
+/// Images that are in memory when everything has been read.
+struct Described {
+    tree: Vec<(PstreeEntry, Option<TaskKobjIdsEntry>)>,
+    spaces: Vec<(i32, MmEntry)>,
+    cores: Vec<(i32, CoreEntry)>,
+    seccomp: SeccompEntry,
+    restarts: Restarts,
+    inventory: InventoryEntry,
+}
+
+impl Described {
+    fn write(&self, images: &ImageDir) -> Result<(), CaptureError> {
+        for (pid, mm) in &self.spaces {
+            images.write_one(ImageKind::Mm, *pid as u64, mm)?;
+        }
+        for (tid, core) in &self.cores {
+            images.write_one(ImageKind::Core, *tid as u64, core)?;
+        }
+        for (entry, ids) in &self.tree {
+            if let Some(ids) = ids {
+                images.write_one(ImageKind::Ids, entry.pid.into(), ids)?;
+            }
+        }
+        images.write_all(ImageKind::Pstree, 0, self.tree.iter().map(|(entry, _)| entry))?;
+        images.write_one(ImageKind::Seccomp, 0, &self.seccomp)?;
+        write_restarts(images.path(), &self.restarts)?;
+        // Last: a directory without it is no checkpoint.
+        images.write_one(ImageKind::Inventory, 0, &self.inventory)?;
+        Ok(())
+    }
 }
 
 fn release(frozen: Frozen, after: AfterCapture) -> Result<(), CaptureError> {
@@ -306,13 +343,11 @@ fn shared_memory(
     Ok(())
 }
 
-fn write_tree(
+fn tree_entries(
     tree: &FrozenTree,
     namespaces: &NamespaceCollector,
-    images: &ImageDir,
-) -> Result<(), CaptureError> {
-    let mut entries = Vec::with_capacity(tree.tasks.len());
-    for (index, task) in tree.tasks.iter().enumerate() {
+) -> Vec<(PstreeEntry, Option<TaskKobjIdsEntry>)> {
+    let entry = |(index, task): (usize, &FrozenTask)| {
         let parent = task.parent.map_or(0, |p| tree.tasks[p].inner_pid);
         let inner = |ids: &[i32], outer: i32| ids.last().copied().unwrap_or(outer) as u32;
         let threads = if task.is_zombie() {
@@ -320,14 +355,14 @@ fn write_tree(
         } else {
             task.threads.iter().map(|t| t.inner_tid as u32).collect()
         };
-        entries.push(PstreeEntry {
+        let entry = PstreeEntry {
             pid: task.inner_pid as u32,
             ppid: parent as u32,
             pgid: inner(&task.status.ns_pgid, task.stat.pgrp),
             sid: inner(&task.status.ns_sid, task.stat.session),
             threads,
-        });
-        if !task.is_zombie() {
+        };
+        let ids = (!task.is_zombie()).then(|| {
             let mut ids = TaskKobjIdsEntry {
                 vm_id: task.ids.vm,
                 files_id: task.ids.files,
@@ -336,11 +371,11 @@ fn write_tree(
                 ..TaskKobjIdsEntry::default()
             };
             namespaces.fill_ids(index, &mut ids);
-            images.write_one(ImageKind::Ids, task.inner_pid as u64, &ids)?;
-        }
-    }
-    images.write_all(ImageKind::Pstree, 0, &entries)?;
-    Ok(())
+            ids
+        });
+        (entry, ids)
+    };
+    tree.tasks.iter().enumerate().map(entry).collect()
 }
 
 fn write_restarts(dir: &Path, restarts: &Restarts) -> Result<(), CaptureError> {

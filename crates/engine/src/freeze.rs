@@ -216,23 +216,26 @@ fn seize_threads(seized: &mut Seized, pid: Pid, refusals: &mut Vec<Refusal>) -> 
         if known.contains(&tid) || seized.zombies.contains(&tid) {
             continue;
         }
-        let state = match status::read(pid, tid) {
-            Ok(state) => state,
-            Err(e) if gone(&e) => continue,
-            Err(e) => return Err(e),
-        };
-        if matches!(state.state, 'Z' | 'X') {
-            seized.zombies.insert(tid);
-            continue;
-        }
-        if state.state == 'T' {
+        if tid == pid && is_halted(pid) {
             seized.halted.insert(pid);
         }
-        let options = if state.seccomp != 0 { ptrace::O_SUSPEND_SECCOMP } else { 0 };
-        match ptrace::seize(tid, options) {
+        match ptrace::seize(tid, 0) {
             Ok(()) => {}
             Err(e) if gone(&e) => continue,
-            Err(e) if state.tracer != 0 => {
+            Err(e) => {
+                // Zombies cannot be seized, and neither can what somebody else traces.
+                let state = match status::read(pid, tid) {
+                    Ok(state) => state,
+                    Err(e) if gone(&e) => continue,
+                    Err(e) => return Err(e),
+                };
+                if matches!(state.state, 'Z' | 'X') {
+                    seized.zombies.insert(tid);
+                    continue;
+                }
+                if state.tracer == 0 {
+                    return Err(e);
+                }
                 let subject =
                     Subject { pid: pid.0, comm: comm(pid), part: format!("thread {tid}") };
                 refusals.push(Refusal {
@@ -242,13 +245,17 @@ fn seize_threads(seized: &mut Seized, pid: Pid, refusals: &mut Vec<Refusal>) -> 
                 });
                 continue;
             }
-            Err(e) => return Err(e),
         }
         known.push(tid);
         grown = true;
         ptrace::interrupt(tid)?;
     }
     Ok(grown)
+}
+
+/// Whether a process is in group stop.
+fn is_halted(pid: Pid) -> bool {
+    stat::read(pid).is_ok_and(|stat| stat.state == 'T')
 }
 
 /// Waits until every seized thread is in its stop.
@@ -345,6 +352,7 @@ fn build(
             stat,
             status,
             threads: Vec::with_capacity(tids.len()),
+            thread_status: Vec::with_capacity(tids.len()),
             mappings: Vec::new(),
             session: None,
             ids: SharedIds::default(),
@@ -359,12 +367,18 @@ fn build(
         let mut tids = tids;
         tids.sort_by_key(|tid| (*tid != pid, *tid));
         for tid in tids {
-            let inner = if tid == pid {
-                task.inner_pid
+            let status = if tid == pid {
+                task.status.clone()
             } else {
-                status::read(pid, tid).map_err(failed("read a thread's status"))?.inner_pid()
+                status::read(pid, tid).map_err(failed("read a thread's status"))?
             };
-            let thread = StoppedThread::take(tid, inner)?;
+            if status.seccomp != 0 {
+                // Our calls must get through its filters.
+                ptrace::set_options(tid, ptrace::O_SUSPEND_SECCOMP)
+                    .map_err(failed("suspend its seccomp filters"))?;
+            }
+            let thread = StoppedThread::take(tid, status.inner_pid())?;
+            task.thread_status.push(status);
             // From here on the frozen tree lets it go, not the list of seized threads.
             if let Some(list) = seized.threads.get_mut(&pid) {
                 list.retain(|t| *t != tid);

@@ -92,7 +92,8 @@ pub struct CaptureOptions<'a> {
     /// what must belong to the same instant (root file system, network lock). An error aborts the
     /// capture and the tasks go on.
     pub while_frozen: Option<&'a mut dyn FnMut() -> Result<(), HookError>>,
-    /// Called after all state is on disk and before the tasks are resumed or killed. An error
+    /// Called when all state is captured (on disk, if the tasks are to be killed) and before the
+    /// tasks are resumed or killed. An error
     /// aborts the capture and the tasks go on.
     pub before_release: Option<&'a mut dyn FnMut() -> Result<(), HookError>>,
 }

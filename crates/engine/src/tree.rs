@@ -43,6 +43,8 @@ pub struct FrozenTask {
     pub pidfd: PidFd,
     /// Its threads, leader first. Empty for a zombie.
     pub threads: Vec<StoppedThread>,
+    /// Their status at the freeze, in the same order.
+    pub thread_status: Vec<Status>,
     /// Its mappings, without the session's own. Empty for a zombie.
     pub mappings: Vec<Mapping>,
     /// The open remote session of its address space. None for zombies, and for tasks that share

@@ -298,11 +298,7 @@ fn thread(
         if thread.tid == pid { String::new() } else { format!("thread {}", thread.tid) }
     };
     let thread = &task.threads[index];
-    let status = if index == 0 {
-        task.status.clone()
-    } else {
-        proc::status::read(pid, thread.tid).map_err(task.failed(part(thread), "read its status"))?
-    };
+    let status = &task.thread_status[index];
     let stat =
         stat::read_thread(pid, thread.tid).map_err(task.failed(part(thread), "read its state"))?;
     let not_carried = xstate::not_carried(&thread.xstate);
@@ -351,7 +347,7 @@ fn thread(
             signals_p: Some(
                 queue(thread, false).map_err(task.failed(part(thread), "read its signals"))?,
             ),
-            creds: Some(credentials(&status, batch.result(asked.securebits).unwrap_or(0) as u32)),
+            creds: Some(credentials(status, batch.result(asked.securebits).unwrap_or(0) as u32)),
             seccomp_mode: Some(mode.into()),
             seccomp_filter: filter,
             comm: Some(stat.comm),
