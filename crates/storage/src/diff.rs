@@ -153,6 +153,15 @@ pub fn capture(source: &Source<'_>, dir: &Path) -> Result<Captured, CaptureError
     Ok(captured)
 }
 
+/// Writes all of `source` to `out` as one archive.
+pub(crate) fn pack(source: &Source<'_>, out: impl Write) -> Result<Packed, CaptureError> {
+    let mut out = Some(out);
+    let mut walk = Walk::new(source, || out.take().ok_or(io::ErrorKind::BrokenPipe.into()));
+    walk.run()?;
+    let (captured, _) = walk.finish(Path::new("the archive"))?;
+    Ok(captured.packed)
+}
+
 /// The walk over the upper directory.
 struct Walk<'a, W: Write, F: FnMut() -> io::Result<W>> {
     source: &'a Source<'a>,
@@ -190,7 +199,8 @@ impl<'a, W: Write, F: FnMut() -> io::Result<W>> Walk<'a, W, F> {
 
     fn run(&mut self) -> Result<(), CaptureError> {
         let failed = |e: Errno| failure("open", self.source.upper, e.into());
-        let fd = open_dir(rustix::fs::CWD, self.source.upper.as_os_str()).map_err(failed)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(self.source.upper, flags, Mode::empty()).map_err(failed)?;
         let st = rustix::fs::fstat(&fd).map_err(failed)?;
         let root = self.level(fd, PathBuf::new(), false)?;
         let changed = !self.same_as_lower_root(&st);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use oci_spec::image::{
     HistoryBuilder, ImageConfiguration, ImageConfigurationBuilder, RootFsBuilder,
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::change::Changes;
 use crate::layer::{Layer, sha256_hex};
 use crate::names::ImageName;
-use crate::store::{AtPath, Store, StoreError, sync_dir, write_durably};
+use crate::store::{AtPath, Scratch, Store, StoreError, clear, sync_dir, write_durably};
 use crate::unpack::Whiteouts;
 
 /// An image of the store.
@@ -177,7 +177,7 @@ impl Store {
     /// [`StoreError::ImageInUse`] while a container root is made from it, with or without `force`;
     /// [`StoreError::SeveralNames`]; as [`Store::resolve`].
     pub fn remove_image(&self, name_or_id: &str, force: bool) -> Result<Removed, StoreError> {
-        let _lock = self.lock()?;
+        let lock = self.lock()?;
         let mut index = self.read_index()?;
         let at = self.find(&index, name_or_id)?;
         let image = index.images[at].clone();
@@ -205,7 +205,9 @@ impl Store {
         // The index first: a crash in between leaves files that nothing refers to, not an image
         // that lacks files.
         self.write_index(&index)?;
-        self.collect_garbage(&index)?;
+        let graves = self.collect_garbage(&index)?;
+        drop(lock);
+        clear(graves)?;
         Ok(Removed { untagged: image.names, deleted: Some(image.id) })
     }
 
@@ -314,8 +316,8 @@ impl Store {
         write_durably(&path, &bytes)
     }
 
-    /// Removes layers and blobs that no image and no container root refers to.
-    fn collect_garbage(&self, index: &Index) -> Result<(), StoreError> {
+    /// Buries layers and blobs that no image and no container root refers to.
+    fn collect_garbage(&self, index: &Index) -> Result<Vec<Scratch>, StoreError> {
         let mut layers: BTreeSet<String> = BTreeSet::new();
         let mut blobs: BTreeSet<String> = BTreeSet::new();
         for image in &index.images {
@@ -324,17 +326,17 @@ impl Store {
             blobs.extend(image.blobs.iter().cloned());
         }
         layers.extend(self.layers_in_use()?);
-        let sweep = |dir: &Path, keep: &BTreeSet<String>| -> Result<(), StoreError> {
-            for entry in std::fs::read_dir(dir).at("list", dir)? {
-                let entry = entry.at("list", dir)?;
+        let mut graves = Vec::new();
+        for (dir, keep) in [("layers", &layers), ("blobs/sha256", &blobs)] {
+            let dir = self.root().join(dir);
+            for entry in std::fs::read_dir(&dir).at("list", &dir)? {
+                let entry = entry.at("list", &dir)?;
                 if !keep.contains(&*entry.file_name().to_string_lossy()) {
-                    self.discard(&entry.path())?;
+                    self.bury(&entry.path(), &mut graves)?;
                 }
             }
-            Ok(())
-        };
-        sweep(&self.root().join("layers"), &layers)?;
-        sweep(&self.root().join("blobs/sha256"), &blobs)
+        }
+        Ok(graves)
     }
 }
 

@@ -43,6 +43,7 @@ pub mod pack;
 mod rootfs;
 mod store;
 pub mod tarstream;
+pub mod tree;
 pub mod unpack;
 mod volume;
 

@@ -186,7 +186,6 @@ impl Store {
     pub fn remove_root(&self, container: &str) -> Result<(), StoreError> {
         let id = checked_id(container)?;
         self.unmount_root(id)?;
-        let _lock = self.lock()?;
         self.discard(&self.container_dir(id))
     }
 

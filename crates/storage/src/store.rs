@@ -105,6 +105,17 @@ pub enum StoreError {
         /// The digest that it has.
         found: String,
     },
+    /// A tree could not be copied.
+    #[error("cannot copy {from} to {to}")]
+    Copy {
+        /// What was to be copied.
+        from: PathBuf,
+        /// Where to.
+        to: PathBuf,
+        /// What went wrong.
+        #[source]
+        source: Box<crate::tree::TreeError>,
+    },
     /// No container root of this id.
     #[error("no root file system of container {0}")]
     NoSuchRoot(String),
@@ -262,7 +273,6 @@ impl Store {
     /// [`StoreError::BadId`], [`StoreError::Io`].
     pub fn remove_checkpoint(&self, container: &str) -> Result<(), StoreError> {
         let dir = self.root.join("checkpoints").join(checked_id(container)?);
-        let _lock = self.lock()?;
         self.discard(&dir)
     }
 
@@ -324,21 +334,35 @@ impl Store {
         }
     }
 
-    /// Removes `path` crash-safely: it goes to `tmp` in one rename, then it is deleted. Absence is
-    /// no error. The caller holds the lock.
-    pub(crate) fn discard(&self, path: &Path) -> Result<(), StoreError> {
+    /// Takes `path` out of its place: into `tmp`, in one rename. Absence is no error. The caller
+    /// holds the lock, and lets it go before it clears the graves, which can take long.
+    pub(crate) fn bury(&self, path: &Path, graves: &mut Vec<Scratch>) -> Result<(), StoreError> {
         use std::sync::atomic::{AtomicU64, Ordering};
         static NEXT: AtomicU64 = AtomicU64::new(0);
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let guard = match rustix::fs::open(path, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(()),
+            Err(e) => return Err(e).at("open", path),
+        };
+        // So that nobody else's sweep works on it too.
+        rustix::fs::flock(&guard, FlockOperation::NonBlockingLockExclusive).at("lock", path)?;
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{}-{n}.gone", std::process::id());
-        let grave = self.root.join("tmp").join(name);
+        let grave = self.root.join("tmp").join(format!("{}-{n}.gone", std::process::id()));
+        // Of an earlier process with our number.
         remove_tree(&grave)?;
-        match std::fs::rename(path, &grave) {
-            Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(e) => return Err(e).at("remove", path),
-        }
-        remove_tree(&grave)
+        std::fs::rename(path, &grave).at("remove", path)?;
+        graves.push(Scratch { path: grave, _guard: guard });
+        Ok(())
+    }
+
+    /// Removes `path` crash-safely. Absence is no error. The caller does not hold the lock.
+    pub(crate) fn discard(&self, path: &Path) -> Result<(), StoreError> {
+        let mut graves = Vec::new();
+        let lock = self.lock()?;
+        self.bury(path, &mut graves)?;
+        drop(lock);
+        clear(graves)
     }
 
     /// Removes what killed commands left in `tmp`: everything there that nobody has locked.
@@ -385,6 +409,11 @@ impl Drop for Scratch {
             tracing::warn!(path = %self.path.display(), "temporary directory stays behind: {e}");
         }
     }
+}
+
+/// Deletes what was buried.
+pub(crate) fn clear(graves: Vec<Scratch>) -> Result<(), StoreError> {
+    graves.iter().try_for_each(|grave| remove_tree(&grave.path))
 }
 
 /// `id`, if it can be a file name.

@@ -2,11 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 
 use serde::{Deserialize, Serialize};
 
 use crate::store::{AtPath, Store, StoreError, checked_id, make_dir};
+use crate::tree;
 
 /// A named volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,7 +103,45 @@ impl Store {
     /// [`StoreError::NoSuchVolume`], [`StoreError::Io`].
     pub fn volume_remove(&self, name: &str) -> Result<(), StoreError> {
         self.volume_path(name)?;
-        let _lock = self.lock()?;
         self.discard(&self.volumes_dir().join(name))
+    }
+
+    /// Fills a volume that is still empty with what a container's root has at `path`, its owner and
+    /// mode included, as is done when the volume is mounted over it for the first time. Says
+    /// whether anything was copied.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchVolume`], [`StoreError::Copy`].
+    pub fn volume_populate(
+        &self,
+        name: &str,
+        root: &Path,
+        path: &Path,
+    ) -> Result<bool, StoreError> {
+        let data = self.volume_path(name)?;
+        if std::fs::read_dir(&data).at("list", &data)?.next().is_some() {
+            return Ok(false);
+        }
+        let root = crate::store::open_dir(root)?;
+        let relative = path.strip_prefix("/").unwrap_or(path);
+        // Links of the image lead within the image.
+        let from = match rustix::fs::openat2(
+            &root,
+            if relative.as_os_str().is_empty() { Path::new(".") } else { relative },
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+            ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+        ) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(false),
+            Err(e) => return Err(e).at("open", path),
+        };
+        let from = PathBuf::from(format!("/proc/self/fd/{}", from.as_raw_fd()));
+        let copied = tree::copy(&from, &data).map_err(|source| StoreError::Copy {
+            from: path.to_owned(),
+            to: data,
+            source: Box::new(source),
+        })?;
+        Ok(copied.entries > 0)
     }
 }

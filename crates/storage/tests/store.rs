@@ -297,3 +297,28 @@ fn a_detached_root_is_gone_at_once_and_alive_as_long_as_it_is_held() {
     drop((open, held));
     host.store.remove_root("c").expect("remove");
 }
+
+#[test]
+fn a_new_volume_takes_what_the_image_has_at_its_place() {
+    let Some(host) = host() else { return };
+    let tar = archive(|b| {
+        member(b, tar::EntryType::Directory, "srv/data/sub", "", b"");
+        member(b, tar::EntryType::Regular, "srv/data/sub/f", "", b"from the image");
+        member(b, tar::EntryType::Symlink, "data", "/srv/data", b"");
+    });
+    host.import(&tar, "x").expect("import");
+    host.store.create_root("c", "x").expect("root");
+    let merged = host.store.mount_root("c", true).expect("mount");
+    let populate = |name: &str, path: &str| {
+        host.store.volume_create(name, true, Default::default()).expect("create");
+        host.store.volume_populate(name, &merged, Path::new(path)).expect("populate")
+    };
+    assert!(populate("v1", "/srv/data") && populate("v2", "/data") && !populate("v3", "/nowhere"));
+    for name in ["v1", "v2"] {
+        let file = host.store.volume_path(name).expect("path").join("sub/f");
+        assert_eq!(std::fs::read(file).expect("read"), b"from the image");
+        let again = host.store.volume_populate(name, &merged, Path::new("/")).expect("again");
+        assert!(!again, "only an empty volume is filled");
+    }
+    host.store.remove_root("c").expect("remove");
+}
