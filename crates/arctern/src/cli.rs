@@ -100,7 +100,7 @@ pub enum Command {
     Info(info::Args),
     Version(version::Args),
     Check(check::Args),
-    Criu(Box<criu::Args>),
+    Criu(criu::Args),
     #[command(hide = true)]
     Internal(internal::Args),
 }
@@ -165,11 +165,6 @@ impl From<Image> for Command {
             Image::Tag(a) => Command::Tag(a),
         }
     }
-}
-
-/// Exit code for options that are not understood.
-pub fn usage_code(called_as: &str) -> u8 {
-    if called_as == "criu" { 1 } else { 125 }
 }
 
 #[cfg(test)]

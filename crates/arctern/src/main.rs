@@ -7,6 +7,7 @@ mod ui;
 mod attach;
 mod cli;
 mod commands;
+mod progress;
 mod report;
 
 use std::process::ExitCode;
@@ -20,25 +21,31 @@ fn main() -> ExitCode {
         .and_then(|a| std::path::Path::new(a).file_name())
         .map(|n| n.to_string_lossy().into_owned())
         .unwrap_or_default();
-    let cli = if called_as == "criu" {
-        // As CRIU's own name: its options, its exit codes.
-        let mut all = vec!["arctern".into(), "criu".into()];
-        all.extend(args.into_iter().skip(1));
-        cli::Cli::try_parse_from(all)
-    } else {
-        cli::Cli::try_parse_from(args)
+    // CRIU's command line has options with the names of ours and other meanings.
+    let rest = |n| args.iter().skip(n).cloned().collect::<Vec<_>>();
+    let criu = match args.get(1) {
+        _ if called_as == "criu" => Some(rest(1)),
+        Some(first) if first == "criu" => Some(rest(2)),
+        _ => None,
     };
-    let cli = match cli {
+    if let Some(arguments) = criu {
+        ui::init_logging(None);
+        return finish(commands::criu::main(arguments));
+    }
+    let cli = match cli::Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are no failure; a wrong option is one of this program: 125.
             let _ = error.print();
-            let code = if error.use_stderr() { cli::usage_code(&called_as) } else { 0 };
-            return ExitCode::from(code);
+            return ExitCode::from(if error.use_stderr() { 125 } else { 0 });
         }
     };
-    ui::init_logging(&cli);
-    match commands::run(cli) {
+    ui::init_logging(cli.log_level);
+    finish(commands::run(cli))
+}
+
+fn finish(result: report::CommandResult) -> ExitCode {
+    match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => ExitCode::from(report::print(&error)),
     }

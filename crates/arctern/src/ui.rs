@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 
-use crate::cli::Cli;
+use crate::cli::LogLevel;
 
 /// Prints a line on standard output. A reader that has gone away (`| head`) is no failure.
 macro_rules! outln {
@@ -21,10 +21,10 @@ macro_rules! out {
 }
 
 /// Sets up diagnostics: `--log-level`, or the variable ARCTERN_LOG with a filter.
-pub fn init_logging(cli: &Cli) {
+pub fn init_logging(level: Option<LogLevel>) {
     use tracing_subscriber::EnvFilter;
     // The OCI library logs what it returns as well; its returned errors are shown once, by us.
-    let filter = match (std::env::var("ARCTERN_LOG"), cli.log_level) {
+    let filter = match (std::env::var("ARCTERN_LOG"), level) {
         (Ok(filter), None) => EnvFilter::new(filter),
         (_, Some(level)) => EnvFilter::new(level.filter()),
         (Err(_), None) => EnvFilter::new("warn,libcontainer=off,libcgroups=off"),

@@ -164,15 +164,25 @@ pub enum Error {
     Archive(Box<dyn std::error::Error + Send + Sync>),
     /// The engine could not capture.
     #[error(transparent)]
-    Capture(Box<dyn std::error::Error + Send + Sync>),
+    Capture(Box<arctern_engine::CaptureError>),
     /// The engine could not restore.
     #[error(transparent)]
-    Restore(Box<dyn std::error::Error + Send + Sync>),
+    Restore(Box<arctern_engine::RestoreError>),
     /// This machine's CPU lacks what the captured programs were given.
     #[error("this CPU lacks {missing}, which the checkpoint's programs were started with")]
     CpuFeatures {
         /// Feature names as in /proc/cpuinfo.
         missing: String,
+    },
+    /// The image of a checkpointed container is not here.
+    #[error("image `{name}` ({id}), which the container was made from, is not here")]
+    ImageMissing {
+        /// Its name.
+        name: String,
+        /// Its short id.
+        id: String,
+        /// What the store says.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// There is no checkpoint to restore.
     #[error("container `{0}` has no checkpoint")]
@@ -254,6 +264,9 @@ impl Error {
             }
             Error::NoCheckpoint(name) => {
                 format!("make one with `arctern container checkpoint {name}`")
+            }
+            Error::ImageMissing { .. } => {
+                "import the same image here, or make the checkpoint with --with-image".to_owned()
             }
             Error::CpuFeatures { .. } => "restore on a machine whose CPU has them".to_owned(),
             Error::DatabaseVersion { .. } => "use the newer program, or another --root".to_owned(),

@@ -107,6 +107,10 @@ impl Host {
 
     /// A record with the status that the kernel confirms.
     fn seen(&self, mut record: Record) -> Record {
+        if record.status == Status::Checkpointed && self.init(&record).is_some() {
+            // A checkpoint is being finished, or its command was killed before it stopped anything.
+            record.status = Status::Running;
+        }
         if record.status == Status::Running && self.init(&record).is_none() {
             record.status = Status::Exited;
             if let Some(exit) = self.exit_record(&record.config.id) {
@@ -136,8 +140,14 @@ impl Host {
     /// Makes the record true. The caller holds the lock. None when the container is gone, as `--rm`
     /// ones are after their end.
     fn settle(&mut self, record: Record) -> Result<Option<Record>> {
-        if let Some(init) = self.init(&record) {
-            drop(init);
+        if self.init(&record).is_some() {
+            if record.status == Status::Checkpointed {
+                // The command that made the checkpoint was killed before it stopped the container.
+                return self.store.update(&record.config.id, |r| {
+                    r.status = Status::Running;
+                    r.checkpointed_at = None;
+                });
+            }
             return Ok(Some(record));
         }
         if let Some(shim) = self.shim(&record) {
@@ -160,18 +170,25 @@ impl Host {
         let exit = exit.or_else(|| self.exit_record(id));
         self.teardown(id)?;
         let record = self.store.update(id, |r| {
-            if r.status == Status::Running {
-                let kept = r.checkpointed_at.is_some() && r.checkpointed_at >= r.started_at;
-                r.status = if kept { Status::Checkpointed } else { Status::Exited };
-                r.exit_code = Some(if kept { 0 } else { exit.map_or(255, |e| e.code) });
+            let ended = |r: &mut Record, code| {
+                r.exit_code = Some(code);
                 r.finished_at = Some(exit.map_or_else(Timestamp::now, |e| e.finished));
+            };
+            match r.status {
+                Status::Running => {
+                    r.status = Status::Exited;
+                    ended(r, exit.map_or(255, |e| e.code));
+                }
+                // Killed by the engine after it was captured: that is no failure.
+                Status::Checkpointed if r.init.is_some() => ended(r, 0),
+                Status::Checkpointed | Status::Created | Status::Exited => {}
             }
             r.init = None;
             r.shim = None;
         })?;
         let _ = fs::remove_file(self.paths.container(id).exit());
         match record {
-            Some(r) if r.config.auto_remove && r.status == Status::Exited => {
+            Some(r) if r.config.auto_remove && r.status != Status::Created => {
                 self.remove_files(id)?;
                 Ok(None)
             }
@@ -213,7 +230,6 @@ impl Host {
     /// Removes a container that does not run, with its files.
     pub(crate) fn remove_files(&mut self, id: &str) -> Result<()> {
         self.images.remove_root(id).map_err(Error::storage)?;
-        self.images.remove_checkpoint(id).map_err(Error::storage)?;
         let ContainerPaths { dir, run, .. } = self.paths.container(id);
         for dir in [&run, &dir] {
             match fs::remove_dir_all(dir) {

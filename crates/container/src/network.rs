@@ -4,7 +4,9 @@ use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
-use arctern_net::{AttachSpec, DEFAULT_BRIDGE, Network, NetworkError, NetworkStatus, netns};
+use arctern_net::{
+    ArchivedStatus, AttachSpec, DEFAULT_BRIDGE, Network, NetworkError, NetworkStatus, netns,
+};
 
 use crate::config::{ContainerConfig, NetworkMode, PortMapping};
 use crate::error::{Error, Result};
@@ -104,4 +106,22 @@ pub fn remove_unused(paths: &Paths) -> Result<()> {
 /// A status as the database has it.
 pub fn parse_status(text: Option<&str>) -> Option<NetworkStatus> {
     serde_json::from_str(text?).ok()
+}
+
+/// The status that the database shall have, from an archive's `network.status`: the first network's
+/// address is asked for again.
+pub fn from_archive(text: &str) -> Result<Option<String>> {
+    let archived = ArchivedStatus::from_podman(text).map_err(Error::network)?;
+    let Some(first) = archived.into_iter().next() else { return Ok(None) };
+    let (Some(address), Some(mac)) = (first.address, first.mac) else { return Ok(None) };
+    let status = NetworkStatus {
+        ip: address.addr(),
+        prefix: address.prefix_len(),
+        gateway: first.gateway.unwrap_or(Ipv4Addr::UNSPECIFIED),
+        mac,
+        ifname: first.ifname,
+        host_veth: String::new(),
+        bridge: String::new(),
+    };
+    serde_json::to_string(&status).map(Some).map_err(Error::json("network.status"))
 }

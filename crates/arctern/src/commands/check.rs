@@ -57,6 +57,11 @@ pub fn run(args: Args) -> CommandResult {
     Ok(u8::from(failed))
 }
 
+/// Whether something is missing without which nothing works.
+pub fn failed() -> bool {
+    probe().iter().any(|f| f.needed && !f.present)
+}
+
 fn probe() -> Vec<Finding> {
     let exists = |path: &str| Path::new(path).exists();
     let filesystems = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();

@@ -1,9 +1,16 @@
 //! `checkpoint`
 
 use std::path::PathBuf;
+use std::time::Instant;
 
-use super::Context;
+use arctern_container::checkpoint::{CheckpointOptions, Checkpointed};
+use arctern_image::archive::Compression;
+use serde_json::{Value, json};
+
+use super::{Context, for_each};
+use crate::progress::Progress;
 use crate::report::{Cannot, CommandResult};
+use crate::ui::{duration, size};
 
 /// Freeze containers to disk
 ///
@@ -40,7 +47,7 @@ pub struct Args {
     /// Put the container's image into the archive
     #[arg(long, requires = "file")]
     pub with_image: bool,
-    /// Also connections that are established
+    /// Accepted for compatibility; established connections are refused by name in this version
     #[arg(long)]
     pub tcp_established: bool,
     /// Also file locks
@@ -55,7 +62,68 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub fn run(_ctx: &Context, args: Args) -> CommandResult {
-    Err(anyhow::anyhow!("the engine is not built in"))
-        .cannot(|| format!("checkpoint {}", args.containers.join(", ")))
+pub fn run(ctx: &Context, args: Args) -> CommandResult {
+    if args.file.is_some() && args.containers.len() > 1 {
+        return Err(anyhow::anyhow!("one archive holds one container"))
+            .cannot(|| format!("checkpoint {} containers into one file", args.containers.len()));
+    }
+    let options = CheckpointOptions {
+        file: args.file,
+        compression: args.compress.as_deref().map(|method| match method {
+            "gzip" => Compression::Gzip,
+            "none" => Compression::None,
+            _ => Compression::Zstd,
+        }),
+        leave_running: args.leave_running,
+        ignore_rootfs: args.ignore_rootfs,
+        with_image: args.with_image,
+        file_locks: args.file_locks,
+    };
+    let mut host = ctx.host()?;
+    let begin = Instant::now();
+    let mut statistics = Vec::new();
+    let code = for_each(&args.containers, |name| {
+        let mut progress = Progress::new();
+        let done = host
+            .checkpoint(name, &options, &mut progress)
+            .cannot(|| format!("checkpoint container `{name}`"))?;
+        drop(progress);
+        if args.print_stats {
+            statistics.push(statistics_of(&done));
+        } else {
+            outln!("{}", done.record.id());
+        }
+        eprintln!(
+            "frozen {}, total {}, size {}",
+            duration(done.report.frozen_us),
+            duration(done.total_us),
+            size(done.size),
+        );
+        Ok(())
+    })?;
+    if args.print_stats {
+        let all = json!({
+            "podman_checkpoint_duration": u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX),
+            "container_statistics": statistics,
+        });
+        outln!("{}", serde_json::to_string_pretty(&all).cannot(|| "write JSON")?);
+    }
+    Ok(code)
+}
+
+/// Statistics in the shape of Podman's; times in microseconds.
+fn statistics_of(done: &Checkpointed) -> Value {
+    let report = &done.report;
+    json!({
+        "Id": done.record.id(),
+        "runtime_checkpoint_duration": report.total_us,
+        "criu_statistics": {
+            "freezing_time": report.freezing_us,
+            "frozen_time": report.frozen_us,
+            "memdump_time": report.memory_us,
+            "memwrite_time": report.memory_us,
+            "pages_scanned": report.pages_scanned,
+            "pages_written": report.pages_written,
+        },
+    })
 }

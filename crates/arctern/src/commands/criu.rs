@@ -1,16 +1,338 @@
-//! `criu`
+//! `criu`: the engine on bare process trees, with CRIU's command line.
+//!
+//! Options have CRIU's names and meanings and exit codes are its: 0 and 1. What this version does
+//! not know is refused as an unknown option, never ignored; options that only concern state which
+//! the engine refuses anyway are accepted.
 
-use crate::report::{Cannot, CommandResult};
+mod log;
+mod spec;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use arctern_engine::options::{AfterCapture, CaptureOptions, External, RestoreOptions};
+use clap::Parser;
+
+use crate::report::{CommandResult, Failure};
+use log::Log;
 
 /// Dump and restore process trees with CRIU's command line
+///
+/// Takes the commands and options of CRIU; `arctern criu --help` lists them. The program does the
+/// same when it is called as `criu`.
+///
+///   arctern criu dump -t 4711 -D /tmp/images --shell-job
+///   arctern criu restore -d -D /tmp/images --shell-job
 #[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment, disable_help_flag = true)]
 pub struct Args {
-    /// What to do
-    #[arg(value_name = "COMMAND")]
-    pub command: String,
+    /// A CRIU command with its options
+    #[arg(value_name = "ARGUMENT", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub arguments: Vec<std::ffi::OsString>,
 }
 
-/// Runs the command.
+/// Dump and restore process trees, as CRIU does
+#[derive(Debug, Parser)]
+#[command(name = "criu", disable_version_flag = true, max_term_width = 100)]
+struct Criu {
+    /// dump, restore or check
+    #[arg(value_name = "COMMAND", required_unless_present = "version")]
+    command: Option<Command>,
+
+    /// Process whose tree is dumped
+    #[arg(short = 't', long = "tree", value_name = "PID")]
+    tree: Option<i32>,
+    /// Directory of the images
+    #[arg(short = 'D', long, value_name = "DIR", default_value = ".")]
+    images_dir: PathBuf,
+    /// Directory of logs, pid files and statistics [default: that of the images]
+    #[arg(short = 'W', long, value_name = "DIR")]
+    work_dir: Option<PathBuf>,
+    /// Log to this file in the work directory [default: standard error]
+    #[arg(short = 'o', long, value_name = "FILE")]
+    log_file: Option<PathBuf>,
+    /// Say more: -v to -vvvv, or -v0 to -v4
+    #[arg(short = 'v', action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// Log level, 0 to 4
+    #[arg(long, value_name = "LEVEL", require_equals = true, num_args = 0..=1, default_missing_value = "3")]
+    verbosity: Option<u8>,
+    /// Print the version
+    #[arg(short = 'V', long)]
+    version: bool,
+
+    /// Let the tasks go on after a dump
+    #[arg(short = 'R', long)]
+    leave_running: bool,
+    /// Leave the tasks stopped
+    #[arg(short = 's', long, conflicts_with = "leave_running")]
+    leave_stopped: bool,
+    /// Return as soon as the tasks are restored
+    #[arg(short = 'd', long)]
+    restore_detached: bool,
+    /// Restore the root task as a sibling of this process; needs -d
+    #[arg(short = 'S', long, requires = "restore_detached")]
+    restore_sibling: bool,
+    /// Write the root task's pid to this file
+    #[arg(long, value_name = "FILE")]
+    pidfile: Option<PathBuf>,
+    /// Root of the restored mount namespace; a mount point
+    #[arg(short = 'r', long, value_name = "DIR")]
+    root: Option<PathBuf>,
+
+    /// Session, group or terminal may belong to somebody outside the tree
+    #[arg(short = 'j', long)]
+    shell_job: bool,
+    /// Dump and restore file locks
+    #[arg(short = 'l', long)]
+    file_locks: bool,
+    /// Something that stays outside the images
+    #[arg(long, value_name = "KEY[:VALUE]")]
+    external: Vec<String>,
+    /// Use this process's descriptor N for what the images call KEY
+    #[arg(long, value_name = "fd[N]:KEY")]
+    inherit_fd: Vec<String>,
+    /// Unix sockets whose peer is outside
+    #[arg(short = 'x', long, value_name = "INODE,…", require_equals = true, num_args = 0..=1, default_missing_value = "")]
+    ext_unix_sk: Option<String>,
+    /// Established connections
+    #[arg(long)]
+    tcp_established: bool,
+    /// Restore established connections as closed
+    #[arg(long)]
+    tcp_close: bool,
+    /// Link deleted files back while they are dumped
+    #[arg(long)]
+    link_remap: bool,
+    /// Largest deleted file that goes into the images
+    #[arg(long, value_name = "SIZE", value_parser = spec::parse_ghost_limit, default_value = "1M")]
+    ghost_limit: u64,
+    /// Control groups: none, props, soft, full, strict or ignore
+    #[arg(long, value_name = "MODE", require_equals = true, num_args = 0..=1, default_missing_value = "soft")]
+    #[arg(value_parser = ["none", "props", "soft", "full", "strict", "ignore"])]
+    manage_cgroups: Option<String>,
+    /// Freeze through this control group
+    #[arg(long, value_name = "DIR")]
+    freeze_cgroup: Option<PathBuf>,
+    /// Give up stopping the tasks after this time
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    timeout: u64,
+    /// Print statistics
+    #[arg(long)]
+    display_stats: bool,
+    /// Read no configuration files; none are read
+    #[arg(long)]
+    no_default_config: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Command {
+    Dump,
+    Restore,
+    Check,
+}
+
+/// Runs the command from `arctern criu`.
 pub fn run(args: Args) -> CommandResult {
-    Err(anyhow::anyhow!("the engine is not built in")).cannot(|| args.command)
+    main(args.arguments)
+}
+
+/// Runs the command with its arguments, without the name.
+pub fn main(arguments: Vec<std::ffi::OsString>) -> CommandResult {
+    let mut all = vec![std::ffi::OsString::from("criu")];
+    all.extend(arguments.into_iter().map(expand_verbosity));
+    let args = match Criu::try_parse_from(all) {
+        Ok(args) => args,
+        Err(error) => {
+            let _ = error.print();
+            return Ok(u8::from(error.use_stderr()));
+        }
+    };
+    let fail = |action: &str, error| Failure { action: action.to_owned(), error, code: 1 };
+    if args.version {
+        outln!("Version: 4.2");
+        return Ok(0);
+    }
+    match args.command {
+        Some(Command::Dump) => {
+            let tree = args.tree.map_or_else(String::new, |pid| format!(" {pid}"));
+            dump(args).map_err(|e| fail(&format!("dump process tree{tree}"), e))
+        }
+        Some(Command::Restore) => {
+            let dir = args.images_dir.display().to_string();
+            restore(args).map_err(|e| fail(&format!("restore from {dir}"), e))
+        }
+        Some(Command::Check) => {
+            let code = super::check::failed();
+            outln!(
+                "{}",
+                if code {
+                    "Some features are missing: see `arctern check`."
+                } else {
+                    "Looks good."
+                }
+            );
+            Ok(u8::from(code))
+        }
+        None => Ok(1),
+    }
+}
+
+/// `-v4` as the parser knows it.
+fn expand_verbosity(argument: std::ffi::OsString) -> std::ffi::OsString {
+    match argument.to_str().and_then(|a| a.strip_prefix("-v")) {
+        Some(level) if level.len() == 1 && level.bytes().all(|b| b.is_ascii_digit()) => {
+            format!("--verbosity={level}").into()
+        }
+        _ => argument,
+    }
+}
+
+fn dump(args: Criu) -> anyhow::Result<u8> {
+    let pid = args.tree.context("no process is named: give -t PID")?;
+    let mut log = open_log(&args)?;
+    let externals =
+        args.external.iter().map(|s| spec::parse_dump(s)).collect::<Result<Vec<_>, _>>()?;
+    let sockets = spec::parse_sockets(args.ext_unix_sk.as_deref().unwrap_or_default())?;
+    let options = CaptureOptions {
+        after: match (args.leave_running, args.leave_stopped) {
+            (true, _) => AfterCapture::Resume,
+            (_, true) => AfterCapture::Stop,
+            _ => AfterCapture::Kill,
+        },
+        externals: externals
+            .into_iter()
+            .chain(sockets.into_iter().map(|ino| External::Unix { ino }))
+            .collect(),
+        shell_job: args.shell_job,
+        file_locks: args.file_locks,
+        ghost_limit: args.ghost_limit,
+        timeout: Duration::from_secs(args.timeout),
+        freeze_cgroup: args.freeze_cgroup.clone(),
+        while_frozen: None,
+        before_release: None,
+    };
+    match arctern_engine::capture(pid, &args.images_dir, options, &mut log) {
+        Ok(report) => {
+            log.info(&format!(
+                "Dumping finished successfully: {} processes, {} pages",
+                report.processes, report.pages_written
+            ));
+            if args.display_stats {
+                outln!("Displaying dump stats:");
+                outln!("Freezing time: {} us", report.freezing_us);
+                outln!("Frozen time: {} us", report.frozen_us);
+                outln!("Memory dump time: {} us", report.memory_us);
+                outln!("Memory pages scanned: {}", report.pages_scanned);
+                outln!("Memory pages written: {}", report.pages_written);
+            }
+            Ok(0)
+        }
+        Err(error) => {
+            log.error(&arctern_container::error::chain(&error));
+            log.error("Dumping FAILED.");
+            Err(error.into())
+        }
+    }
+}
+
+fn restore(args: Criu) -> anyhow::Result<u8> {
+    let mut log = open_log(&args)?;
+    let externals =
+        args.external.iter().map(|s| spec::parse_restore(s)).collect::<Result<Vec<_>, _>>()?;
+    let inherit_fds =
+        args.inherit_fd.iter().map(|s| spec::inherit(s)).collect::<Result<Vec<_>, _>>()?;
+    let pidfile = args.pidfile.as_ref().map(|f| args.work().join(f));
+    let options = RestoreOptions {
+        root: args.root.clone(),
+        externals,
+        inherit_fds,
+        cgroups: Vec::new(),
+        shell_job: args.shell_job,
+        leave_stopped: args.leave_stopped,
+        file_locks: args.file_locks,
+        sibling: args.restore_sibling,
+        setup_namespaces: None,
+        before_resume: None,
+    };
+    match arctern_engine::restore(&args.images_dir, options, &mut log) {
+        Ok(report) => {
+            log.info("Restore finished successfully. Tasks resumed.");
+            if let Some(file) = pidfile {
+                std::fs::write(&file, report.pid.to_string())
+                    .with_context(|| format!("write {}", file.display()))?;
+            }
+            if !args.restore_detached {
+                wait(report.pid)?;
+            }
+            Ok(0)
+        }
+        Err(error) => {
+            log.error(&arctern_container::error::chain(&error));
+            log.error("Restoring FAILED.");
+            Err(error.into())
+        }
+    }
+}
+
+impl Criu {
+    fn work(&self) -> &Path {
+        self.work_dir.as_deref().unwrap_or(&self.images_dir)
+    }
+
+    fn level(&self) -> u8 {
+        self.verbosity.unwrap_or(if self.verbose == 0 { 2 } else { self.verbose.min(4) })
+    }
+}
+
+fn open_log(args: &Criu) -> anyhow::Result<Log> {
+    if !args.images_dir.is_dir() {
+        bail!("images directory {} does not exist", args.images_dir.display());
+    }
+    let file = args.log_file.as_ref().map(|f| args.work().join(f));
+    Log::open(file.as_deref(), args.level())
+        .with_context(|| format!("open the log {}", file.unwrap_or_default().display()))
+}
+
+/// Waits for the restored root task, this process's child.
+fn wait(pid: i32) -> anyhow::Result<()> {
+    use rustix::process::{Pid, WaitOptions, waitpid};
+    loop {
+        match waitpid(Pid::from_raw(pid), WaitOptions::empty()) {
+            Ok(Some((_, status))) if status.exited() || status.signaled() => return Ok(()),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            // Not our child: somebody else waits for it.
+            Err(rustix::io::Errno::CHILD) => return Ok(()),
+            Err(e) => return Err(e).context("wait for the restored tasks"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Criu {
+        let words = line.split_whitespace().map(|w| expand_verbosity(w.into()));
+        Criu::try_parse_from(std::iter::once("criu".into()).chain(words)).expect(line)
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Criu::command().debug_assert();
+    }
+
+    #[test]
+    fn options_stand_before_and_after_the_command() {
+        let args =
+            parse("-v4 dump -t 12 -D . -o dump.log --manage-cgroups --external mnt[/a]:b -j");
+        assert_eq!((args.tree, args.level(), args.shell_job), (Some(12), 4, true));
+        assert_eq!(args.manage_cgroups.as_deref(), Some("soft"));
+        let args = parse("restore -d -vvv -S --root /x --inherit-fd fd[3]:pipe:[12]");
+        assert_eq!((args.level(), args.restore_sibling), (3, true));
+        assert_eq!(args.root, Some(PathBuf::from("/x")));
+    }
 }

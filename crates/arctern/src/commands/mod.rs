@@ -78,7 +78,7 @@ pub fn run(cli: Cli) -> CommandResult {
         Command::Info(args) => info::run(&ctx, args),
         Command::Version(args) => version::run(args),
         Command::Check(args) => check::run(args),
-        Command::Criu(args) => criu::run(*args),
+        Command::Criu(args) => criu::run(args),
         Command::Internal(args) => internal::run(&ctx, args),
         // Turned into their members above.
         Command::Container(_) | Command::Image(_) => Ok(0),

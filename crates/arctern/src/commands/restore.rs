@@ -1,10 +1,13 @@
 //! `restore`
 
 use std::path::PathBuf;
+use std::time::Instant;
 
+use arctern_container::checkpoint::{RestoreOptions, Restored};
 use arctern_container::config::PortMapping;
+use serde_json::{Value, json};
 
-use super::Context;
+use super::{Context, for_each};
 use crate::report::{Cannot, CommandResult};
 
 /// Let checkpointed containers go on
@@ -37,7 +40,7 @@ pub struct Args {
     /// Leave out changes of the root file system
     #[arg(long, requires = "file")]
     pub ignore_rootfs: bool,
-    /// Also connections that were established
+    /// Accepted for compatibility; checkpoints of this version hold no established connections
     #[arg(long)]
     pub tcp_established: bool,
     /// Also file locks
@@ -56,7 +59,60 @@ fn parse_port(text: &str) -> Result<PortMapping, arctern_container::config::BadP
 }
 
 /// Runs the command.
-pub fn run(_ctx: &Context, args: Args) -> CommandResult {
-    Err(anyhow::anyhow!("the engine is not built in"))
-        .cannot(|| format!("restore {}", args.containers.join(", ")))
+pub fn run(ctx: &Context, args: Args) -> CommandResult {
+    let options = RestoreOptions {
+        name: args.name,
+        publish: args.publish,
+        ignore_rootfs: args.ignore_rootfs,
+        file_locks: args.file_locks,
+    };
+    let mut host = ctx.host()?;
+    let begin = Instant::now();
+    let mut statistics = Vec::new();
+    let mut tell = |done: Restored| {
+        for warning in &done.warnings {
+            eprintln!("warning: {warning}");
+        }
+        if args.print_stats {
+            statistics.push(statistics_of(&done));
+        } else {
+            outln!("{}", done.record.id());
+        }
+    };
+    let code = match &args.file {
+        Some(file) => {
+            let done = host
+                .restore_archive(file, &options)
+                .cannot(|| format!("restore from {}", file.display()))?;
+            tell(done);
+            0
+        }
+        None => for_each(&args.containers, |name| {
+            let done =
+                host.restore(name, &options).cannot(|| format!("restore container `{name}`"))?;
+            tell(done);
+            Ok(())
+        })?,
+    };
+    if args.print_stats {
+        let all = json!({
+            "podman_restore_duration": u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX),
+            "container_statistics": statistics,
+        });
+        outln!("{}", serde_json::to_string_pretty(&all).cannot(|| "write JSON")?);
+    }
+    Ok(code)
+}
+
+/// Statistics in the shape of Podman's; times in microseconds.
+fn statistics_of(done: &Restored) -> Value {
+    json!({
+        "Id": done.record.id(),
+        "runtime_restore_duration": done.total_us,
+        "criu_statistics": {
+            "forking_time": done.report.forking_us,
+            "restore_time": done.report.total_us,
+            "pages_restored": done.report.pages_restored,
+        },
+    })
 }

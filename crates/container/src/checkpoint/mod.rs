@@ -1,3 +1,140 @@
 //! Checkpoint and restore of containers.
+//!
+//! A checkpoint, by steps:
+//! 1. [`capture`]: everything that can refuse is asked first (the container runs, the archive's
+//!    directory can be written, the image is there), nothing is frozen yet;
+//! 2. the engine freezes the tree; [`streams`] and the changes of the root file system are taken at
+//!    the same instant;
+//! 3. the engine writes its images into `checkpoint.new`, beside the container;
+//! 4. a container that stops: the archive is written, the images get their place, the database says
+//!    so, and only then the engine kills. One that goes on: it goes on, then the archive is written.
+//!
+//! A restore from an archive, by steps:
+//! 1. [`import`]: a new container is made from the archive's config, the archive is unpacked and
+//!    every digest compared, host facts are compared, the root file system is brought up to date;
+//! 2. a shim is started that makes mounts, network and control groups as for a start, and
+//! 3. [`restore`]: lets the engine build the tree as its own children.
+//!
+//! A restore without a file begins at 2 with the images kept with the container.
 
+mod archive;
+mod capture;
+mod image;
+mod import;
 pub(crate) mod restore;
+pub(crate) mod streams;
+
+use std::path::{Path, PathBuf};
+
+use arctern_engine::options::{CaptureReport, RestoreReport};
+use arctern_image::archive::Compression;
+
+use crate::config::PortMapping;
+use crate::host::Host;
+use crate::paths::ContainerPaths;
+use crate::state::Record;
+
+/// Directory of CRIU's images in an archive.
+const IMAGES: &str = "checkpoint";
+
+/// Small members of an archive, as Podman names them.
+const CONFIG: &str = "config.dump";
+const SPEC: &str = "spec.dump";
+const NETWORK: &str = "network.status";
+const LOG: &str = "ctr.log";
+const STATS: &str = "stats-dump";
+/// The container's image, in the archive with `--with-image`.
+const IMAGE: &str = "image.tar";
+
+/// Key of the network namespace among the things that stay outside the images; runc's name for it.
+const NETNS_KEY: &str = "extRootNetNS";
+
+/// How a checkpoint is made.
+#[derive(Clone, Debug, Default)]
+pub struct CheckpointOptions {
+    /// Archive to write; None keeps the checkpoint with the container only.
+    pub file: Option<PathBuf>,
+    /// Compression of the archive; None goes by the file's name.
+    pub compression: Option<Compression>,
+    /// Let the container go on.
+    pub leave_running: bool,
+    /// Leave the root file system's changes out.
+    pub ignore_rootfs: bool,
+    /// Put the image into the archive.
+    pub with_image: bool,
+    /// File locks too.
+    pub file_locks: bool,
+}
+
+/// A checkpoint that was made.
+#[derive(Clone, Debug)]
+pub struct Checkpointed {
+    /// Of which container.
+    pub record: Record,
+    /// What the engine did.
+    pub report: CaptureReport,
+    /// The whole operation in microseconds.
+    pub total_us: u64,
+    /// Size in bytes: of the archive if there is one, else of the images.
+    pub size: u64,
+}
+
+/// How a restore is made.
+#[derive(Clone, Debug, Default)]
+pub struct RestoreOptions {
+    /// New name, which also means a new id.
+    pub name: Option<String>,
+    /// Published ports in place of the container's.
+    pub publish: Vec<PortMapping>,
+    /// Leave the root file system's changes out.
+    pub ignore_rootfs: bool,
+    /// File locks too.
+    pub file_locks: bool,
+}
+
+/// A container that was restored.
+#[derive(Debug)]
+pub struct Restored {
+    /// Which one.
+    pub record: Record,
+    /// What the engine did.
+    pub report: RestoreReport,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+    /// The whole operation in microseconds.
+    pub total_us: u64,
+}
+
+impl ContainerPaths {
+    /// Images that are being written.
+    fn checkpoint_new(&self) -> PathBuf {
+        self.dir.join("checkpoint.new")
+    }
+
+    /// What belongs to the instant of a checkpoint and goes only into its archive.
+    fn capture_dir(&self) -> PathBuf {
+        self.dir.join("capture")
+    }
+
+    /// An archive that is being unpacked.
+    fn import_dir(&self) -> PathBuf {
+        self.dir.join("import")
+    }
+}
+
+impl Host {
+    /// Whether images of a checkpoint are kept with a container.
+    pub(crate) fn has_checkpoint(&self, id: &str) -> bool {
+        self.paths.container(id).checkpoint().join("inventory.img").is_file()
+    }
+}
+
+/// Removes a directory with everything in it; absence is no error.
+pub(crate) fn discard(dir: &Path) -> crate::Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(crate::Error::io("remove", dir)(e))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,8 +1,116 @@
-//! Restoring.
+//! The shim's part of a restore: the engine builds the tree as children of the shim.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+
+use arctern_engine::options::{Event, Events, External, HookError, RestoreOptions};
+
+use super::{NETNS_KEY, discard, streams};
+use crate::cgroup::Hierarchies;
 use crate::error::{Error, Result};
 use crate::host::Host;
-use crate::shim::launch::{Launched, Prelaunch};
+use crate::runtime::{self, Stdio};
+use crate::shim::launch::{Launched, Pipes, Prelaunch, RestoreRequest, running};
+use crate::spec;
 
-pub(crate) fn launch(_host: &mut Host, prelaunch: Prelaunch) -> Result<Launched> {
-    Err(Error::NoCheckpoint(prelaunch.config.name))
+/// Collects warnings of the engine for the user.
+#[derive(Default)]
+struct Warnings(Vec<String>);
+
+impl Events for Warnings {
+    fn event(&mut self, event: Event) {
+        if let Event::Warning(text) = event {
+            self.0.push(text);
+        }
+    }
+}
+
+/// Restores a container from the images kept with it.
+pub(crate) fn launch(host: &mut Host, prelaunch: Prelaunch) -> Result<Launched> {
+    let Prelaunch { config, rootfs, network, user, listener } = prelaunch;
+    let id = config.id.as_str();
+    let paths = host.paths.container(id);
+    let images = paths.checkpoint();
+    let request = read_request(&paths.run)?;
+    let spec = spec::load(&paths.spec())?;
+
+    let groups = Hierarchies::read()?;
+    let cgroups = groups.create(id)?;
+    if let Some(resources) = spec.linux().as_ref().and_then(|l| l.resources().as_ref()) {
+        groups.apply(id, resources)?;
+    }
+
+    let names = streams::load(&images)?;
+    let pipes = Pipes::new(config.stdin, &user)?;
+    pipes.remember(&paths.run)?;
+    let Stdio::Files { stdin, stdout, stderr } = pipes.inside else {
+        return Err(Error::Invalid(format!("container `{}` has a terminal", config.name)));
+    };
+    let mut inherit: Vec<(String, OwnedFd)> = Vec::new();
+    for (name, fd) in names.into_iter().zip([stdin, stdout, stderr]) {
+        if let Some(name) = name
+            && !inherit.iter().any(|(known, _)| *known == name)
+        {
+            inherit.push((name, fd));
+        }
+    }
+    if let Some(path) = &network.netns {
+        let namespace = arctern_net::netns::open(path).map_err(Error::network)?;
+        inherit.push((NETNS_KEY.to_owned(), namespace));
+    }
+
+    let externals = spec::mounts::binds(&spec)
+        .into_iter()
+        .map(|(destination, source)| External::Mount {
+            key: destination.display().to_string(),
+            value: source.display().to_string(),
+        })
+        .collect();
+
+    let oci = host.paths.oci();
+    let mut before_resume = |pid: i32| -> std::result::Result<(), HookError> {
+        runtime::record_restored(&oci, id, &paths.bundle(), &spec, pid)?;
+        running(host, id, pid, true)?;
+        Ok(())
+    };
+    let mut warnings = Warnings::default();
+    let report = arctern_engine::restore(
+        &images,
+        RestoreOptions {
+            root: Some(rootfs),
+            externals,
+            inherit_fds: inherit,
+            cgroups,
+            shell_job: false,
+            leave_stopped: false,
+            file_locks: request.file_locks,
+            sibling: false,
+            setup_namespaces: None,
+            before_resume: Some(&mut before_resume),
+        },
+        &mut warnings,
+    )
+    .map_err(|error| Error::Restore(Box::new(error)))?;
+    Ok(Launched {
+        pid: report.pid,
+        streams: pipes.outside,
+        listener,
+        report: Some(report),
+        warnings: warnings.0,
+    })
+}
+
+/// Removes the images of a checkpoint that has been restored.
+pub(crate) fn used(host: &Host, id: &str) {
+    if let Err(error) = discard(&host.paths.container(id).checkpoint()) {
+        tracing::warn!("{}", error.chain());
+    }
+}
+
+fn read_request(run: &std::path::Path) -> Result<RestoreRequest> {
+    let path = run.join("restore");
+    let json = fs::read(&path).map_err(Error::io("read", &path))?;
+    let request = serde_json::from_slice(&json).map_err(Error::json("a restore request"))?;
+    let _ = fs::remove_file(&path);
+    Ok(request)
 }

@@ -106,7 +106,7 @@ impl Host {
             });
         }
         // It begins anew: a checkpoint of its past would come back with a foreign file system.
-        self.images.remove_checkpoint(record.id()).map_err(Error::storage)?;
+        crate::checkpoint::discard(&self.paths.container(record.id()).checkpoint())?;
         self.store.update(record.id(), |r| r.checkpointed_at = None)?;
         self.spawn_shim(&record, lock, Action::Start, attach)
     }

@@ -51,6 +51,7 @@ pub(crate) struct Prelaunch {
 
 /// Launches a container. After a failure nothing of the attempt is left.
 pub(crate) fn launch(host: &mut Host, id: &str, action: Action) -> Result<Launched> {
+    let before = host.store.get(id)?;
     let launched = prepare(host, id).and_then(|prelaunch| match action {
         Action::Start => start(host, prelaunch),
         Action::Restore => crate::checkpoint::restore::launch(host, prelaunch),
@@ -65,8 +66,12 @@ pub(crate) fn launch(host: &mut Host, id: &str, action: Action) -> Result<Launch
                 r.shim = None;
                 r.init = None;
                 r.error = Some(error.chain());
-                if r.status == Status::Running {
-                    r.status = Status::Exited;
+                if let Some(before) = before {
+                    r.status = before.status;
+                    r.checkpointed_at = before.checkpointed_at;
+                    r.started_at = before.started_at;
+                    r.finished_at = before.finished_at;
+                    r.exit_code = before.exit_code;
                 }
             })?;
             Err(error)
@@ -131,6 +136,7 @@ fn start(host: &mut Host, prelaunch: Prelaunch) -> Result<Launched> {
         (pid, Streams::Terminal(master))
     } else {
         let pipes = Pipes::new(config.stdin, &user)?;
+        pipes.remember(&paths.run)?;
         let pid = runtime::create(&oci, id, &paths.bundle(), pipes.inside)?;
         (pid, pipes.outside)
     };
@@ -161,6 +167,8 @@ pub(crate) fn running(host: &mut Host, id: &str, pid: i32, restored: bool) -> Re
 
 /// Both ends of the container's standard streams.
 pub(crate) struct Pipes {
+    /// Standard input is a pipe too.
+    stdin: bool,
     /// The container's ends.
     pub inside: Stdio,
     /// The shim's ends.
@@ -190,8 +198,17 @@ impl Pipes {
             own(&in_read)?;
         }
         Ok(Pipes {
+            stdin,
             inside: Stdio::Files { stdin: in_read, stdout: out_write, stderr: err_write },
             outside: Streams::Pipes { stdin: in_write, stdout: out_read, stderr: err_read },
         })
+    }
+
+    /// Writes down which pipes the container has, for a checkpoint.
+    pub(crate) fn remember(&self, run: &std::path::Path) -> Result<()> {
+        use crate::checkpoint::streams::{remember, target};
+        let Stdio::Files { stdin, stdout, stderr } = &self.inside else { return Ok(()) };
+        let stdin = if self.stdin { target(stdin)? } else { String::new() };
+        remember(run, &[stdin, target(stdout)?, target(stderr)?])
     }
 }

@@ -67,8 +67,12 @@ pub fn run(paths: Paths, id: &str, action: Action, attach: bool) -> Result<()> {
     };
     release_lock()?;
     report_to(&command, &report);
-    let code = serve(&host, id, launched, command, attach)?;
-    host.end(id, code)
+    if action == Action::Restore {
+        // It has gone on from there; going back to it would not fit its file system any more.
+        crate::checkpoint::restore::used(&host, id);
+    }
+    let ended = serve(&host, id, launched, command, attach)?;
+    host.end(id, ended)
 }
 
 fn serve(

@@ -1,0 +1,83 @@
+//! What the engine tells, as people want to see it: a bar on a terminal when it takes longer than a
+//! moment, warnings on standard error, nothing else.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use arctern_engine::options::{Event, Events};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// An operation that takes less than this is over before anybody looks.
+const DELAY: Duration = Duration::from_millis(250);
+
+/// Shows events of the engine.
+pub struct Progress {
+    begin: Instant,
+    terminal: bool,
+    phase: &'static str,
+    bar: Option<ProgressBar>,
+}
+
+impl Progress {
+    /// For an operation that begins now.
+    pub fn new() -> Progress {
+        Progress {
+            begin: Instant::now(),
+            terminal: std::io::stderr().is_terminal(),
+            phase: "",
+            bar: None,
+        }
+    }
+
+    fn bar(&mut self, total: u64) -> Option<&ProgressBar> {
+        if !self.terminal || self.begin.elapsed() < DELAY {
+            return None;
+        }
+        let bar = self.bar.get_or_insert_with(|| {
+            let style =
+                "{msg:10} {bar:40} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec}";
+            let bar =
+                ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(10));
+            bar.set_style(
+                ProgressStyle::with_template(style)
+                    .unwrap_or_else(|_| ProgressStyle::default_bar()),
+            );
+            bar
+        });
+        bar.set_length(total);
+        Some(bar)
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Events for Progress {
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Phase(name) => {
+                tracing::debug!("{name}");
+                self.phase = name;
+                if let Some(bar) = &self.bar {
+                    bar.set_message(name);
+                }
+            }
+            Event::Progress { done, total } => {
+                let phase = self.phase;
+                if let Some(bar) = self.bar(total) {
+                    bar.set_message(phase);
+                    bar.set_position(done);
+                }
+            }
+            Event::Warning(text) => match &self.bar {
+                Some(bar) => bar.suspend(|| eprintln!("warning: {text}")),
+                None => eprintln!("warning: {text}"),
+            },
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! `checkpoint`: from a running container to images, and to an archive.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use arctern_engine::options::{AfterCapture, CaptureOptions, Event, Events, External, HookError};
+
+use super::archive::Archive;
+use super::{CheckpointOptions, Checkpointed, NETNS_KEY, discard, streams};
+use crate::cgroup::Hierarchies;
+use crate::config::NetworkMode;
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::paths::ContainerPaths;
+use crate::spec;
+use crate::state::{Record, Status};
+use crate::time::Timestamp;
+
+/// How long tasks may take to stop.
+const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Largest deleted file that goes into the images: as much as a container may reasonably hold; the
+/// engine names the file when it is larger.
+const GHOST_LIMIT: u64 = 1 << 30;
+
+impl Host {
+    /// Captures a running container. After a failure it runs on and nothing is left.
+    pub fn checkpoint(
+        &mut self,
+        name_or_id: &str,
+        options: &CheckpointOptions,
+        events: &mut dyn Events,
+    ) -> Result<Checkpointed> {
+        let begin = Instant::now();
+        let (record, _lock) = self.find_locked(name_or_id)?;
+        let pid = self.check_capturable(&record, options)?;
+        let id = record.id().to_owned();
+        let paths = self.paths.container(&id);
+        let mut archive = Archive::begin(self, &record, options)?;
+        let result = self.capture(&record, pid, options, &mut archive, events);
+        let _ = discard(&paths.capture_dir());
+        let (report, size) = match result {
+            Ok(done) => done,
+            Err(error) => {
+                discard(&paths.checkpoint_new())?;
+                return Err(error);
+            }
+        };
+        let size = match (size, archive) {
+            (Some(size), _) => size,
+            (None, Some(mut archive)) => {
+                events.event(Event::Phase("archive"));
+                archive.fill(&paths, &paths.checkpoint())?;
+                archive.finish()?
+            }
+            (None, None) => tree_size(&paths.checkpoint())?,
+        };
+        if options.leave_running && options.file.is_some() {
+            // Its memory is in the archive; beside a container that goes on it would only grow old.
+            discard(&paths.checkpoint())?;
+        }
+        if !options.leave_running {
+            self.await_cleanup(&record)?;
+        }
+        let total_us = micros(begin.elapsed());
+        Ok(Checkpointed { record, report, total_us, size })
+    }
+
+    /// What can refuse, before anything is frozen.
+    fn check_capturable(&self, record: &Record, options: &CheckpointOptions) -> Result<i32> {
+        let name = || record.name().to_owned();
+        let (Some(_), Some(init)) = (self.init(record), record.init) else {
+            return Err(Error::WrongState {
+                name: name(),
+                status: record.status,
+                needed: "running",
+            });
+        };
+        if record.config.auto_remove && options.file.is_none() && !options.leave_running {
+            return Err(Error::Invalid(format!(
+                "container `{}` was started with --rm: its checkpoint would go with it; give --file",
+                name()
+            )));
+        }
+        if record.config.terminal {
+            return Err(Error::Invalid(format!(
+                "container `{}` has a terminal, whose other end is not part of it",
+                name()
+            )));
+        }
+        Ok(init.pid)
+    }
+
+    /// Gives the engine's report, and the archive's size if the archive is already written.
+    fn capture(
+        &mut self,
+        record: &Record,
+        pid: i32,
+        options: &CheckpointOptions,
+        archive: &mut Option<Archive>,
+        events: &mut dyn Events,
+    ) -> Result<(arctern_engine::options::CaptureReport, Option<u64>)> {
+        let id = record.id().to_owned();
+        let paths = self.paths.container(&id);
+        let images = paths.checkpoint_new();
+        for dir in [&images, &paths.capture_dir()] {
+            discard(dir)?;
+            fs::create_dir(dir).map_err(Error::io("create", dir))?;
+        }
+        let root = self.images.root_fs(&id).map_err(Error::storage)?;
+        let spec = spec::load(&paths.spec())?;
+        let binds = spec::mounts::binds(&spec);
+        let excludes: Vec<_> = binds.iter().map(|(destination, _)| destination.clone()).collect();
+        let with_rootfs = archive.is_some() && !options.ignore_rootfs;
+
+        let mut while_frozen = || -> std::result::Result<(), HookError> {
+            streams::save(&paths.run, pid, &images)?;
+            if with_rootfs {
+                let source = arctern_storage::diff::Source {
+                    upper: &root.upper,
+                    lowers: &root.lowers,
+                    excludes: &excludes,
+                };
+                arctern_storage::diff::capture(&source, &paths.capture_dir())?;
+            }
+            Ok(())
+        };
+        let stops = !options.leave_running;
+        let mut size = None;
+        let mut before_release = || -> std::result::Result<(), HookError> {
+            let mut filled = if stops { archive.take() } else { None };
+            if let Some(archive) = &mut filled {
+                archive.fill(&paths, &images)?;
+            }
+            put_in_place(&paths)?;
+            if stops {
+                self.store.update(&id, |r| {
+                    r.status = Status::Checkpointed;
+                    r.checkpointed_at = Some(Timestamp::now());
+                })?;
+            }
+            // Last, because it is what others can see.
+            if let Some(archive) = filled {
+                match archive.finish() {
+                    Ok(bytes) => size = Some(bytes),
+                    Err(error) => {
+                        self.store.update(&id, run_on)?;
+                        return Err(error.into());
+                    }
+                }
+            }
+            Ok(())
+        };
+        let capture = CaptureOptions {
+            after: if stops { AfterCapture::Kill } else { AfterCapture::Resume },
+            externals: externals(record, pid, &binds)?,
+            shell_job: false,
+            file_locks: options.file_locks,
+            ghost_limit: GHOST_LIMIT,
+            timeout: FREEZE_TIMEOUT,
+            freeze_cgroup: Hierarchies::read()?.freezer(&id).filter(|dir| dir.is_dir()),
+            while_frozen: Some(&mut while_frozen),
+            before_release: Some(&mut before_release),
+        };
+        let result = arctern_engine::capture(pid, &images, capture, events);
+        match result {
+            Ok(report) => Ok((report, size)),
+            Err(error) => {
+                // It may have failed after the hook: then nothing of what the hook did stays.
+                if stops {
+                    self.store.update(&id, run_on)?;
+                    if let (Some(_), Some(file)) = (size, &options.file) {
+                        let _ = fs::remove_file(file);
+                    }
+                }
+                Err(Error::Capture(Box::new(error)))
+            }
+        }
+    }
+}
+
+/// Takes back what the database was told of a checkpoint.
+fn run_on(record: &mut Record) {
+    record.status = Status::Running;
+    record.checkpointed_at = None;
+}
+
+/// The images take the place of those of an earlier checkpoint.
+fn put_in_place(paths: &ContainerPaths) -> Result<()> {
+    discard(&paths.checkpoint())?;
+    let (from, to) = (paths.checkpoint_new(), paths.checkpoint());
+    fs::rename(&from, &to).map_err(Error::io("rename", &from))
+}
+
+/// What stays outside the images, as runc names it: bind mounts by their destination, and the
+/// network namespace, which is set up anew for the restored container.
+fn externals(
+    record: &Record,
+    pid: i32,
+    binds: &[(std::path::PathBuf, std::path::PathBuf)],
+) -> Result<Vec<External>> {
+    let mut list: Vec<External> = binds
+        .iter()
+        .map(|(destination, _)| {
+            let text = destination.display().to_string();
+            External::Mount { key: text.clone(), value: text }
+        })
+        .collect();
+    if record.config.network != NetworkMode::Host {
+        let path = format!("/proc/{pid}/ns/net");
+        let stat = rustix::fs::stat(&path).map_err(|e| Error::io("inspect", &path)(e.into()))?;
+        list.push(External::NetNs { ino: stat.st_ino, name: NETNS_KEY.to_owned() });
+    }
+    Ok(list)
+}
+
+fn tree_size(dir: &Path) -> Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(dir).map_err(Error::io("list", dir))? {
+        let entry = entry.map_err(Error::io("list", dir))?;
+        bytes += entry.metadata().map_err(Error::io("inspect", entry.path()))?.len();
+    }
+    Ok(bytes)
+}
+
+pub(super) fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}

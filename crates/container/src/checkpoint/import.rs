@@ -1,0 +1,211 @@
+//! `restore`: from an archive, or from the images that are kept with a container, to a shim that
+//! brings it to life.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::time::Instant;
+
+use arctern_engine::options::RestoreReport;
+use arctern_image::archive::{Limits, Provenance, extract, peek};
+use arctern_image::manifest::{HostFacts, Manifest};
+
+use super::capture::micros;
+use super::{CONFIG, IMAGE, IMAGES, LOG, NETWORK, RestoreOptions, Restored, discard};
+use crate::config::{ContainerConfig, short_id};
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::ids;
+use crate::lifecycle::Started;
+use crate::lock::Lock;
+use crate::shim::{Action, RestoreRequest};
+use crate::state::{Record, Status};
+use crate::time::Timestamp;
+
+/// Largest config.dump that is read.
+const MAX_CONFIG: u64 = 4 << 20;
+
+impl Host {
+    /// Restores a container from the checkpoint that is kept with it. After a failure it is as it
+    /// was, with its checkpoint.
+    pub fn restore(&mut self, name_or_id: &str, options: &RestoreOptions) -> Result<Restored> {
+        let begin = Instant::now();
+        let (record, lock) = self.find_locked(name_or_id)?;
+        if record.status == Status::Running {
+            return Err(Error::WrongState {
+                name: record.config.name,
+                status: record.status,
+                needed: "stopped",
+            });
+        }
+        if !self.has_checkpoint(record.id()) {
+            return Err(Error::NoCheckpoint(record.config.name));
+        }
+        let started = self.revive(&record, lock, options)?;
+        Ok(restored(record, started, begin))
+    }
+
+    /// Restores a container from an archive. After a failure nothing of it is left.
+    pub fn restore_archive(&mut self, file: &Path, options: &RestoreOptions) -> Result<Restored> {
+        let begin = Instant::now();
+        let config = read_config(file, options)?;
+        self.find_image(file, &config)?;
+        let record = self.create_from(Record {
+            created_at: Timestamp::parse_rfc3339(&config.created).unwrap_or_else(Timestamp::now),
+            ..Record::new(config)
+        })?;
+        let brought = self
+            .bring_in(file, &record, options)
+            .and_then(|()| Lock::wait(&self.paths.container(record.id()).lock()))
+            .and_then(|lock| self.revive(&record, lock, options));
+        match brought {
+            Ok(started) => Ok(restored(record, started, begin)),
+            Err(error) => {
+                let cleaned =
+                    self.teardown(record.id()).and_then(|()| self.remove_files(record.id()));
+                if let Err(cleanup) = cleaned {
+                    tracing::error!("while cleaning up {}: {}", record.id(), cleanup.chain());
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn revive(&mut self, record: &Record, lock: Lock, options: &RestoreOptions) -> Result<Started> {
+        let request = RestoreRequest { file_locks: options.file_locks };
+        let path = self.make_dirs(record.id())?.run.join("restore");
+        let json = serde_json::to_vec(&request).map_err(Error::json("a restore request"))?;
+        fs::write(&path, json).map_err(Error::io("write", &path))?;
+        self.spawn_shim(record, lock, Action::Restore, false)
+    }
+
+    /// The image must be here, or in the archive.
+    fn find_image(&self, file: &Path, config: &ContainerConfig) -> Result<()> {
+        let missing = match self.images.resolve(&config.image_id) {
+            Ok(_) => return Ok(()),
+            Err(error) => error,
+        };
+        if self.load_image(file, IMAGE)? {
+            return self.images.resolve(&config.image_id).map(drop).map_err(Error::storage);
+        }
+        Err(Error::ImageMissing {
+            name: config.image_name.clone(),
+            id: short_id(&config.image_id).to_owned(),
+            source: Box::new(missing),
+        })
+    }
+
+    /// Unpacks the archive beside a new container, compares digests and host facts, and puts
+    /// everything in its place.
+    fn bring_in(&mut self, file: &Path, record: &Record, options: &RestoreOptions) -> Result<()> {
+        let id = record.id();
+        let paths = self.paths.container(id);
+        let dir = paths.import_dir();
+        fs::create_dir(&dir).map_err(Error::io("create", &dir))?;
+        let source = File::open(file).map_err(Error::io("open", file))?;
+        let extracted =
+            extract(source, &dir, Limits::default(), &mut |_| ()).map_err(Error::archive)?;
+        if let Provenance::Arctern(manifest) = &extracted.provenance {
+            check_facts(manifest)?;
+        }
+        let images = dir.join(IMAGES);
+        if !images.join("inventory.img").is_file() {
+            return Err(Error::Invalid(format!("{} holds no checkpoint", file.display())));
+        }
+        let rename =
+            |from: &Path, to: &Path| fs::rename(from, to).map_err(Error::io("rename", from));
+        rename(&images, &paths.checkpoint())?;
+        let log = dir.join(LOG);
+        if log.is_file() {
+            rename(&log, &paths.log())?;
+        }
+        if !options.ignore_rootfs {
+            self.apply_diff(id, &dir)?;
+        }
+        if let Ok(text) = fs::read_to_string(dir.join(NETWORK)) {
+            let status = crate::network::from_archive(&text)?;
+            self.store.update(id, |r| r.network = status)?;
+        }
+        discard(&dir)
+    }
+
+    /// Brings a new root file system to where the checkpoint's was.
+    fn apply_diff(&self, id: &str, dir: &Path) -> Result<()> {
+        use arctern_storage::diff;
+        let path = dir.join(diff::DIFF_FILE);
+        let mut tar = match File::open(&path) {
+            Ok(file) => Some(file),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+            Err(e) => return Err(Error::io("open", &path)(e)),
+        };
+        let deleted = match fs::read(dir.join(diff::DELETED_FILE)) {
+            Ok(json) => diff::parse_deleted(&json).map_err(Error::json(diff::DELETED_FILE))?,
+            Err(_) => Vec::new(),
+        };
+        if tar.is_none() && deleted.is_empty() {
+            return Ok(());
+        }
+        let root = self.images.mount_root(id, false).map_err(Error::storage)?;
+        let tar = tar.as_mut().map(|file| file as &mut dyn std::io::Read);
+        diff::apply(tar, &deleted, &root).map(drop).map_err(Error::storage)
+    }
+}
+
+fn restored(record: Record, started: Started, begin: Instant) -> Restored {
+    Restored {
+        record,
+        report: started
+            .restore
+            .unwrap_or_else(|| RestoreReport { pid: started.pid, ..RestoreReport::default() }),
+        warnings: started.warnings,
+        total_us: micros(begin.elapsed()),
+    }
+}
+
+/// The configuration of the container in an archive, with the user's changes.
+fn read_config(file: &Path, options: &RestoreOptions) -> Result<ContainerConfig> {
+    let source = File::open(file).map_err(Error::io("open", file))?;
+    let mut found = peek(source, &[CONFIG], MAX_CONFIG).map_err(Error::archive)?;
+    let Some(json) = found.remove(CONFIG) else {
+        return Err(Error::Invalid(format!(
+            "{} holds no container: there is no {CONFIG} in it",
+            file.display()
+        )));
+    };
+    let mut config: ContainerConfig = serde_json::from_slice(&json).map_err(Error::json(CONFIG))?;
+    let hexadecimal = config.id.len() == 64 && config.id.bytes().all(|b| b.is_ascii_hexdigit());
+    if !hexadecimal || !ids::is_valid_name(&config.name) {
+        return Err(Error::Invalid(format!(
+            "{CONFIG} of {} has no valid id and name",
+            file.display()
+        )));
+    }
+    if let Some(name) = &options.name {
+        if !ids::is_valid_name(name) {
+            return Err(Error::InvalidName(name.clone()));
+        }
+        config.name.clone_from(name);
+        config.id = ids::new_id().map_err(Error::system("read random bytes"))?;
+    }
+    if !options.publish.is_empty() {
+        config.ports.clone_from(&options.publish);
+    }
+    Ok(config)
+}
+
+/// Refuses what cannot run here.
+fn check_facts(manifest: &Manifest) -> Result<()> {
+    let here = HostFacts::gather().map_err(Error::system("read the facts of this machine"))?;
+    let there = &manifest.host;
+    if there.architecture != here.architecture || there.page_size != here.page_size {
+        return Err(Error::Invalid(format!(
+            "the checkpoint is of a {} machine with pages of {} bytes, this is {} with {}",
+            there.architecture, there.page_size, here.architecture, here.page_size
+        )));
+    }
+    let missing = there.features_missing_on(&here);
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::CpuFeatures { missing: missing.join(", ") })
+    }
+}
