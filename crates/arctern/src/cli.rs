@@ -9,6 +9,9 @@ use crate::commands::{
     port, ps, restore, rm, rmi, run, start, stop, tag, version, wait,
 };
 
+/// Heading of the options that every command has.
+const GLOBAL: &str = "Global options";
+
 /// Run containers and move them, running, from host to host.
 ///
 /// Commands and options are those of Podman. A container can be frozen to a file with all its
@@ -26,15 +29,16 @@ use crate::commands::{
 pub struct Cli {
     /// Directory for what survives a reboot: images, containers, checkpoints
     #[arg(long, global = true, value_name = "DIR", default_value = "/var/lib/arctern")]
-    #[arg(hide_default_value = false)]
+    #[arg(help_heading = GLOBAL)]
     pub root: PathBuf,
 
     /// Directory for what belongs to the running system
     #[arg(long, global = true, value_name = "DIR", default_value = "/run/arctern")]
+    #[arg(help_heading = GLOBAL)]
     pub runroot: PathBuf,
 
     /// How much to say about what happens inside
-    #[arg(long, global = true, value_name = "LEVEL")]
+    #[arg(long, global = true, value_name = "LEVEL", help_heading = GLOBAL)]
     pub log_level: Option<LogLevel>,
 
     /// The command.

@@ -164,12 +164,18 @@ impl Host {
         Ok(Some(record))
     }
 
-    /// Removes what a running container has in the kernel, writes down how it ended, and removes
-    /// the container itself if it was started with `--rm`.
+    /// Cleans up after a container whose shim did not, and writes down how it ended.
     pub(crate) fn finish(&mut self, id: &str, exit: Option<ExitRecord>) -> Result<Option<Record>> {
         let exit = exit.or_else(|| self.exit_record(id));
-        self.teardown(id)?;
-        let record = self.store.update(id, |r| {
+        let released = self.release(id);
+        self.record_end(id, exit)?;
+        released?;
+        self.clear(id)
+    }
+
+    /// Writes down how a container ended. What belongs to it may still have to be cleared.
+    pub(crate) fn record_end(&mut self, id: &str, exit: Option<ExitRecord>) -> Result<()> {
+        self.store.update(id, |r| {
             let ended = |r: &mut Record, code| {
                 r.exit_code = Some(code);
                 r.finished_at = Some(exit.map_or_else(Timestamp::now, |e| e.finished));
@@ -184,9 +190,16 @@ impl Host {
                 Status::Checkpointed | Status::Created | Status::Exited => {}
             }
             r.init = None;
-            r.shim = None;
         })?;
         let _ = fs::remove_file(self.paths.container(id).exit());
+        Ok(())
+    }
+
+    /// Unmounts what is left of an ended container, and removes one that was started with `--rm`:
+    /// then there is no record any more.
+    pub(crate) fn clear(&mut self, id: &str) -> Result<Option<Record>> {
+        self.images.unmount_root(id).map_err(Error::storage)?;
+        let record = self.store.update(id, |r| r.shim = None)?;
         match record {
             Some(r) if r.config.auto_remove && r.status != Status::Created => {
                 self.remove_files(id)?;
@@ -196,9 +209,17 @@ impl Host {
         }
     }
 
-    /// Removes everything that a container has in the kernel: processes, control groups, network,
-    /// mounts, sockets. Goes on after a failure and gives the first one.
+    /// Removes everything that a container has in the kernel.
     pub(crate) fn teardown(&self, id: &str) -> Result<()> {
+        let released = self.release(id);
+        let unmounted = self.images.unmount_root(id).map_err(Error::storage);
+        released.and(unmounted)
+    }
+
+    /// Removes what others may want to have: processes, control groups, network, sockets. The root
+    /// file system stays mounted, because unmounting it may have to write it to disk first. Goes on
+    /// after a failure and gives the first one.
+    pub(crate) fn release(&self, id: &str) -> Result<()> {
         let mut first: Result<()> = Ok(());
         let mut note = |result: Result<()>| {
             if let Err(e) = result {
@@ -221,7 +242,6 @@ impl Host {
             Some(record) => crate::network::teardown(&self.paths, &record.config),
             None => Ok(()),
         }));
-        note(self.images.unmount_root(id).map_err(Error::storage));
         let ctl = self.paths.container(id).run.join("ctl");
         let _ = fs::remove_file(ctl);
         first

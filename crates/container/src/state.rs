@@ -7,6 +7,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
 use crate::config::ContainerConfig;
@@ -163,6 +164,8 @@ impl Store {
         // lose the last transactions and never the database; no sync in each command.
         db.pragma_update(None, "journal_mode", "wal").map_err(fail)?;
         db.pragma_update(None, "synchronous", "normal").map_err(fail)?;
+        // Nor when the last command closes it: the log is worked in when it has grown.
+        db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(fail)?;
         let mut version: i64 =
             db.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(fail)?;
         if version == 0 {

@@ -38,6 +38,7 @@ impl Host {
         let id = record.id().to_owned();
         let paths = self.paths.container(&id);
         let mut archive = Archive::begin(self, &record, options)?;
+        let shim = self.connect(&record, false).ok();
         let result = self.capture(&record, pid, options, &mut archive, events);
         let _ = discard(&paths.capture_dir());
         let (report, size) = match result {
@@ -61,7 +62,7 @@ impl Host {
             discard(&paths.checkpoint())?;
         }
         if !options.leave_running {
-            self.await_cleanup(&record)?;
+            self.await_end(&record, shim)?;
         }
         let total_us = micros(begin.elapsed());
         Ok(Checkpointed { record, report, total_us, size })

@@ -68,18 +68,17 @@ impl Host {
     pub fn exec(&mut self, name_or_id: &str, options: ExecOptions) -> Result<ExecSession> {
         let record = self.find(name_or_id)?;
         let id = record.id();
-        if self.init(&record).is_none() {
+        let (Some(_), Some(init)) = (self.init(&record), record.init) else {
             return Err(Error::WrongState {
                 name: record.config.name,
                 status: record.status,
                 needed: "running",
             });
-        }
+        };
         let paths = self.paths.container(id);
         let spec = spec::load(&paths.spec())?;
         let broken = || Error::Invalid(format!("the runtime spec of container {id} is incomplete"));
         let mut process = spec.process().clone().ok_or_else(broken)?;
-        let root = spec.root().as_ref().ok_or_else(broken)?;
         process.set_args(Some(options.command));
         process.set_terminal(Some(options.terminal));
         if let Some(workdir) = options.workdir {
@@ -87,7 +86,9 @@ impl Host {
         }
         let mut env = process.env().clone().unwrap_or_default();
         if let Some(who) = options.user {
-            let user = user::resolve(root.path(), &who)?;
+            // Its root as it sees it itself: the mount may not be visible from here.
+            let root = std::path::PathBuf::from(format!("/proc/{}/root", init.pid));
+            let user = user::resolve(&root, &who)?;
             env.retain(|e| !e.starts_with("HOME="));
             env.push(format!("HOME={}", user.home.as_deref().unwrap_or("/")));
             if user.uid != 0

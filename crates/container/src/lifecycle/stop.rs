@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use super::start::Event;
+use super::start::{Connection, Event};
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::process::ProcessHandle;
@@ -30,6 +30,7 @@ impl Host {
     pub fn stop(&mut self, name_or_id: &str, timeout: Option<u32>) -> Result<(Record, Stopped)> {
         let (record, _lock) = self.find_locked(name_or_id)?;
         let Some(init) = self.init(&record) else { return Ok((record, Stopped::Already)) };
+        let shim = self.connect(&record, false).ok();
         let timeout = timeout.unwrap_or(record.config.stop_timeout);
         let ended = timeout > 0 && {
             send(&record, &init, record.config.stop_signal)?;
@@ -39,7 +40,7 @@ impl Host {
         if !ended {
             self.kill_init(&record, &init)?;
         }
-        self.await_cleanup(&record)?;
+        self.await_end(&record, shim)?;
         Ok((record, if ended { Stopped::Gracefully } else { Stopped::Killed }))
     }
 
@@ -63,22 +64,27 @@ impl Host {
     /// Waits for the end of a container and gives its exit code; at once if it does not run.
     pub fn wait(&mut self, name_or_id: &str) -> Result<i32> {
         let record = self.find(name_or_id)?;
+        let mut told = None;
         if let Some(init) = self.init(&record) {
-            if let Ok(mut connection) = self.connect(&record, false) {
-                while let Ok(Some(event)) = connection.next_event() {
-                    if let Event::Exit(code) = event {
-                        return Ok(code);
-                    }
-                }
+            let shim = self.connect(&record, false).ok();
+            told = shim.and_then(hear_end);
+            if told.is_none() {
+                // Its shim is gone, or was going: init itself tells its end.
+                init.wait(None).map_err(Error::system("wait for the container"))?;
+                self.await_cleanup(&record)?;
             }
-            // Its shim is gone, or was going: init itself tells its end.
-            init.wait(None).map_err(Error::system("wait for the container"))?;
-            self.await_cleanup(&record)?;
         }
         // A removed container has taken its code with it.
-        match self.store.get(record.id())? {
-            Some(record) => Ok(record.exit_code.unwrap_or(0)),
-            None => Ok(record.exit_code.unwrap_or(0)),
+        let stored = self.store.get(record.id())?.and_then(|r| r.exit_code);
+        Ok(told.or(stored).or(record.exit_code).unwrap_or(0))
+    }
+
+    /// Waits until the end of a container whose init was killed is written down and its network is
+    /// free again. `shim` is a connection that was made before.
+    pub(crate) fn await_end(&mut self, record: &Record, shim: Option<Connection>) -> Result<()> {
+        match shim.and_then(hear_end) {
+            Some(_) => Ok(()),
+            None => self.await_cleanup(record),
         }
     }
 
@@ -115,6 +121,16 @@ impl Host {
             let _ = std::fs::write(freezer.join("cgroup.freeze"), "0");
         }
     }
+}
+
+/// The exit code that a shim tells at the end; None when it ends without.
+fn hear_end(mut shim: Connection) -> Option<i32> {
+    while let Ok(Some(event)) = shim.next_event() {
+        if let Event::Exit(code) = event {
+            return Some(code);
+        }
+    }
+    None
 }
 
 fn send(record: &Record, init: &ProcessHandle, signal: i32) -> Result<()> {

@@ -107,9 +107,20 @@ impl Host {
         let path = self.paths.container(id).exit();
         let record = serde_json::to_vec(&exit).map_err(Error::json("an exit record"))?;
         fs::write(&path, record).map_err(Error::io("write", &path))?;
-        let result = self.finish(id, Some(exit));
-        ended.pump.finish(exit.code);
-        result.map(|_| ())
+        let removed = self.store.get(id)?.is_some_and(|r| r.config.auto_remove);
+        let released = self.release(id);
+        self.record_end(id, Some(exit))?;
+        let Ended { code, pump } = ended;
+        if removed {
+            // Who waits for it may want its name again at once.
+            let cleared = self.clear(id);
+            pump.finish(code);
+            cleared?;
+        } else {
+            pump.finish(code);
+            self.clear(id)?;
+        }
+        released
     }
 
     /// The identity of this process, as the shim of a container.
