@@ -213,7 +213,7 @@ fn dump(args: Criu) -> anyhow::Result<u8> {
         while_frozen: None,
         before_release: None,
     };
-    match arctern_engine::capture(pid, &args.images_dir, options, &mut log) {
+    match arctern_engine::capture(arctern_sys::Pid(pid), &args.images_dir, options, &mut log) {
         Ok(report) => {
             log.info(&format!(
                 "Dumping finished successfully: {} processes, {} pages",

@@ -6,7 +6,7 @@ use std::path::Path;
 use arctern_image::archive::{ArchiveWriter, Compression};
 use arctern_image::manifest::{ContainerFacts, HostFacts, Manifest};
 
-use super::{CONFIG, CheckpointOptions, IMAGE, IMAGES, LOG, NETWORK, SPEC, STATS};
+use super::{CONFIG, CheckpointOptions, IMAGES, LOG, NETWORK, SPEC, STATS};
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::paths::ContainerPaths;
@@ -20,7 +20,6 @@ pub struct Archive {
     config: Vec<u8>,
     spec: Vec<u8>,
     network: Option<String>,
-    image: Option<File>,
 }
 
 impl Archive {
@@ -43,7 +42,6 @@ impl Archive {
         let seconds = u64::try_from(Timestamp::now().0 / 1_000_000_000).unwrap_or(0);
         let paths = host.paths.container(record.id());
         let spec = paths.spec();
-        let image = if options.with_image { Some(host.save_image(record, &paths)?) } else { None };
         Ok(Some(Archive {
             writer,
             manifest: Manifest::new(seconds, facts, Some(container)),
@@ -52,7 +50,6 @@ impl Archive {
             network: crate::network::parse_status(record.network.as_deref())
                 .map(|status| status.to_podman("podman").map_err(Error::network))
                 .transpose()?,
-            image,
         }))
     }
 
@@ -63,9 +60,6 @@ impl Archive {
         writer.add_bytes(SPEC, &self.spec).map_err(Error::archive)?;
         if let Some(network) = &self.network {
             writer.add_bytes(NETWORK, network.as_bytes()).map_err(Error::archive)?;
-        }
-        if let Some(image) = &self.image {
-            add(writer, IMAGE, image)?;
         }
         writer.add_dir_tree(IMAGES, images).map_err(Error::archive)?;
         for (name, path) in [

@@ -164,7 +164,7 @@ impl Host {
             while_frozen: Some(&mut while_frozen),
             before_release: Some(&mut before_release),
         };
-        let result = arctern_engine::capture(pid, &images, capture, events);
+        let result = arctern_engine::capture(arctern_sys::Pid(pid), &images, capture, events);
         match result {
             Ok(report) => Ok((report, size)),
             Err(error) => {
