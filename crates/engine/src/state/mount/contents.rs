@@ -38,7 +38,8 @@ pub fn pack(root: &OwnedFd, file: File) -> io::Result<()> {
     let mut header = header(&metadata);
     packer.tar.append_data(&mut header, "./", io::empty())?;
     packer.directory(Path::new(""))?;
-    packer.tar.into_inner()?.finish()?.sync_data()
+    packer.tar.into_inner()?.finish()?;
+    Ok(())
 }
 
 struct Packer {
@@ -94,6 +95,10 @@ impl Packer {
             return self.tar.append_data(&mut header, inner, File::open(full)?);
         }
         header.set_size(0);
+        if kind.is_char_device() || kind.is_block_device() {
+            header.set_device_major(libc::major(metadata.rdev()))?;
+            header.set_device_minor(libc::minor(metadata.rdev()))?;
+        }
         self.tar.append_data(&mut header, inner, io::empty())
     }
 }
