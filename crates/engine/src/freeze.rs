@@ -55,7 +55,9 @@ impl Frozen {
                 _ => {}
             }
         }
-        for task in &self.tree.tasks {
+        // Children first: the init of a pid namespace ends only when everybody in it was reaped, and
+        // a traced child is reaped by us.
+        for task in self.tree.tasks.iter().rev() {
             for thread in task.threads.iter().rev() {
                 // As tracer we are told of every death; without that the task would stay.
                 while let Ok(status) = ptrace::wait(thread.tid) {

@@ -44,6 +44,9 @@ pub struct Args {
     /// Leave changes of the root file system out of the archive
     #[arg(long, requires = "file")]
     pub ignore_rootfs: bool,
+    /// Put the container's image into the archive
+    #[arg(long, requires = "file")]
+    pub with_image: bool,
     /// Accepted for compatibility; established connections are refused by name in this version
     #[arg(long)]
     pub tcp_established: bool,
@@ -73,6 +76,7 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         }),
         leave_running: args.leave_running,
         ignore_rootfs: args.ignore_rootfs,
+        with_image: args.with_image,
         file_locks: args.file_locks,
     };
     let mut host = ctx.host()?;

@@ -5,8 +5,9 @@ use std::path::Path;
 
 use arctern_image::archive::{ArchiveWriter, Compression};
 use arctern_image::manifest::{ContainerFacts, HostFacts, Manifest};
+use arctern_storage::ImageArchive;
 
-use super::{CONFIG, CheckpointOptions, IMAGES, LOG, NETWORK, SPEC, STATS};
+use super::{CONFIG, CheckpointOptions, IMAGE, IMAGES, LOG, NETWORK, SPEC, STATS};
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::paths::ContainerPaths;
@@ -20,6 +21,7 @@ pub struct Archive {
     config: Vec<u8>,
     spec: Vec<u8>,
     network: Option<String>,
+    image: Option<ImageArchive>,
 }
 
 impl Archive {
@@ -42,8 +44,15 @@ impl Archive {
         let seconds = u64::try_from(Timestamp::now().0 / 1_000_000_000).unwrap_or(0);
         let paths = host.paths.container(record.id());
         let spec = paths.spec();
+        let image = match options.with_image {
+            true => {
+                Some(host.images.export_image(&record.config.image_id).map_err(Error::storage)?)
+            }
+            false => None,
+        };
         Ok(Some(Archive {
             writer,
+            image,
             manifest: Manifest::new(seconds, facts, Some(container)),
             config: serde_json::to_vec(&record.config).map_err(Error::json("the configuration"))?,
             spec: std::fs::read(&spec).map_err(Error::io("read", &spec))?,
@@ -60,6 +69,9 @@ impl Archive {
         writer.add_bytes(SPEC, &self.spec).map_err(Error::archive)?;
         if let Some(network) = &self.network {
             writer.add_bytes(NETWORK, network.as_bytes()).map_err(Error::archive)?;
+        }
+        if let Some(image) = &mut self.image {
+            writer.add_stream(IMAGE, image.size(), image).map_err(Error::archive)?;
         }
         writer.add_dir_tree(IMAGES, images).map_err(Error::archive)?;
         for (name, path) in [

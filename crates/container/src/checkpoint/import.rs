@@ -48,7 +48,7 @@ impl Host {
     pub fn restore_archive(&mut self, file: &Path, options: &RestoreOptions) -> Result<Restored> {
         let begin = Instant::now();
         let config = read_config(file, options)?;
-        self.find_image(&config)?;
+        self.find_image(file, &config)?;
         let record = self.create_from(Record {
             created_at: Timestamp::parse_rfc3339(&config.created).unwrap_or_else(Timestamp::now),
             ..Record::new(config)
@@ -79,11 +79,14 @@ impl Host {
     }
 
     /// The image must be here, or in the archive.
-    fn find_image(&self, config: &ContainerConfig) -> Result<()> {
+    fn find_image(&self, file: &Path, config: &ContainerConfig) -> Result<()> {
         let missing = match self.images.resolve(&config.image_id) {
             Ok(_) => return Ok(()),
             Err(error) => error,
         };
+        if self.load_image(file)? {
+            return self.images.resolve(&config.image_id).map(drop).map_err(Error::storage);
+        }
         Err(Error::ImageMissing {
             name: config.image_name.clone(),
             id: short_id(&config.image_id).to_owned(),

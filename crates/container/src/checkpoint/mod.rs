@@ -19,6 +19,7 @@
 
 mod archive;
 mod capture;
+mod image;
 mod import;
 pub(crate) mod restore;
 pub(crate) mod streams;
@@ -43,6 +44,9 @@ const NETWORK: &str = "network.status";
 const LOG: &str = "ctr.log";
 const STATS: &str = "stats-dump";
 
+/// The container's image, in the archive with `--with-image`.
+const IMAGE: &str = "image.tar";
+
 /// Key of the network namespace among the things that stay outside the images; runc's name for it.
 const NETNS_KEY: &str = "extRootNetNS";
 
@@ -57,6 +61,8 @@ pub struct CheckpointOptions {
     pub leave_running: bool,
     /// Leave the root file system's changes out.
     pub ignore_rootfs: bool,
+    /// Put the image into the archive.
+    pub with_image: bool,
     /// File locks too.
     pub file_locks: bool,
 }

@@ -1,0 +1,37 @@
+//! The container's image in an archive (`--with-image`): an OCI image layout, itself a tar, as
+//! member `image.tar`. What is loaded is found by the image's id, which is a digest of everything
+//! in it: a member with another image changes nothing.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use arctern_image::archive::{EntryKind, Limits, Members, open_members};
+
+use super::IMAGE;
+use crate::error::{Error, Result};
+use crate::host::Host;
+
+/// The current member as a stream.
+struct Member<'a, R: Read>(&'a mut Members<R>);
+
+impl<R: Read> Read for Member<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read_content(buffer).map_err(io::Error::other)
+    }
+}
+
+impl Host {
+    /// Takes the image out of an archive; says whether there was one.
+    pub(crate) fn load_image(&self, file: &Path) -> Result<bool> {
+        let source = File::open(file).map_err(Error::io("open", file))?;
+        let mut members = open_members(source, Limits::default()).map_err(Error::archive)?;
+        while let Some(entry) = members.next_entry().map_err(Error::archive)? {
+            if entry.name == IMAGE && matches!(entry.kind, EntryKind::File { .. }) {
+                self.images.load(Member(&mut members)).map_err(Error::storage)?;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
