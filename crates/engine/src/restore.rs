@@ -522,6 +522,9 @@ impl Build<'_, '_> {
         let signal = if sibling { 0 } else { libc::SIGCHLD };
         let stub = maker.clone_child(flags, signal, &[node.pid])?;
         self.stubs[task] = Some(stub);
+        if let Creator::Sibling(creator) = creator {
+            self.files.cloned_from(task, creator);
+        }
         // What the new task has of its parent's memory: all of it, if it was built.
         self.filled[task] = matches!(creator, Creator::Parent(p) if self.filled[p]);
         if !node.zombie {

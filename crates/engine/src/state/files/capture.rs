@@ -280,7 +280,7 @@ impl FileCollector {
         for (pid, entry) in &self.fs {
             images.write_one(ImageKind::Fs, *pid as u64, entry)?;
         }
-        images.write_all(ImageKind::Files, 0, &self.files)?;
+        images.write_all(ImageKind::Files, 0, self.in_order())?;
         for (id, table) in &self.tables {
             images.write_all(ImageKind::Fdinfo, (*id).into(), table)?;
         }
@@ -292,6 +292,29 @@ impl FileCollector {
         self.write_memfds(images, pages)?;
         self.write_queues(tree, images)?;
         self.write_terminals(images)
+    }
+}
+
+impl FileCollector {
+    /// The files as CRIU wants them: it connects a unix socket to its peer only if that comes first.
+    fn in_order(&self) -> Vec<&FileEntry> {
+        let sockets: HashMap<u32, usize> = self
+            .files
+            .iter()
+            .enumerate()
+            .filter_map(|(at, file)| Some((file.usk.as_ref()?.ino, at)))
+            .collect();
+        let mut listed = vec![false; self.files.len()];
+        let mut order = Vec::with_capacity(self.files.len());
+        for (at, file) in self.files.iter().enumerate() {
+            let peer = file.usk.as_ref().and_then(|socket| sockets.get(&socket.peer));
+            for at in peer.copied().into_iter().chain([at]) {
+                if !std::mem::replace(&mut listed[at], true) {
+                    order.push(&self.files[at]);
+                }
+            }
+        }
+        order
     }
 }
 

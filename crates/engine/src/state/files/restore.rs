@@ -336,11 +336,15 @@ impl FilesRestore {
         if self.tasks[task].zombie || self.table_owner[task] != task {
             return Ok(());
         }
-        let inherited = self.tasks[task]
-            .parent
-            .map(|parent| self.table_owner[parent])
-            .and_then(|parent| self.tables[parent].clone());
+        let inherited = match self.tables[task].take() {
+            Some(table) => Some(table),
+            None => self.tasks[task]
+                .parent
+                .map(|parent| self.table_owner[parent])
+                .and_then(|parent| self.tables[parent].clone()),
+        };
         let mut table = inherited.unwrap_or_default();
+        self.look_above(ctx, stub, &mut table)?;
         let groups: Vec<Group> = self
             .groups
             .iter()
@@ -363,6 +367,31 @@ impl FilesRestore {
         o.flush()?;
         self.tables[task] = Some(table);
         Ok(())
+    }
+
+    /// Notes which of the numbers for temporary descriptors are taken: other rooms use them too.
+    fn look_above(
+        &self,
+        ctx: &RestoreContext,
+        stub: &Stub,
+        table: &mut Table,
+    ) -> Result<(), RestoreError> {
+        let numbers = arctern_sys::proc::descriptors(stub.tid()).map_err(|source| {
+            let subject = Subject { pid: stub.tid().0, comm: String::new(), part: String::new() };
+            let what = "list its descriptors".to_owned();
+            RestoreError::Kernel { subject, what, source }
+        })?;
+        for fd in numbers.into_iter().filter(|fd| *fd >= ctx.base()) {
+            if table.get(fd).is_none() {
+                table.take(fd, 0);
+            }
+        }
+        Ok(())
+    }
+
+    /// Says that `task` was cloned from another task than its parent, whose descriptors it has now.
+    pub fn cloned_from(&mut self, task: usize, creator: usize) {
+        self.tables[task] = self.tables[self.table_owner[creator]].clone();
     }
 
     /// Where a shared description waits: its number in this task or in another holder, if nothing
@@ -400,6 +429,7 @@ impl FilesRestore {
             return Ok(());
         }
         let mut table = self.tables[task].take().unwrap_or_default();
+        self.look_above(ctx, stub, &mut table)?;
         let wanted = self.wanted[&self.tasks[task].ids.files_id].clone();
         let (pid, comm) = (self.tasks[task].pid, self.tasks[task].comm.clone());
         let mut o = Opener::new(ctx, stub, &mut table, pid, &comm);
@@ -584,7 +614,11 @@ impl FilesRestore {
             )));
         };
         if let Some(memfd) = &file.memfd {
-            let memfd = memfd.clone();
+            let mut memfd = memfd.clone();
+            if writable_shared {
+                // CRIU writes O_RDONLY here and opens every mapped memory for writing.
+                memfd.flags = memfd.flags & !(libc::O_ACCMODE as u32) | libc::O_RDWR as u32;
+            }
             let fd = self.memfds.describe(&self.images, &memfd)?;
             let at = ctx.temporary();
             ctx.inject(stub, fd.as_fd(), at)?;
@@ -615,7 +649,19 @@ impl FilesRestore {
             what: "open it for mapping".to_owned(),
             source,
         })?;
-        Ok(got as i32)
+        let got = got as i32;
+        if got < ctx.base() {
+            return Ok(got);
+        }
+        // No room below: it must not stand on a number that is given out later.
+        let at = ctx.temporary();
+        if got != at {
+            let mut batch = arctern_tracee::Batch::new();
+            batch.call(libc::SYS_dup3, &[got.into(), at.into(), libc::O_CLOEXEC.into()]);
+            batch.call(libc::SYS_close, &[got.into()]);
+            stub.run_all(&mut batch, "move a file out of the way")?;
+        }
+        Ok(at)
     }
 
     /// Sets root, working directory and umask of a task; tasks that share them (CLONE_FS) get the
