@@ -108,8 +108,10 @@ pub fn restore(
     let (ours, theirs) = std::os::unix::net::UnixDatagram::pair().map_err(|source| {
         RestoreError::Kernel { subject: whole_tree(), what: "make a channel".to_owned(), source }
     })?;
-    // Above every number of the images, so that final descriptors never meet temporary ones.
-    let base = files.max_fd().max(2) + 1;
+    // Above every number of the images, so that final descriptors never meet temporary ones, and
+    // above those that mapped files get while they are open: a task opens all of its own at once.
+    let mapped = spaces().map(AddressSpace::mapped_files).max().unwrap_or(0);
+    let base = files.max_fd().max(2) + 1 + i32::try_from(mapped).unwrap_or(i32::MAX / 2);
     let mut build = Build {
         images: &images,
         loaded: &loaded,

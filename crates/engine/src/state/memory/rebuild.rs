@@ -69,6 +69,13 @@ impl AddressSpace {
         self.mm.vmas.iter().filter(|v| v.status & (status::GUARD | status::VSYSCALL) == 0)
     }
 
+    /// How many files the task has open at most while its mappings are made: each may be needed for
+    /// reading and for writing.
+    pub fn mapped_files(&self) -> usize {
+        let ids: std::collections::HashSet<u64> = self.mapped().map(|vma| vma.shmid).collect();
+        2 * ids.len() + 16
+    }
+
     /// Pages in the images.
     pub fn stored_pages(&self) -> u64 {
         self.pages.as_ref().map_or(0, PagemapReader::total_pages)
