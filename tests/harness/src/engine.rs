@@ -96,7 +96,11 @@ impl Engine {
 }
 
 /// Runs a command and gives its messages and the end of its log when it fails.
-fn finish(mut command: Command, log: &Path) -> Result<()> {
+fn finish(command: Command, log: &Path) -> Result<()> {
+    // An engine that hangs is a failure, not a wait.
+    let mut timed = Command::new("timeout");
+    timed.args(["--signal=KILL", "60"]).arg(command.get_program()).args(command.get_args());
+    let mut command = timed;
     let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
     if output.status.success() {
         return Ok(());

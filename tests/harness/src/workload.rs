@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// How long a workload may take to set up or to verify.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(40);
 
 /// The program with the workloads; `ARCTERN_WORKLOAD` overrides the build directory's.
 pub fn program() -> PathBuf {
