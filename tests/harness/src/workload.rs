@@ -60,10 +60,12 @@ impl Run {
         let outer = Process::open(child.id() as i32)?;
         let mut said = String::new();
         let mut listen = File::from(listen);
-        while !said.ends_with('\n') {
+        // Until the end of file: then the workload has closed its end.
+        loop {
             let ready = readable(&[listen.as_fd(), outer.as_fd()], LIMIT)?;
             if ready[0] {
                 match listen.read_to_string(&mut said) {
+                    Ok(_) if said.ends_with('\n') => break,
                     Ok(_) => {}
                     Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
                     Err(error) => return Err(error).context("cannot listen to the workload"),
@@ -125,7 +127,8 @@ impl Run {
             }
             at += 1;
         }
-        pids.into_iter().map(Process::open).collect()
+        // Short-lived children may be gone already.
+        Ok(pids.into_iter().filter_map(|pid| Process::open(pid).ok()).collect())
     }
 
     /// Waits for the end of a tree that was killed by its capture.

@@ -186,6 +186,9 @@ pub fn copy_on_write(stage: &Stage, checks: &mut Checks) {
             (0..64).map(|page| unsafe { report.add(index * 64 + page).read() }).collect();
         let shared = mine.iter().zip(&theirs).filter(|(a, b)| a == b && **a != 0).count();
         checks.eq(format!("pages of 64 that child {index} shares"), 64, shared);
+        if shared < 64 {
+            checks.fail(format!("frames {:x?} and {:x?}", &mine[..4], &theirs[..4]));
+        }
     }
     checks.that("parent's pages", filled(bytes(memory, PAGES * PAGE), 17));
 }

@@ -133,13 +133,19 @@ pub fn posix_timers(stage: &Stage, checks: &mut Checks) {
     let all = [monotonic, realtime, none, thread, unarmed];
     let then = clock(libc::CLOCK_MONOTONIC);
     let before = all.map(Posix::get);
+    // One entry a timer, in any order, without the line that names this process.
     let list = || {
-        std::fs::read_to_string("/proc/self/timers")
-            .unwrap_or_default()
-            .lines()
-            .filter(|line| !line.starts_with("notify") || !line.contains("pid."))
-            .collect::<Vec<_>>()
-            .join("\n")
+        let text = std::fs::read_to_string("/proc/self/timers").unwrap_or_default();
+        let mut entries: Vec<String> = text
+            .split("ID: ")
+            .map(|entry| {
+                let lines =
+                    entry.lines().filter(|l| !l.starts_with("notify") || !l.contains("pid."));
+                lines.collect::<Vec<_>>().join(" ")
+            })
+            .collect();
+        entries.sort();
+        entries
     };
     let listed = list();
     stage.ready();
