@@ -13,6 +13,21 @@ pub struct Failure {
     pub error: anyhow::Error,
     /// Exit code, when the error has none of its own.
     pub code: u8,
+    /// How things stand now, as a sentence.
+    pub state: Option<String>,
+}
+
+impl Failure {
+    /// A command that could not do `action`.
+    pub fn new(action: impl Into<String>, error: impl Into<anyhow::Error>) -> Failure {
+        Failure { action: action.into(), error: error.into(), code: 125, state: None }
+    }
+
+    /// Adds how things stand now.
+    pub fn leaving(mut self, state: impl Into<String>) -> Failure {
+        self.state = Some(state.into());
+        self
+    }
 }
 
 /// Result of a command: its exit code.
@@ -26,7 +41,7 @@ pub trait Cannot<T> {
 
 impl<T, E: Into<anyhow::Error>> Cannot<T> for Result<T, E> {
     fn cannot<S: Into<String>>(self, action: impl FnOnce() -> S) -> Result<T, Failure> {
-        self.map_err(|error| Failure { action: action().into(), error: error.into(), code: 125 })
+        self.map_err(|error| Failure::new(action(), error))
     }
 }
 
@@ -51,6 +66,9 @@ fn render(failure: &Failure) -> String {
     }
     if let Some(hint) = hint(&failure.error) {
         let _ = writeln!(text, "hint: {hint}");
+    }
+    if let Some(state) = &failure.state {
+        let _ = writeln!(text, "{state}");
     }
     text
 }

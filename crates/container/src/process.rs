@@ -82,7 +82,14 @@ impl std::os::fd::AsFd for ProcessHandle {
     }
 }
 
+/// The name and the parent of a running process.
+pub(crate) fn name_and_parent(pid: i32) -> Option<(String, i32)> {
+    stat(pid).map(|s| (s.name, s.parent))
+}
+
 struct Stat {
+    name: String,
+    parent: i32,
     start: u64,
     dead: bool,
 }
@@ -94,11 +101,13 @@ fn stat(pid: i32) -> Option<Stat> {
 /// State and start time out of `/proc/PID/stat`. The name in parentheses may hold anything, so the
 /// fields are counted from its last parenthesis.
 fn parse_stat(text: &str) -> Option<Stat> {
-    let rest = &text[text.rfind(')')? + 1..];
-    let mut fields = rest.split_ascii_whitespace();
+    let (head, rest) = text.split_at(text.rfind(')')?);
+    let name = head.split_once('(')?.1.to_owned();
+    let mut fields = rest[1..].split_ascii_whitespace();
     let state = fields.next()?;
-    let start = fields.nth(18)?.parse().ok()?;
-    Some(Stat { start, dead: matches!(state, "Z" | "X" | "x") })
+    let parent = fields.next()?.parse().ok()?;
+    let start = fields.nth(17)?.parse().ok()?;
+    Some(Stat { name, parent, start, dead: matches!(state, "Z" | "X" | "x") })
 }
 
 /// The id of this boot: pids and start times of another boot mean nothing.
@@ -117,7 +126,7 @@ mod tests {
     fn start_time_is_found_behind_a_hostile_name() {
         let line = "12 (a) S (b) R 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20 21";
         let stat = parse_stat(line).expect("parsed");
-        assert_eq!(stat.start, 4711);
+        assert_eq!((stat.start, stat.parent, stat.name.as_str()), (4711, 1, "a) S (b"));
         assert!(!stat.dead);
         assert!(parse_stat("12 (x").is_none());
         assert!(parse_stat("12 (x) R 1 2").is_none());

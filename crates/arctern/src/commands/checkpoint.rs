@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
+use arctern_container::Error;
 use arctern_container::checkpoint::{CheckpointOptions, Checkpointed};
 use arctern_image::archive::Compression;
 use serde_json::{Value, json};
 
 use super::{Context, for_each};
 use crate::progress::Progress;
-use crate::report::{Cannot, CommandResult};
+use crate::report::{Cannot, CommandResult, Failure};
 use crate::ui::{duration, size};
 
 /// Freeze containers to disk
@@ -84,9 +85,14 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
     let mut statistics = Vec::new();
     let code = for_each(&args.containers, |name| {
         let mut progress = Progress::new();
-        let done = host
-            .checkpoint(name, &options, &mut progress)
-            .cannot(|| format!("checkpoint container `{name}`"))?;
+        let done = host.checkpoint(name, &options, &mut progress).map_err(|error| {
+            let captured = matches!(error, Error::Capture(_) | Error::Archive(_));
+            let failure = Failure::new(format!("checkpoint container `{name}`"), error);
+            match captured {
+                true => failure.leaving("The container runs on, and no file was written."),
+                false => failure,
+            }
+        })?;
         drop(progress);
         if args.print_stats {
             statistics.push(statistics_of(&done));

@@ -149,7 +149,8 @@ pub fn main(arguments: Vec<std::ffi::OsString>) -> CommandResult {
             return Ok(u8::from(error.use_stderr()));
         }
     };
-    let fail = |action: &str, error| Failure { action: action.to_owned(), error, code: 1 };
+    let fail =
+        |action: &str, error| Failure { action: action.to_owned(), error, code: 1, state: None };
     if args.version {
         outln!("Version: 4.2");
         return Ok(0);

@@ -8,7 +8,7 @@ use arctern_container::config::PortMapping;
 use serde_json::{Value, json};
 
 use super::{Context, for_each};
-use crate::report::{Cannot, CommandResult};
+use crate::report::{Cannot, CommandResult, Failure};
 
 /// Let checkpointed containers go on
 ///
@@ -81,9 +81,10 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
     };
     let code = match &args.file {
         Some(file) => {
-            let done = host
-                .restore_archive(file, &options)
-                .cannot(|| format!("restore from {}", file.display()))?;
+            let done = host.restore_archive(file, &options).map_err(|error| {
+                Failure::new(format!("restore from {}", file.display()), error)
+                    .leaving("Nothing of it was left behind.")
+            })?;
             tell(done);
             0
         }

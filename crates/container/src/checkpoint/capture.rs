@@ -38,9 +38,15 @@ impl Host {
         let id = record.id().to_owned();
         let paths = self.paths.container(&id);
         let mut archive = Archive::begin(self, &record, options)?;
+        for warning in strangers(&id, pid)? {
+            events.event(Event::Warning(warning));
+        }
         let shim = self.connect(&record, false).ok();
         let result = self.capture(&record, pid, options, &mut archive, events);
-        let _ = discard(&paths.capture_dir());
+        if archive.is_none() || result.is_err() {
+            // Else its files go into the archive yet.
+            let _ = discard(&paths.capture_dir());
+        }
         let (report, size) = match result {
             Ok(done) => done,
             Err(error) => {
@@ -52,8 +58,13 @@ impl Host {
             (Some(size), _) => size,
             (None, Some(mut archive)) => {
                 events.event(Event::Phase("archive"));
-                archive.fill(&paths, &paths.checkpoint())?;
-                archive.finish()?
+                let written =
+                    archive.fill(&paths, &paths.checkpoint()).and_then(|()| archive.finish());
+                if written.is_err() {
+                    discard(&paths.checkpoint())?;
+                }
+                let _ = discard(&paths.capture_dir());
+                written?
             }
             (None, None) => tree_size(&paths.checkpoint())?,
         };
@@ -130,17 +141,19 @@ impl Host {
         let stops = !options.leave_running;
         let mut size = None;
         let mut before_release = || -> std::result::Result<(), HookError> {
-            let mut filled = if stops { archive.take() } else { None };
+            if !stops {
+                // The engine goes on writing what it has read, while the tasks run already.
+                return Ok(());
+            }
+            let mut filled = archive.take();
             if let Some(archive) = &mut filled {
                 archive.fill(&paths, &images)?;
             }
             put_in_place(&paths)?;
-            if stops {
-                self.store.update(&id, |r| {
-                    r.status = Status::Checkpointed;
-                    r.checkpointed_at = Some(Timestamp::now());
-                })?;
-            }
+            self.store.update(&id, |r| {
+                r.status = Status::Checkpointed;
+                r.checkpointed_at = Some(Timestamp::now());
+            })?;
             // Last, because it is what others can see.
             if let Some(archive) = filled {
                 match archive.finish() {
@@ -166,11 +179,18 @@ impl Host {
         };
         let result = arctern_engine::capture(arctern_sys::Pid(pid), &images, capture, events);
         match result {
-            Ok(report) => Ok((report, size)),
+            Ok(report) => {
+                if !stops {
+                    put_in_place(&paths)?;
+                    self.store.update(&id, |r| r.checkpointed_at = Some(Timestamp::now()))?;
+                }
+                Ok((report, size))
+            }
             Err(error) => {
                 // It may have failed after the hook: then nothing of what the hook did stays.
                 if stops {
                     self.store.update(&id, run_on)?;
+                    discard(&paths.checkpoint())?;
                     if let (Some(_), Some(file)) = (size, &options.file) {
                         let _ = fs::remove_file(file);
                     }
@@ -192,6 +212,19 @@ fn put_in_place(paths: &ContainerPaths) -> Result<()> {
     discard(&paths.checkpoint())?;
     let (from, to) = (paths.checkpoint_new(), paths.checkpoint());
     fs::rename(&from, &to).map_err(Error::io("rename", &from))
+}
+
+/// Processes in the container that are no descendants of its init: those that `exec` started. Their
+/// parent is a command of the host, so they are no part of the tree.
+fn strangers(id: &str, init: i32) -> Result<Vec<String>> {
+    let pids = Hierarchies::read()?.pids(id);
+    let outside = |pid: &i32| {
+        let (name, parent) = crate::process::name_and_parent(*pid)?;
+        let stranger = *pid != init && !pids.contains(&parent);
+        stranger
+            .then(|| format!("process {pid} ({name}) was started by `exec` and is not captured"))
+    };
+    Ok(pids.iter().filter_map(outside).collect())
 }
 
 /// What stays outside the images, as runc names it: bind mounts by their destination, and the

@@ -3,6 +3,7 @@
 use std::fs::OpenOptions;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use arctern_engine::options::RestoreReport;
@@ -130,6 +131,7 @@ impl Host {
             .map_err(Error::io("open", &log))?;
         let mut command = Command::new("/proc/self/exe");
         command
+            .arg0("arctern-shim")
             .arg("--root")
             .arg(&self.paths.root)
             .arg("--runroot")
