@@ -361,8 +361,9 @@ impl Build<'_, '_> {
             }
             Step::Memory(task) => self.memory(task),
             Step::Session(task) => {
-                self.stub(task)?.call("setsid", libc::SYS_setsid, &[])?;
-                Ok(())
+                let stub = self.stub(task)?;
+                stub.call("setsid", libc::SYS_setsid, &[])?;
+                self.files.session_started(&mut self.ctx, &stub, task)
             }
             Step::Clone { task, creator } => self.clone_task(task, creator),
             Step::Helper { pid, parent, session } => self.helper(pid, parent, session.is_some()),

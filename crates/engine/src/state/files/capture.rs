@@ -16,7 +16,7 @@ use arctern_sys::{Pid, proc};
 use nix::sys::stat::{SFlag, stat};
 
 use super::descriptor::{self, Descriptor};
-use super::{epoll, ghost, pipe, regular, unix};
+use super::{epoll, ghost, pipe, regular, tty, unix};
 use crate::error::{CaptureError, Refusal};
 use crate::options::External;
 use crate::tree::FrozenTree;
@@ -68,6 +68,7 @@ pub struct FileCollector {
     pub(super) memfds: Vec<(MemfdInodeEntry, PathBuf)>,
     pub(super) mapped_memfds: HashMap<(u32, u32), u32>,
     pub(super) unix: unix::Collected,
+    pub(super) terminals: tty::Collected,
     pub(super) epolls: Vec<epoll::Pending>,
     fs: Vec<(i32, FsEntry)>,
     pub(super) locks: Vec<FileLockEntry>,
@@ -114,6 +115,7 @@ impl FileCollector {
             self.tables.insert(files_id, table);
         }
         self.resolve_unix(tree, refusals);
+        self.resolve_terminals(tree, refusals);
         self.resolve_epolls(tree, refusals)
     }
 

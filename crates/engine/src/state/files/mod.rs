@@ -35,8 +35,8 @@ mod regular;
 mod restore;
 mod socket;
 mod sockopts;
-mod special;
 mod table;
+mod tty;
 mod unix;
 mod unix_restore;
 

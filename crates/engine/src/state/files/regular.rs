@@ -111,7 +111,7 @@ impl FileCollector {
         {
             return self.path(d, refusals);
         }
-        if super::special::is_terminal(major) {
+        if super::tty::is_terminal(major) {
             return self.terminal(d, refusals);
         }
         refusals.push(d.refuse(

@@ -5,7 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use arctern_image::images::{ImageDir, ImageKind};
 use arctern_image::messages::{
-    FdTypes, FdinfoEntry, FileEntry, FsEntry, MntEntry, RegFileEntry, RemapFilePathEntry, RemapType,
+    FdTypes, FdinfoEntry, FileEntry, FsEntry, MntEntry, RegFileEntry, RemapFilePathEntry,
+    RemapType, TtyInfoEntry,
 };
 use arctern_sys::pidfd::PidFd;
 use arctern_tracee::stub::Stub;
@@ -52,6 +53,12 @@ pub struct FilesRestore {
     stand_ins: HashMap<u32, Vec<u8>>,
     ghost_names: ghost::Names,
     pub(super) memfds: memfd::Inodes,
+    /// Terminals, by the id of their info.
+    pub(super) terminals: BTreeMap<u32, TtyInfoEntry>,
+    /// Indices of pseudo terminals whose master somebody holds.
+    pub(super) masters: HashSet<u32>,
+    /// Those of them that are open by now.
+    pub(super) made_masters: HashSet<u32>,
     pub(super) queues: unix_restore::Queues,
     /// Sockets to which descriptors were sent that nobody received.
     pub(super) with_descriptors: Vec<u32>,
@@ -94,6 +101,9 @@ impl FilesRestore {
             stand_ins: HashMap::new(),
             ghost_names: ghost::Names::default(),
             memfds: memfd::Inodes::load(images)?,
+            terminals: BTreeMap::new(),
+            masters: HashSet::new(),
+            made_masters: HashSet::new(),
             queues,
             with_descriptors,
             pipes: pipe::read_contents(images, ImageKind::PipesData)?,
@@ -113,6 +123,9 @@ impl FilesRestore {
                 let roots = mounts.iter().filter(|m| matches!(m.mountpoint.as_str(), "/" | "./"));
                 restore.root_mounts.extend(roots.map(|m| m.mnt_id as i32));
             }
+        }
+        for info in images.read_all::<TtyInfoEntry>(ImageKind::TtyInfo, 0)? {
+            restore.terminals.insert(info.id, info);
         }
         restore.load_tables()?;
         restore.form_groups()?;
@@ -170,6 +183,12 @@ impl FilesRestore {
                 bonds.push((Bond::Fifo(fifo.pipe_id), *id));
             }
         }
+        let infos = self.holders.keys().filter_map(|id| self.files[id].tty.as_ref());
+        let infos = infos.filter_map(|tty| self.terminals.get(&tty.tty_info_id));
+        self.masters = infos
+            .filter(|info| info.id & 1 == 1)
+            .filter_map(|info| Some(info.pty.as_ref()?.index))
+            .collect();
         self.socket_bonds(&mut bonds);
         self.terminal_bonds(&mut bonds);
         let parents: Vec<Option<usize>> = self.tasks.iter().map(|task| task.parent).collect();
@@ -197,6 +216,7 @@ impl FilesRestore {
         });
         self.check_sockets(refusals);
         self.check_locks(refusals);
+        self.check_terminals(refusals);
         for (id, file) in &self.files {
             let known = file.reg.is_some()
                 || file.pipe.is_some()
@@ -224,12 +244,16 @@ impl FilesRestore {
         refusals: &mut Vec<Refusal>,
         wanted: impl Fn(&RegFileEntry) -> bool,
     ) {
+        let terminals = self.files.values().filter_map(|file| file.tty.as_ref()?.regf_id);
+        let terminals: HashSet<u32> = terminals.collect();
         for (id, file) in &self.files {
             let Some(reg) = &file.reg else { continue };
             let special = self.remaps.contains_key(id)
                 || reg.ext()
                 || reg.name.starts_with("/proc/")
-                || self.is_remap_target(*id);
+                || self.is_remap_target(*id)
+                // A terminal's path appears when its other side is opened.
+                || terminals.contains(id);
             if special || !wanted(reg) {
                 continue;
             }
@@ -355,7 +379,7 @@ impl FilesRestore {
         let mut o = Opener::new(ctx, stub, &mut table, pid, &comm);
         for group in &groups {
             for (id, fd) in self.make(&mut o, group)? {
-                let to = self.parking_place(&mut o, task, id);
+                let to = self.parking_place(&mut o, task, id, fd);
                 if to == fd {
                     o.table.take(fd, id);
                 } else {
@@ -396,12 +420,13 @@ impl FilesRestore {
 
     /// Where a shared description waits: its number in this task or in another holder, if nothing
     /// is in the way there, else a temporary one.
-    fn parking_place(&self, o: &mut Opener<'_>, task: usize, id: u32) -> i32 {
+    fn parking_place(&self, o: &mut Opener<'_>, task: usize, id: u32, landed: i32) -> i32 {
         let own = &self.wanted[&self.tasks[task].ids.files_id];
         let of_others = self.holders[&id].iter().map(|(_, fd)| *fd);
         let own_number = own.iter().find(|d| d.id == id).map(|d| d.fd as i32);
         let wanted_here = |fd: i32| own.binary_search_by_key(&(fd as u32), |d| d.fd).is_ok();
-        let free = |o: &Opener<'_>, fd: i32| matches!(o.table.get(fd), None | Some(0));
+        // Another of its group may have landed there for the moment.
+        let free = |o: &Opener<'_>, fd: i32| fd == landed || o.table.get(fd).is_none();
         if let Some(fd) = own_number
             && free(o, fd)
         {
@@ -467,7 +492,9 @@ impl FilesRestore {
                 let rest = reg.name.strip_prefix("/proc/");
                 rest.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
             };
-            file.pidfd.is_some() || file.reg.as_ref().is_some_and(in_proc)
+            file.pidfd.is_some()
+                || file.reg.as_ref().is_some_and(in_proc)
+                || self.is_controlling_terminal(*id)
         })
     }
 
@@ -564,6 +591,12 @@ impl FilesRestore {
         }
         if let Some(inotify) = &file.ify {
             return Ok(super::inotify::open(o, inotify));
+        }
+        if let Some(tty) = &file.tty {
+            let path = o.c_string(b"/dev/tty");
+            let flags = tty.flags & !libc::O_ASYNC as u32;
+            let args = [libc::AT_FDCWD.into(), path.into(), flags.into()];
+            return Ok(o.create(libc::SYS_openat, &args, "open its controlling terminal"));
         }
         Err(RestoreError::Refused(vec![self.unknown_kind(id)]))
     }
@@ -728,6 +761,8 @@ impl FilesRestore {
             .filter(|(task, _)| !self.tasks[*task].zombie && self.table_owner[*task] == *task)
             .copied()
             .collect();
+        // Before /dev/tty is opened, which is the terminal of its opener's session.
+        self.set_controlling_terminals(stubs)?;
         self.install_late(ctx, &owners)?;
         for (task, stub) in &owners {
             let mut table = self.tables[*task].take().unwrap_or_default();
