@@ -14,7 +14,7 @@ use arctern_image::pages::PagesIds;
 use arctern_sys::namespace::Kind;
 use arctern_sys::{PAGE_SIZE, Pid, proc};
 
-use crate::error::{CaptureError, Refusal};
+use crate::error::{CaptureError, Refusal, Subject};
 use crate::faults::Faults;
 use crate::freeze::{Frozen, freeze};
 use crate::options::{AfterCapture, CaptureOptions, CaptureReport, Event, Events};
@@ -41,6 +41,9 @@ pub const STEPS: [&str; 10] = [
     "release",
 ];
 
+/// Most memory that a capture takes to shorten the freeze.
+const BUFFER_LIMIT: u64 = 256 << 20;
+
 /// CRIU refuses longer auxiliary vectors. Programs read theirs from the stack, which is whole.
 const AUXV_WORDS: usize = 44;
 
@@ -64,6 +67,17 @@ pub fn capture(
     let images = ImageDir::create(images_dir)?;
     let mut refusals = Vec::new();
     let mut report = CaptureReport::default();
+
+    // Tasks that go on wait for a copy in memory only, not for a file system.
+    let early = options.after == AfterCapture::Resume;
+    let mut buffer = None;
+    if early {
+        let estimate = dump::estimate(pid);
+        let size = estimate + estimate / 8 + (1 << 20);
+        if size <= BUFFER_LIMIT {
+            buffer = Some(dump::Buffer::new(size as usize));
+        }
+    }
 
     step(events, 0)?;
     let mut frozen = freeze(pid, options.timeout, &mut refusals)?;
@@ -148,15 +162,27 @@ pub fn capture(
         plans.push(plan);
     }
     let total = report.pages_written * PAGE_SIZE;
-    let mut done = 0;
-    dump::copy_pages(&plans, |bytes| {
-        done += bytes;
-        events.event(Event::Progress { done, total });
-    })
-    .map_err(|(pid, source)| match tree.tasks.iter().find(|t| t.pid == pid) {
+    let blame = |tree: &FrozenTree, (pid, source): (Pid, std::io::Error)| match tree
+        .tasks
+        .iter()
+        .find(|t| t.pid == pid)
+    {
         Some(task) => task.failed("", "copy its memory")(source),
         None => CaptureError::NoSuchProcess(pid),
-    })?;
+    };
+    let taken = match &mut buffer {
+        Some(buffer) => buffer.fill(&plans).map_err(|e| blame(tree, e))?,
+        None => false,
+    };
+    if !taken {
+        buffer = None;
+        let mut done = 0;
+        dump::copy_pages(&plans, |bytes| {
+            done += bytes;
+            events.event(Event::Progress { done, total });
+        })
+        .map_err(|e| blame(tree, e))?;
+    }
     shared_memory(tree, &spaces, &images, &pages_ids)?;
     report.memory_us = memory_started.elapsed().as_micros() as u64;
 
@@ -173,7 +199,6 @@ pub fn capture(
         inventory: inventory(&namespaces, cgroups.root_set()),
     };
     // What is only described needs no freeze. If the tasks are to die it must be safe before.
-    let early = options.after == AfterCapture::Resume;
     if !early {
         described.write(&images)?;
     }
@@ -187,6 +212,14 @@ pub fn capture(
     let since = frozen.since;
     release(frozen, options.after)?;
     report.frozen_us = since.elapsed().as_micros() as u64;
+    if let Some(buffer) = buffer {
+        buffer.write(&plans).map_err(|(pid, source)| CaptureError::Kernel {
+            subject: Subject { pid: pid.0, comm: String::new(), part: String::new() },
+            what: "write its pages".to_owned(),
+            source,
+        })?;
+        events.event(Event::Progress { done: total, total });
+    }
     if early {
         described.write(&images)?;
     }

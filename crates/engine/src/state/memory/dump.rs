@@ -124,6 +124,89 @@ pub fn plan(
     Ok(Plan { pid: task.pid, copies, pages, hidden, scanned, stored })
 }
 
+/// Memory taken before the freeze, so that pages can be copied at the speed of memory in the freeze
+/// and written afterwards.
+#[derive(Debug, Default)]
+pub struct Buffer {
+    bytes: Vec<u8>,
+}
+
+impl Buffer {
+    /// A buffer of `size` bytes whose pages are already there.
+    pub fn new(size: usize) -> Self {
+        // Ones, because the kernel would give zeros without making pages.
+        Buffer { bytes: vec![1; size] }
+    }
+
+    /// Copies the pages of all plans into the buffer; false if they do not fit.
+    pub fn fill(&mut self, plans: &[Plan]) -> Result<bool, (Pid, io::Error)> {
+        let total: u64 = plans.iter().map(|p| p.stored * PAGE_SIZE).sum();
+        if total > self.bytes.len() as u64 {
+            return Ok(false);
+        }
+        let mut rest = &mut self.bytes[..];
+        for plan in plans {
+            let (part, after) = rest.split_at_mut((plan.stored * PAGE_SIZE) as usize);
+            take(plan, part).map_err(|e| (plan.pid, e))?;
+            rest = after;
+        }
+        Ok(true)
+    }
+
+    /// Writes what [`Buffer::fill`] took into the files.
+    pub fn write(&self, plans: &[Plan]) -> Result<(), (Pid, io::Error)> {
+        let mut rest = &self.bytes[..];
+        for plan in plans {
+            let (part, after) = rest.split_at((plan.stored * PAGE_SIZE) as usize);
+            let written = plan.pages.write_all_at(part, 0).and_then(|()| restore_hidden(plan));
+            written.map_err(|e| (plan.pid, e))?;
+            rest = after;
+        }
+        Ok(())
+    }
+}
+
+/// Copies the pages of a plan to where they lie in its file, in memory.
+fn take(plan: &Plan, buffer: &mut [u8]) -> io::Result<()> {
+    let mut at = 0;
+    let mut copies = plan.copies.iter().peekable();
+    let mut ranges: Vec<(RemoteAddr, usize)> = Vec::new();
+    while let Some(first) = copies.peek() {
+        let from = at;
+        if !first.readable {
+            let mem = memory::open_mem(plan.pid)?;
+            let len = first.len as usize;
+            memory::pread_mem(&mem, RemoteAddr(first.from), &mut buffer[at..at + len])?;
+            at += len;
+            copies.next();
+            continue;
+        }
+        ranges.clear();
+        while let Some(c) = copies.next_if(|c| c.readable && ranges.len() < 512) {
+            ranges.push((RemoteAddr(c.from), c.len as usize));
+            at += c.len as usize;
+        }
+        memory::read_ranges(plan.pid, &ranges, &mut buffer[from..at])?;
+    }
+    Ok(())
+}
+
+/// Anonymous memory of a tree now, in bytes: what its capture will have to hold.
+pub fn estimate(pid: Pid) -> u64 {
+    let mut total = 0;
+    let mut list = vec![pid];
+    while let Some(pid) = list.pop() {
+        let text = arctern_sys::proc::read(pid, "statm").unwrap_or_default();
+        let pages = |n: usize| -> u64 {
+            text.split_ascii_whitespace().nth(n).and_then(|w| w.parse().ok()).unwrap_or(0)
+        };
+        // Resident less shared (file) pages.
+        total += pages(1).saturating_sub(pages(2)) * PAGE_SIZE;
+        list.extend(arctern_sys::proc::children(pid).unwrap_or_default());
+    }
+    total
+}
+
 /// Copies the pages of all plans into their files. Reports bytes as they are done.
 pub fn copy_pages(plans: &[Plan], mut progress: impl FnMut(u64)) -> Result<(), (Pid, io::Error)> {
     let total: u64 = plans.iter().map(|p| p.stored * PAGE_SIZE).sum();
