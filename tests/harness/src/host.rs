@@ -11,12 +11,15 @@ use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Mutex;
 use std::time::Duration;
 
 /// Directories and network namespace of one test.
 pub struct Host {
     base: tempfile::TempDir,
     namespace: String,
+    /// Ids that commands printed: containers (and images) that were there.
+    ids: Mutex<Vec<String>>,
 }
 
 impl Host {
@@ -27,7 +30,7 @@ impl Host {
         let namespace = format!("arctern-{}", std::process::id());
         run(Command::new("ip").args(["netns", "add", &namespace]))?;
         run(Command::new("ip").args(["-n", &namespace, "link", "set", "lo", "up"]))?;
-        Ok(Self { base, namespace })
+        Ok(Self { base, namespace, ids: Mutex::default() })
     }
 
     /// A directory of the test, for archives.
@@ -49,7 +52,11 @@ impl Host {
     /// Runs `arctern ARGUMENTS`, which must succeed; what it printed.
     pub fn arctern(&self, arguments: &[&str]) -> Result<String> {
         let output = run(&mut self.command(arguments))?;
-        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        if text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            self.ids.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(text.clone());
+        }
+        Ok(text)
     }
 
     /// Runs `arctern ARGUMENTS` to see how it fails.
@@ -154,6 +161,13 @@ impl Host {
                 .filter(|l| !l.contains(": lo:") && l.contains("veth"))
                 .map(|l| format!("link {l}")),
         );
+        for id in self.ids.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).iter() {
+            left.extend(
+                Self::cgroups(id)
+                    .into_iter()
+                    .map(|path| format!("control group {}", path.display())),
+            );
+        }
         left.extend(self.rules()?.into_iter().map(|rule| format!("rule {rule}")));
         for directory in [
             "root/containers",
@@ -190,7 +204,7 @@ impl Host {
     }
 
     /// Control groups whose name contains the text.
-    pub fn cgroups(text: &str) -> Vec<PathBuf> {
+    fn cgroups(text: &str) -> Vec<PathBuf> {
         fn visit(directory: &Path, text: &str, found: &mut Vec<PathBuf>) {
             for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
                 if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
