@@ -205,7 +205,7 @@ impl Store {
         // The index first: a crash in between leaves files that nothing refers to, not an image
         // that lacks files.
         self.write_index(&index)?;
-        let graves = self.collect_garbage(&index)?;
+        let graves = self.collect_garbage()?;
         drop(lock);
         clear(graves)?;
         Ok(Removed { untagged: image.names, deleted: Some(image.id) })
@@ -316,8 +316,10 @@ impl Store {
         write_durably(&path, &bytes)
     }
 
-    /// Buries layers and blobs that no image and no container root refers to.
-    fn collect_garbage(&self, index: &Index) -> Result<Vec<Scratch>, StoreError> {
+    /// Buries layers and blobs that no image and no container root refers to. The caller holds the
+    /// lock: things are put in their places and referred to without letting it go.
+    pub(crate) fn collect_garbage(&self) -> Result<Vec<Scratch>, StoreError> {
+        let index = self.read_index()?;
         let mut layers: BTreeSet<String> = BTreeSet::new();
         let mut blobs: BTreeSet<String> = BTreeSet::new();
         for image in &index.images {

@@ -365,14 +365,16 @@ impl Store {
         clear(graves)
     }
 
-    /// Removes what killed commands left in `tmp`: everything there that nobody has locked.
+    /// Removes what killed commands left: everything in `tmp` that nobody has locked, and then what
+    /// nothing refers to.
     fn sweep(&self) -> Result<(), StoreError> {
         let tmp = self.root.join("tmp");
         let mut entries = std::fs::read_dir(&tmp).at("list", &tmp)?.peekable();
         if entries.peek().is_none() {
             return Ok(());
         }
-        let _lock = self.lock()?;
+        let lock = self.lock()?;
+        let mut found = false;
         for entry in std::fs::read_dir(&tmp).at("list", &tmp)? {
             let path = entry.at("list", &tmp)?.path();
             let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -384,9 +386,16 @@ impl Store {
             if rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).is_ok() {
                 tracing::debug!(path = %path.display(), "removing the leftover of a killed command");
                 remove_tree(&path)?;
+                found = true;
             }
         }
-        Ok(())
+        if !found {
+            return Ok(());
+        }
+        // It may have been killed between putting things in their places and referring to them.
+        let graves = self.collect_garbage()?;
+        drop(lock);
+        clear(graves)
     }
 }
 
@@ -471,8 +480,9 @@ pub(crate) fn remove_tree(path: &Path) -> Result<(), StoreError> {
 
 /// Writes a file so that after a crash either the old or the whole new content is there.
 pub(crate) fn write_durably(path: &Path, content: &[u8]) -> Result<(), StoreError> {
+    // The lock is held, so that nobody else writes it; and who is killed leaves one file at most.
     let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.new", std::process::id()));
+    name.push(".new");
     let temporary = path.with_file_name(name);
     let written = File::create(&temporary).and_then(|mut file| {
         file.write_all(content)?;

@@ -12,6 +12,8 @@ use tar::{EntryType, Header};
 const BLOCK: usize = 512;
 /// The longest extension (pax records, long name) that is believed.
 const MAX_EXTENSION: u64 = 16 << 20;
+/// The longest content that is believed: no file system has longer files.
+const MAX_CONTENT: u64 = i64::MAX as u64;
 /// The most pieces of a sparse file that are believed.
 const MAX_PIECES: usize = 1 << 20;
 
@@ -114,6 +116,9 @@ impl<R: Read> TarStream<R> {
                 .and_then(|t| t.parse().ok())
                 .ok_or_else(|| damaged("a size is no number"))?,
         };
+        if size > MAX_CONTENT {
+            return Err(damaged("a size is larger than any file"));
+        }
         let path = record("path").or(long_path).unwrap_or_else(|| header.path_bytes().into_owned());
         let link = record("linkpath")
             .or(long_link)

@@ -422,29 +422,37 @@ impl Meta {
             let value = member.records.iter().find(|(k, _)| k == key).map(|(_, v)| v);
             value.map(|v| std::str::from_utf8(v).unwrap_or("damaged"))
         };
-        let id = |key: &'static str, field: io::Result<u64>| match record(key) {
+        let old = header.as_old();
+        let id = |key: &'static str, field: &[u8], value: io::Result<u64>| match record(key) {
             Some(text) => text.parse().map_err(|_| bad(key)),
-            None => field.ok().and_then(|v| u32::try_from(v).ok()).ok_or(bad(key)),
+            None => number(field, value).and_then(|v| u32::try_from(v).ok()).ok_or(bad(key)),
         };
         let mtime = match record("mtime") {
             Some(text) => pax_time(text),
-            None => header
-                .mtime()
-                .ok()
+            None => number(&old.mtime, header.mtime())
                 .and_then(|v| i64::try_from(v).ok())
                 .map(|tv_sec| Timespec { tv_sec, tv_nsec: 0 }),
         };
+        let mode = number(&old.mode, header.mode().map(u64::from)).ok_or(bad("mode"))?;
         let xattrs = member.records.iter().filter_map(|(key, value)| {
             let name = key.strip_prefix(PAX_XATTR).filter(|name| !is_overlay_xattr(name))?;
             Some((name.to_owned(), value.clone()))
         });
         Ok(Meta {
-            mode: header.mode().map_err(|_| bad("mode"))? & 0o7777,
-            uid: id("uid", header.uid())?,
-            gid: id("gid", header.gid())?,
+            mode: RawMode::try_from(mode & 0o7777).map_err(|_| bad("mode"))?,
+            uid: id("uid", &old.uid, header.uid())?,
+            gid: id("gid", &old.gid, header.gid())?,
             mtime: mtime.ok_or(bad("mtime"))?,
             xattrs: xattrs.collect(),
         })
+    }
+}
+
+/// A numeric field: blank is zero, as all tars take it.
+fn number(field: &[u8], value: io::Result<u64>) -> Option<u64> {
+    match field.iter().all(|b| matches!(b, 0 | b' ')) {
+        true => Some(0),
+        false => value.ok(),
     }
 }
 

@@ -1,0 +1,146 @@
+//! Damaged and forged archives end in errors: no panic, nothing outside the directory.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use arctern_storage::tarstream::TarStream;
+use arctern_storage::unpack::{Unpacker, Whiteouts};
+use proptest::prelude::*;
+use tar::EntryType;
+
+/// A member as a forger would write it.
+#[derive(Clone, Debug)]
+struct Forged {
+    kind: u8,
+    path: String,
+    link: String,
+    records: Vec<(String, Vec<u8>)>,
+    content: Vec<u8>,
+}
+
+fn some_member() -> impl Strategy<Value = Forged> {
+    let name = || {
+        prop_oneof![
+            Just("a"),
+            Just("b"),
+            Just("a/b"),
+            Just("b/a/c"),
+            Just(".."),
+            Just("../out"),
+            Just("a/../../out"),
+            Just("/tmp/out"),
+            Just("."),
+            Just(""),
+            Just("a/"),
+            Just("out"),
+            Just(".wh.a"),
+            Just(".wh..wh..opq"),
+            Just(".wh..."),
+            Just("a/.wh.b"),
+        ]
+        .prop_map(str::to_owned)
+    };
+    let key = prop_oneof![
+        Just("path"),
+        Just("linkpath"),
+        Just("size"),
+        Just("mtime"),
+        Just("uid"),
+        Just("SCHILY.xattr.user.x"),
+        Just("SCHILY.xattr.trusted.overlay.redirect"),
+        Just("GNU.sparse.map"),
+    ];
+    let value = prop_oneof![
+        name().prop_map(String::into_bytes),
+        proptest::collection::vec(any::<u8>(), 0..20),
+        Just(b"18446744073709551615".to_vec()),
+    ];
+    let records = proptest::collection::vec((key.prop_map(str::to_owned), value), 0..3);
+    let kind = proptest::sample::select(b"0123456789LKSxg\0Z".to_vec());
+    (kind, name(), name(), records, proptest::collection::vec(any::<u8>(), 0..600)).prop_map(
+        |(kind, path, link, records, content)| Forged { kind, path, link, records, content },
+    )
+}
+
+fn archive(members: &[Forged]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for member in members {
+        let records: Vec<_> =
+            member.records.iter().map(|(k, v)| (k.as_str(), v.as_slice())).collect();
+        builder.append_pax_extensions(records).expect("records");
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(EntryType::new(member.kind));
+        header.as_old_mut().name[..member.path.len()].copy_from_slice(member.path.as_bytes());
+        header.as_old_mut().linkname[..member.link.len()].copy_from_slice(member.link.as_bytes());
+        header.set_size(member.content.len() as u64);
+        header.set_mode(0o6755);
+        header.set_cksum();
+        builder.append(&header, &member.content[..]).expect("append");
+    }
+    builder.into_inner().expect("archive")
+}
+
+/// What is in a directory, not following links.
+fn listing(dir: &Path) -> BTreeMap<String, u64> {
+    let entries = std::fs::read_dir(dir).expect("list").map(|e| e.expect("entry"));
+    entries
+        .map(|e| {
+            let size = std::fs::symlink_metadata(e.path()).expect("metadata").len();
+            (e.file_name().to_string_lossy().into_owned(), size)
+        })
+        .collect()
+}
+
+fn unpack(bytes: &[u8], whiteouts: Whiteouts) {
+    let outside =
+        tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("directory");
+    std::fs::write(outside.path().join("out"), b"kept").expect("write");
+    let root = outside.path().join("root");
+    std::fs::create_dir(&root).expect("make");
+    // A link out of the tree that was there before.
+    std::os::unix::fs::symlink(outside.path(), root.join("b")).expect("link");
+    let mut before = listing(outside.path());
+    let mut unpacker = Unpacker::new(&root, whiteouts).expect("open");
+    if unpacker.unpack(&mut TarStream::new(bytes)).is_ok() {
+        let _ = unpacker.finish();
+    }
+    let mut after = listing(outside.path());
+    // The size of a directory is its own affair.
+    before.remove("root");
+    after.remove("root");
+    assert_eq!(before, after);
+    assert_eq!(std::fs::read(outside.path().join("out")).expect("read"), b"kept");
+    assert!(!Path::new("/tmp/out").exists());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn forged_members_stay_inside(members in proptest::collection::vec(some_member(), 0..8), overlay: bool) {
+        unpack(&archive(&members), if overlay { Whiteouts::ToOverlay } else { Whiteouts::Literal });
+    }
+
+    #[test]
+    fn damaged_archives_end_in_errors(
+        members in proptest::collection::vec(some_member(), 1..4),
+        damage in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+        cut: prop::sample::Index,
+    ) {
+        let mut bytes = archive(&members);
+        for (at, value) in damage {
+            let at = at.index(bytes.len());
+            bytes[at] = value;
+            // Damage that the checksum does not show.
+            let block = at / 512 * 512;
+            if let Some(block) = bytes.get_mut(block..block + 512) {
+                let mut header = tar::Header::new_old();
+                header.as_mut_bytes().copy_from_slice(block);
+                header.set_cksum();
+                block.copy_from_slice(header.as_bytes());
+            }
+        }
+        bytes.truncate(cut.index(bytes.len() + 1));
+        unpack(&bytes, Whiteouts::Literal);
+    }
+}
