@@ -20,6 +20,7 @@ use crate::restore_context::{RestoreContext, TaskNode};
 use crate::state::cgroup::CgroupRestore;
 use crate::state::files::{FileRestoreOptions, FilesRestore};
 use crate::state::memory::rebuild::{AddressSpace, Memory, find_hole, have_common_memory, set_mm};
+use crate::state::memory::vdso::HostVdso;
 use crate::state::namespaces::{NamespaceRestore, NamespaceRestoreOptions};
 use crate::state::restart::{self, Restarts};
 use crate::state::task::restore as task_state;
@@ -81,6 +82,12 @@ pub fn restore(
         },
     )?;
     namespaces.check(&mut refusals);
+    let vdso = HostVdso::read()?;
+    for (node, space) in loaded.nodes.iter().zip(&loaded.spaces) {
+        if let Some(space) = space {
+            vdso.check(node.pid, &node.comm, space, &mut refusals)?;
+        }
+    }
     let files = FilesRestore::load(
         &images,
         &loaded.nodes,

@@ -106,11 +106,15 @@ pub fn read(pid: Pid) -> std::io::Result<Vec<Mapping>> {
     Ok(parse(&super::read(pid, "smaps")?)?)
 }
 
+/// Reads the mappings of a process without their VmFlags and sizes (`maps`), which is much faster.
+pub fn read_maps(pid: Pid) -> std::io::Result<Vec<Mapping>> {
+    Ok(super::read(pid, "maps")?.lines().filter_map(header).collect())
+}
+
 /// The address ranges of this program's own mappings, ascending.
 pub fn own_ranges() -> std::io::Result<Vec<(u64, u64)>> {
-    let text = std::fs::read_to_string("/proc/self/maps")?;
-    let ranges = text.lines().filter_map(header).map(|m| (m.start, m.end)).collect();
-    Ok(ranges)
+    let maps = read_maps(Pid(std::process::id() as i32))?;
+    Ok(maps.iter().map(|m| (m.start, m.end)).collect())
 }
 
 #[cfg(test)]

@@ -2,8 +2,10 @@
 //!
 //! - [`vma`]: from `/proc/PID/smaps` to CRIU's entries, and what is refused.
 //! - [`dump`]: which pages hold something private, and their copying.
+//! - [`vdso`]: is the kernel's code in the task this kernel's?
 //! - [`rebuild`]: mappings and pages put back by remote calls, copy-on-write sharing kept.
 
 pub mod dump;
 pub mod rebuild;
+pub mod vdso;
 pub mod vma;
