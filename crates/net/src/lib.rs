@@ -7,6 +7,7 @@
 //!
 //! ```text
 //! network   operations: ensure, attach, publish, detach        files   /etc/hosts and the like
+//! conntrack forgets UDP flows of published ports
 //! error     what can go wrong                                  claim   who has a port already
 //! rules     our nf_tables table                                 status  Podman's network.status
 //! state     who has which address and ports                     netns   namespaces without a process
@@ -16,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 mod claim;
+mod conntrack;
 mod error;
 pub mod files;
 mod mac;

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use crate::claim;
+use crate::conntrack;
 use crate::error::{Doing, NetworkError};
 use crate::mac::Mac;
 use crate::nft::Nft;
@@ -320,6 +321,7 @@ impl Network {
             locked.save()?;
             return Err(error);
         }
+        conntrack::forget_udp(&chosen).doing("redirect the flows to ports of", container)?;
         Ok(all)
     }
 
@@ -334,8 +336,9 @@ impl Network {
         if let Some(lease) = locked.state.leases.get_mut(container)
             && !lease.ports.is_empty()
         {
-            lease.ports.clear();
+            let ports = std::mem::take(&mut lease.ports);
             locked.save()?;
+            conntrack::forget_udp(&ports).doing("end the flows to ports of", container)?;
         }
         Ok(())
     }
@@ -374,10 +377,12 @@ impl Network {
         }));
         let veth = self.veth_name(container);
         note(drop_link(&mut route, &veth).map(drop).doing("remove", &veth));
-        if let Some(lease) = locked.state.leases.get(container)
-            && let Ok(Some(bridge)) = route.link(&self.bridge)
-        {
-            note(route.delete_neighbour(bridge.index, lease.ip).doing("forget", lease.ip));
+        if let Some(lease) = locked.state.leases.get(container) {
+            let forgotten = conntrack::forget_udp(&lease.ports);
+            note(forgotten.doing("end the flows to ports of", container));
+            if let Ok(Some(bridge)) = route.link(&self.bridge) {
+                note(route.delete_neighbour(bridge.index, lease.ip).doing("forget", lease.ip));
+            }
         }
         match errors.len() {
             0 => {

@@ -288,6 +288,22 @@ fn udp_and_chosen_ports() {
     socket.set_read_timeout(Some(Duration::from_secs(2))).expect("timeout");
     let (len, _) = socket.recv_from(&mut buffer).expect("arrives");
     assert_eq!(&buffer[..len], b"hello");
+    // A client that goes on from the same port is led to the new container.
+    host.net.detach("a").expect("detach");
+    let b = host.container("b");
+    host.net.attach(b.as_fd(), "b", &AttachSpec::default()).expect("attach");
+    let other = netns::run_in(b.as_fd(), || UdpSocket::bind("0.0.0.0:53")).expect("enter");
+    let other = other.expect("bind");
+    let again = PortMapping { host_port: ports[0].host_port, ..port("53/udp") };
+    // A flow that begins while nothing is published is not translated.
+    let _ = client.send_to(b"lost", ("127.0.0.1", again.host_port));
+    host.net.publish("b", &[again]).expect("publish");
+    // The refusal of the lost datagram is reported by the next call.
+    let _ = client.send_to(b"again", ("127.0.0.1", ports[0].host_port));
+    client.send_to(b"again", ("127.0.0.1", ports[0].host_port)).expect("send");
+    other.set_read_timeout(Some(Duration::from_secs(2))).expect("timeout");
+    let (len, _) = other.recv_from(&mut buffer).expect("arrives");
+    assert_eq!(&buffer[..len], b"again");
 }
 
 #[test]
