@@ -104,8 +104,8 @@ pub fn socket_option(
     out: &mut [u8],
 ) -> io::Result<usize> {
     let mut len = out.len() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `len` bytes into `out` and the new length into `len`.
     check(
+        // SAFETY: the kernel writes at most `len` bytes into `out` and the new length into `len`.
         unsafe {
             libc::getsockopt(
                 socket.as_fd().as_raw_fd(),
@@ -129,8 +129,8 @@ pub fn socket_int(socket: impl AsFd, level: i32, name: i32) -> io::Result<i32> {
 
 /// Changes a socket option that is an int.
 pub fn set_socket_int(socket: impl AsFd, level: i32, name: i32, value: i32) -> io::Result<()> {
-    // SAFETY: the kernel reads four bytes of `value`.
     check(
+        // SAFETY: the kernel reads four bytes of `value`.
         unsafe {
             libc::setsockopt(socket.as_fd().as_raw_fd(), level, name, (&raw const value).cast(), 4)
         }
@@ -143,9 +143,9 @@ pub fn set_socket_int(socket: impl AsFd, level: i32, name: i32, value: i32) -> i
 /// instructions it has. EACCES for an eBPF filter.
 pub fn socket_filter(socket: impl AsFd, out: &mut [u64]) -> io::Result<usize> {
     let mut len = out.len() as libc::socklen_t;
-    // SAFETY: SO_GET_FILTER counts `len` in instructions of eight bytes, which is what `out` holds,
-    // and writes nothing when `len` is 0.
     check(
+        // SAFETY: SO_GET_FILTER counts `len` in instructions of eight bytes, which is what `out` holds,
+        // and writes nothing when `len` is 0.
         unsafe {
             libc::getsockopt(
                 socket.as_fd().as_raw_fd(),
@@ -164,9 +164,9 @@ pub fn socket_filter(socket: impl AsFd, out: &mut [u64]) -> io::Result<usize> {
 pub fn attach_socket_filter(socket: impl AsFd, filter: &[u64]) -> io::Result<()> {
     let len = u16::try_from(filter.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let program = libc::sock_fprog { len, filter: filter.as_ptr() as *mut libc::sock_filter };
-    // SAFETY: `program` points at `len` instructions of eight bytes, which the kernel only reads;
-    // u64 is at least as aligned as struct sock_filter.
     check(
+        // SAFETY: `program` points at `len` instructions of eight bytes, which the kernel only reads;
+        // u64 is at least as aligned as struct sock_filter.
         unsafe {
             libc::setsockopt(
                 socket.as_fd().as_raw_fd(),

@@ -237,8 +237,8 @@ pub fn send_message(id: i32, kind: i64, text: &[u8]) -> io::Result<()> {
         bytes[..chunk.len()].copy_from_slice(chunk);
         *word = u64::from_ne_bytes(bytes);
     }
-    // SAFETY: the buffer holds the type and `text.len()` bytes.
     check(
+        // SAFETY: the buffer holds the type and `text.len()` bytes.
         unsafe { libc::msgsnd(id, buffer.as_ptr().cast(), text.len(), libc::IPC_NOWAIT) }.into(),
     )?;
     Ok(())

@@ -130,7 +130,7 @@ impl Stub {
             batch.pointer(args.at(64), tids);
         }
         let call = batch.call(libc::SYS_clone3, &[args.into(), 88.into()]);
-        self.start(&mut batch)?;
+        self.start(&batch)?;
         let mut child = None;
         loop {
             let status = ptrace::wait(self.tid).map_err(TraceeError::request(self.tid, "wait"))?;

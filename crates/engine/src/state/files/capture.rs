@@ -72,8 +72,11 @@ pub struct FileCollector {
     pub(super) epolls: Vec<epoll::Pending>,
     fs: Vec<(i32, FsEntry)>,
     pub(super) locks: Vec<FileLockEntry>,
-    pub(super) seen_locks: HashSet<(Owner, u32, (u32, u32, u64), i64, Option<i64>)>,
+    pub(super) seen_locks: HashSet<SeenLock>,
 }
+
+/// What tells one lock from another: owner, kind, file, range.
+type SeenLock = (Owner, u32, (u32, u32, u64), i64, Option<i64>);
 
 impl FileCollector {
     /// An empty collection.

@@ -244,7 +244,7 @@ fn restore_hidden(plan: &Plan) -> io::Result<()> {
 
 /// Two lists of about the same number of bytes.
 fn split(copies: &[Copy]) -> Vec<Vec<Copy>> {
-    let half = copies.iter().map(|c| c.len).sum::<u64>() / 2 & !(PAGE_SIZE - 1);
+    let half = (copies.iter().map(|c| c.len).sum::<u64>() / 2) & !(PAGE_SIZE - 1);
     let (mut first, mut second, mut taken) = (Vec::new(), Vec::new(), 0);
     for c in copies {
         let room = half.saturating_sub(taken).min(c.len);

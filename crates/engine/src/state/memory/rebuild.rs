@@ -685,11 +685,10 @@ fn unmap_rest(
                 kept.vmas.push(vma.clone());
             }
         }
-        let same_vdso = |a: &AddressSpace, b: &AddressSpace| match (a.vdso(), b.vdso()) {
+        kept.vdso = match (space.vdso(), parent.vdso()) {
             (Some(a), Some(b)) => (a.start, a.end) == (b.start, b.end),
             _ => false,
         };
-        kept.vdso = same_vdso(space, parent);
     }
     let mut keep: Vec<(u64, u64)> = kept.vmas.iter().map(|v| (v.start, v.end)).collect();
     keep.push((gadget, gadget + GADGET_SIZE));
