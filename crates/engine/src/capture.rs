@@ -62,6 +62,7 @@ pub fn capture(
     let mut faults = Faults::from_env("capture");
     let mut step = |events: &mut dyn Events, number: usize| {
         events.event(Event::Phase(STEPS[number]));
+        tracing::debug!("{} after {} µs", STEPS[number], started.elapsed().as_micros());
         faults.step(STEPS[number]).map_err(CaptureError::Injected)
     };
     let images = ImageDir::create(images_dir)?;
@@ -212,6 +213,7 @@ pub fn capture(
     let since = frozen.since;
     release(frozen, options.after)?;
     report.frozen_us = since.elapsed().as_micros() as u64;
+    tracing::debug!("released after {} µs", started.elapsed().as_micros());
     if let Some(buffer) = buffer {
         buffer.write(&plans).map_err(|(pid, source)| CaptureError::Kernel {
             subject: Subject { pid: pid.0, comm: String::new(), part: String::new() },

@@ -140,6 +140,7 @@ pub fn restore(
     let mut forking = 0;
     for step in &steps {
         events.event(Event::Phase(phase(step)));
+        tracing::debug!("{step} after {} µs", started.elapsed().as_micros());
         let result = faults
             .step(&step.to_string())
             .map_err(RestoreError::Injected)

@@ -71,6 +71,7 @@ impl Program {
             status,
             pidfd: PidFd::open(self.pid).unwrap(),
             threads: vec![StoppedThread::take(self.pid, inner_pid).unwrap()],
+            thread_status: Vec::new(),
             mappings: Vec::new(),
             session: None,
             ids: SharedIds { vm: 2, files: 2, fs: 2, sighand: 2 },
