@@ -23,4 +23,9 @@ pub struct SkPacketEntry {
     #[prost(message, repeated, tag = "4")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub scm: Vec<ScmEntry>,
+    /// Arctern's own, passed over by CRIU: pid, uid and gid of the sender, where the reader asks for
+    /// them (SO_PASSCRED).
+    #[prost(uint32, repeated, packed = "false", tag = "4096")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sender: Vec<u32>,
 }

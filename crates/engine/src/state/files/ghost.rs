@@ -18,7 +18,7 @@ use nix::sys::stat::{
     FileStat, Mode, SFlag, UtimensatFlags, fchmodat, mkdirat, mknodat, utimensat,
 };
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, symlinkat, unlinkat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
 
 use crate::error::{CaptureError, Refusal, RestoreError, Subject};
 use crate::tree::FrozenTask;
@@ -198,6 +198,51 @@ impl Names {
         }
         full.extend(name.as_os_str().as_bytes());
         Ok(full)
+    }
+
+    /// Gives a file that has another name (`other`) the name `path` again, if that is free: it was
+    /// opened under it and deleted. Returns the path to open.
+    pub fn link(
+        &mut self,
+        root: BorrowedFd<'_>,
+        path: &str,
+        other: &str,
+    ) -> Result<Vec<u8>, RestoreError> {
+        let failed = |errno: Errno| RestoreError::Kernel {
+            subject: Subject { pid: 0, comm: String::new(), part: format!("deleted file {path}") },
+            what: format!("link it from {other}"),
+            source: errno.into(),
+        };
+        let directory = |path: &Path| {
+            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+            let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_IN_ROOT);
+            openat2(root, path.parent().unwrap_or(Path::new("/")), how)
+        };
+        let name = |path: &str| Path::new(path).file_name().map(PathBuf::from).unwrap_or_default();
+        let from = directory(Path::new(other)).map_err(failed)?;
+        let Ok(to) = directory(Path::new(path)) else { return Ok(other.into()) };
+        match linkat(&from, &name(other), &to, &name(path), AtFlags::empty()) {
+            Ok(()) => {
+                self.0.push((to, name(path), UnlinkatFlags::NoRemoveDir));
+                Ok(path.into())
+            }
+            Err(Errno::EEXIST) => Ok(other.into()),
+            Err(errno) => Err(failed(errno)),
+        }
+    }
+
+    /// Removes a name that the capture made (CRIU's `link_remap.N`) when the restore has succeeded.
+    pub fn remove_made(root: BorrowedFd<'_>, path: &str) {
+        let path = Path::new(path);
+        let made = path.file_name().is_some_and(|n| n.as_bytes().starts_with(b"link_remap."));
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_IN_ROOT);
+        if let (true, Some(name)) = (made, path.file_name())
+            && let Ok(directory) = openat2(root, path.parent().unwrap_or(Path::new("/")), how)
+            && let Err(error) = unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir)
+        {
+            tracing::warn!(path = %path.display(), %error, "cannot remove the name that the dump made");
+        }
     }
 
     /// Removes the names: every task has the files open.

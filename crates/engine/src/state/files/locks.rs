@@ -19,10 +19,10 @@ use super::restore::FilesRestore;
 use crate::error::{Refusal, RestoreError, Subject};
 use crate::tree::FrozenTask;
 
-/// FL_POSIX, FL_FLOCK and FL_OFDLCK of the kernel.
+/// Kinds of locks in CRIU's images.
 const POSIX: u32 = 1;
 const FLOCK: u32 = 2;
-const OFD: u32 = 1024;
+const OFD: u32 = 4;
 /// fcntl(2) lock commands of 64-bit kernels.
 const F_SETLK: i32 = 6;
 const F_OFD_SETLK: i32 = 37;

@@ -364,8 +364,13 @@ fn mount_of(path: &Path) -> std::io::Result<i32> {
 pub(super) fn open(o: &mut Opener<'_>, reg: &RegFileEntry, path: &[u8]) -> i32 {
     let path = o.c_string(path);
     // O_ASYNC waits for the owner; O_NOCTTY: nothing here may become a controlling terminal.
-    let flags = reg.flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_ASYNC) as u32
+    let mut flags = reg.flags
+        & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_ASYNC) as u32
         | libc::O_NOCTTY as u32;
+    if flags & libc::O_TMPFILE as u32 == libc::O_TMPFILE as u32 {
+        // The nameless file has a name for the moment.
+        flags &= !libc::O_TMPFILE as u32;
+    }
     let at = libc::AT_FDCWD;
     let fd =
         o.create(libc::SYS_openat, &[at.into(), path.into(), flags.into(), 0.into()], "open it");

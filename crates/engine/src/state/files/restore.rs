@@ -336,7 +336,7 @@ impl FilesRestore {
                             id, remap.remap_id
                         )));
                     };
-                    target.name.clone().into_bytes()
+                    self.ghost_names.link(root.as_fd(), &reg.name, &target.name)?
                 }
                 Some(RemapType::Procfs) => continue,
             };
@@ -779,6 +779,17 @@ impl FilesRestore {
             stub.call("close_range of temporary descriptors", libc::SYS_close_range, &args)?;
         }
         self.ghost_names.remove();
+        let linked: Vec<&RegFileEntry> = self
+            .remaps
+            .values()
+            .filter(|remap| remap.remap_type == Some(RemapType::Linked as i32))
+            .filter_map(|remap| self.files.get(&remap.remap_id)?.reg.as_ref())
+            .collect();
+        if let (false, Some((_, stub))) = (linked.is_empty(), stubs.first()) {
+            let root = regular::root_of(stub.tid())?;
+            let names: HashSet<&str> = linked.iter().map(|reg| reg.name.as_str()).collect();
+            names.into_iter().for_each(|name| ghost::Names::remove_made(root.as_fd(), name));
+        }
         Ok(())
     }
 

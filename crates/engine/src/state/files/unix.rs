@@ -6,8 +6,8 @@
 //!
 //! Refused: peers outside of the tree (datagram sockets may be declared external and are connected
 //! again by name), descriptors in flight, connections that wait to be accepted from outside or with
-//! data. Not kept: the credentials of unread messages and of the peer (SO_PEERCRED), addresses of
-//! the senders of unread datagrams.
+//! data. Not kept: the credentials of the peer (SO_PEERCRED), addresses of the senders of unread
+//! datagrams. Credentials of unread messages are kept where the reader asks for them (SO_PASSCRED).
 
 use std::collections::HashMap;
 use std::io;
@@ -22,7 +22,7 @@ use arctern_image::messages::{
 use arctern_sys::diag::{UnixSocket, unix_sockets};
 use arctern_sys::fd::{set_socket_int, socket_address, socket_int, unix_socket_file};
 use arctern_sys::{Pid, proc};
-use nix::sys::socket::{MsgFlags, recvmsg};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg};
 
 use super::capture::FileCollector;
 use super::descriptor::{Descriptor, entry};
@@ -313,13 +313,16 @@ impl FileCollector {
             let messages = socket.kind as i32 != libc::SOCK_STREAM;
             let queue = peek(&file, messages, socket.shutdown & 1 != 0)
                 .map_err(task.failed(&member.part, "peek at what it has not read"))?;
-            for data in queue {
+            for (data, credentials) in queue {
                 let writer = match &mut writer {
                     Some(writer) => writer,
                     None => writer.insert(images.writer(ImageKind::SkQueues, 0)?),
                 };
                 let length = data.len() as u32;
-                writer.record(&SkPacketEntry { id_for: member.id, length, scm: Vec::new() })?;
+                let sender = credentials.map(|sender| credentials_of(tree, sender));
+                let sender = sender.unwrap_or_default();
+                let (id_for, scm) = (member.id, Vec::new());
+                writer.record(&SkPacketEntry { id_for, length, scm, sender })?;
                 writer.payload(&data)?;
             }
         }
@@ -353,9 +356,19 @@ fn shown(name: &[u8]) -> String {
     }
 }
 
+/// Pid inside, uid and gid of a sender.
+fn credentials_of(tree: &FrozenTree, sender: UnixCredentials) -> Vec<u32> {
+    let inner = tree.tasks.iter().find(|task| task.pid.0 == sender.pid());
+    let pid = inner.map_or(0, |task| task.inner_pid);
+    vec![pid as u32, sender.uid(), sender.gid()]
+}
+
+/// A message with its sender's credentials, if the reader asks for them.
+type Message = (Vec<u8>, Option<UnixCredentials>);
+
 /// Copies what can be read from a socket and leaves it there. `messages`: every message is an item
 /// of its own. `ended`: nothing more can come.
-fn peek(socket: impl AsFd, messages: bool, ended: bool) -> io::Result<Vec<Vec<u8>>> {
+fn peek(socket: impl AsFd, messages: bool, ended: bool) -> io::Result<Vec<Message>> {
     let socket = socket.as_fd();
     let before = socket_int(socket, libc::SOL_SOCKET, SO_PEEK_OFF)?;
     set_socket_int(socket, libc::SOL_SOCKET, SO_PEEK_OFF, 0)?;
@@ -364,15 +377,22 @@ fn peek(socket: impl AsFd, messages: bool, ended: bool) -> io::Result<Vec<Vec<u8
     result
 }
 
-fn peek_all(socket: impl AsFd, messages: bool, ended: bool) -> io::Result<Vec<Vec<u8>>> {
+fn peek_all(socket: impl AsFd, messages: bool, ended: bool) -> io::Result<Vec<Message>> {
     let mut queue = Vec::new();
     let mut buffer = vec![0; 256 << 10];
     loop {
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
         let mut iov = [io::IoSliceMut::new(&mut buffer)];
         let raw = socket.as_fd().as_raw_fd();
-        let (n, cut) = match recvmsg::<()>(raw, &mut iov, None, flags) {
-            Ok(message) => (message.bytes, message.flags.contains(MsgFlags::MSG_TRUNC)),
+        let mut control = nix::cmsg_space!(UnixCredentials);
+        let (n, cut, sender) = match recvmsg::<()>(raw, &mut iov, Some(&mut control), flags) {
+            Ok(message) => {
+                let sender = message.cmsgs()?.find_map(|control| match control {
+                    ControlMessageOwned::ScmCredentials(sender) => Some(sender),
+                    _ => None,
+                });
+                (message.bytes, message.flags.contains(MsgFlags::MSG_TRUNC), sender)
+            }
             Err(nix::Error::EAGAIN) => return Ok(queue),
             Err(errno) => return Err(errno.into()),
         };
@@ -389,7 +409,7 @@ fn peek_all(socket: impl AsFd, messages: bool, ended: bool) -> io::Result<Vec<Ve
         if n == 0 && (!messages || ended) {
             return Ok(queue);
         }
-        queue.push(buffer[..n].to_vec());
+        queue.push((buffer[..n].to_vec(), sender));
     }
 }
 
@@ -399,16 +419,20 @@ mod tests {
     use std::io::{Read, Write};
     use std::os::unix::net::{UnixDatagram, UnixStream};
 
+    fn bytes(queue: Vec<Message>) -> Vec<Vec<u8>> {
+        queue.into_iter().map(|(bytes, _)| bytes).collect()
+    }
+
     #[test]
     fn a_stream_is_peeked_and_can_still_be_read() {
         let (a, mut b) = UnixStream::pair().unwrap();
         let data: Vec<u8> = (0..100_000u32).map(|i| i as u8).collect();
         b.write_all(&data).unwrap();
         for _ in 0..2 {
-            assert_eq!(peek(&a, false, false).unwrap().concat(), data);
+            assert_eq!(bytes(peek(&a, false, false).unwrap()).concat(), data);
         }
         b.shutdown(std::net::Shutdown::Write).unwrap();
-        assert_eq!(peek(&a, false, true).unwrap().concat(), data);
+        assert_eq!(bytes(peek(&a, false, true).unwrap()).concat(), data);
         assert_eq!(socket_int(&a, libc::SOL_SOCKET, SO_PEEK_OFF).unwrap(), -1);
         let mut read = Vec::new();
         (&a).read_to_end(&mut read).unwrap();
@@ -421,7 +445,7 @@ mod tests {
         for data in [&b"one"[..], b"", b"three", &[7; 150_000]] {
             b.send(data).unwrap();
         }
-        let queue = peek(&a, true, false).unwrap();
+        let queue = bytes(peek(&a, true, false).unwrap());
         assert_eq!(queue.iter().map(Vec::len).collect::<Vec<_>>(), [3, 0, 5, 150_000]);
         let mut buffer = [0; 10];
         assert_eq!(a.recv(&mut buffer).unwrap(), 3);

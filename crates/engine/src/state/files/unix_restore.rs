@@ -14,15 +14,23 @@ use arctern_image::images::{ImageDir, ImageKind};
 use arctern_image::messages::{SkPacketEntry, UnixSkEntry};
 use arctern_sys::fd::{set_socket_int, socket_int};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
-use nix::sys::socket::{MsgFlags, send};
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixCredentials, sendmsg};
 
 use super::sockopts;
 use super::table::Opener;
 use super::unix::{ESTABLISHED, EXTERNAL, LISTEN};
 use crate::error::RestoreError;
 
+/// An unread message.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Message {
+    data: Vec<u8>,
+    /// Pid inside, uid and gid of its sender, where the reader asks for them.
+    sender: Option<[u32; 3]>,
+}
+
 /// Unread messages by the id of the socket that will read them.
-pub(super) type Queues = HashMap<u32, Vec<Vec<u8>>>;
+pub(super) type Queues = HashMap<u32, Vec<Message>>;
 
 /// Reads the queues. The ids of sockets to which descriptors were sent come second.
 pub(super) fn read_queues(images: &ImageDir) -> Result<(Queues, Vec<u32>), RestoreError> {
@@ -35,7 +43,8 @@ pub(super) fn read_queues(images: &ImageDir) -> Result<(Queues, Vec<u32>), Resto
         if packet.scm.iter().any(|scm| !scm.rights.is_empty()) {
             with_descriptors.push(packet.id_for);
         }
-        queues.entry(packet.id_for).or_default().push(data);
+        let sender = packet.sender.as_slice().try_into().ok();
+        queues.entry(packet.id_for).or_default().push(Message { data, sender });
     }
     Ok((queues, with_descriptors))
 }
@@ -257,9 +266,14 @@ impl<'a> Group<'a> {
                     )));
                 }
             };
+            if socket.opts.so_passcred() {
+                // Credentials travel only to a reader that asks for them.
+                sockopts::set(o, self.made[&socket.id], libc::SOL_SOCKET, libc::SO_PASSCRED, 1);
+            }
             let through = o.fetch(sender)?;
-            for data in queue {
-                deliver(&through, data).map_err(o.failed_here("put unread data back"))?;
+            for message in queue {
+                deliver(&through, message, o.stub.tid().0)
+                    .map_err(o.failed_here("put unread data back"))?;
             }
             if passing {
                 o.close(sender);
@@ -371,14 +385,22 @@ fn remove_name(o: &mut Opener<'_>, socket: &UnixSkEntry) {
 }
 
 /// Sends without waiting. What one sender's buffer does not hold may have come from several: then
-/// the buffer is larger for the moment.
-fn deliver(through: &OwnedFd, mut data: &[u8]) -> io::Result<()> {
+/// the buffer is larger for the moment. A message that shows its sender is sent in the name of the
+/// process `pid` (as we see it), with the uid and gid of the real sender.
+fn deliver(through: &OwnedFd, message: &Message, pid: i32) -> io::Result<()> {
     const LARGE: i32 = 16 << 20;
     const SO_BUF_LOCK: i32 = 72;
     let sol = libc::SOL_SOCKET;
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    let sender =
+        message.sender.map(|[_, uid, gid]| UnixCredentials::from(libc::ucred { pid, uid, gid }));
+    let control: Vec<ControlMessage<'_>> =
+        sender.iter().map(ControlMessage::ScmCredentials).collect();
+    let mut data = &message.data[..];
     let mut grown = None;
     let result = loop {
-        match send(through.as_raw_fd(), data, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
+        let iov = [io::IoSlice::new(data)];
+        match sendmsg::<()>(through.as_raw_fd(), &iov, &control, flags, None) {
             Ok(n) if n >= data.len() => break Ok(()),
             Ok(n) => data = &data[n..],
             Err(nix::Error::EAGAIN | nix::Error::EMSGSIZE | nix::Error::ENOBUFS)
@@ -410,7 +432,8 @@ mod tests {
         let through = OwnedFd::from(b);
         let before = socket_int(through.as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUF).unwrap();
         for _ in 0..5 {
-            deliver(&through, &[1; 100_000]).unwrap();
+            let message = Message { data: vec![1; 100_000], sender: None };
+            deliver(&through, &message, 0).unwrap();
         }
         let after = socket_int(through.as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUF).unwrap();
         assert_eq!(before, after);
