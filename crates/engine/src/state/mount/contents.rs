@@ -92,7 +92,10 @@ impl Packer {
             return self.tar.append_link(&mut header, inner, fs::read_link(full)?);
         }
         if kind.is_file() {
-            return self.tar.append_data(&mut header, inner, File::open(full)?);
+            // Somebody outside of the tree may be writing to it: as many bytes as were announced.
+            let size = metadata.len();
+            let contents = File::open(full)?.take(size).chain(io::repeat(0)).take(size);
+            return self.tar.append_data(&mut header, inner, contents);
         }
         header.set_size(0);
         if kind.is_char_device() || kind.is_block_device() {
