@@ -88,7 +88,7 @@ pub fn setup(
 /// Removes the network of a container; what is gone already is no error.
 pub fn teardown(paths: &Paths, config: &ContainerConfig) -> Result<()> {
     let attached = match config.network {
-        NetworkMode::Bridge => bridge(paths)?.detach(&config.id).map_err(Error::network),
+        NetworkMode::Bridge => bridge(paths)?.disconnect(&config.id).map_err(Error::network),
         NetworkMode::None | NetworkMode::Host => Ok(()),
     };
     netns::delete(&paths.container(&config.id).netns).map_err(Error::network)?;

@@ -279,7 +279,7 @@ impl Network {
     fn veth_name(&self, container: &str) -> String {
         let digest = Sha256::new().chain_update(&self.bridge).chain_update(container).finalize();
         let hex: String = digest[..6].iter().map(|b| format!("{b:02x}")).collect();
-        format!("ve{hex}")
+        format!("veth{}", &hex[..11])
     }
 
     /// Publishes ports of an attached container, all or none, in addition to those it has. Host
