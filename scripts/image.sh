@@ -29,6 +29,7 @@ if [ ! -e "$tar" ]; then
     # No documentation, no translations. nginx's errors go to the container's output, its accesses to
     # a file: both kinds of log are worth a restore.
     set -- "$1" --variant=minbase --include="$include" \
+        --dpkgopt=force-unsafe-io \
         --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
         --dpkgopt='path-exclude=/usr/share/locale/*' \
         --customize-hook='rm -rf "$1"/var/cache/apt/* "$1"/var/lib/apt/lists/*'

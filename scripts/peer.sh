@@ -40,7 +40,7 @@ setup() {
     # The archive's valid-until date is not checked: the folder may be made on a machine whose clock
     # is off, and the signatures are checked all the same.
     if ! mmdebstrap --variant=minbase \
-        --aptopt='Acquire::Check-Valid-Until "false"' \
+        --aptopt='Acquire::Check-Valid-Until "false"' --dpkgopt=force-unsafe-io \
         --include=criu,libcriu2,podman,crun,runc,netavark,iproute2,nftables,iptables,ca-certificates \
         sid "$root.tmp" "$mirror" >"$log" 2>&1; then
         tail -n 20 "$log" >&2
