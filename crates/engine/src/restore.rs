@@ -134,6 +134,7 @@ pub fn restore(
         helpers: Vec::new(),
         finals: Vec::new(),
         root_pid: None,
+        made: Vec::new(),
         channel: theirs,
     };
     let mut faults = Faults::from_env("restore");
@@ -322,6 +323,8 @@ struct Build<'a, 'n> {
     helpers: Vec<(i32, Stub, usize)>,
     finals: Vec<(Stub, task_state::FinalState)>,
     root_pid: Option<Pid>,
+    /// Every process that was made, zombies and helpers too.
+    made: Vec<Pid>,
     channel: std::os::unix::net::UnixDatagram,
 }
 
@@ -437,6 +440,7 @@ impl Build<'_, '_> {
         let pid = self.loaded.nodes[0].pid;
         let host = self.namespaces.spawn_root(options.sibling, pid)?;
         self.root_pid = Some(host);
+        self.made.push(host);
         let set = self.cgroup_set(0);
         self.cgroups.enter(host, set, &options.cgroups)?;
         let stub = Stub::adopt(host, self.gadget)?;
@@ -532,6 +536,7 @@ impl Build<'_, '_> {
         // With CLONE_PARENT the exit signal is the creator's.
         let signal = if sibling { 0 } else { libc::SIGCHLD };
         let stub = maker.clone_child(flags, signal, &[node.pid])?;
+        self.made.push(stub.tid());
         self.stubs[task] = Some(stub);
         if let Creator::Sibling(creator) = creator {
             self.files.cloned_from(task, creator);
@@ -547,6 +552,7 @@ impl Build<'_, '_> {
 
     fn helper(&mut self, pid: i32, parent: usize, session: bool) -> Result<(), RestoreError> {
         let stub = self.stub(parent)?.clone_child(0, libc::SIGCHLD, &[pid])?;
+        self.made.push(stub.tid());
         if session {
             stub.call("setsid of a helper", libc::SYS_setsid, &[])?;
         } else {
@@ -672,33 +678,39 @@ impl Build<'_, '_> {
 
     /// Kills and reaps everything that was made.
     fn tear_down(&mut self) {
-        let tids: Vec<Pid> = self
-            .threads
-            .values()
-            .flatten()
-            .map(|(_, stub)| stub.tid())
-            .chain(self.helpers.iter().map(|(_, stub, _)| stub.tid()))
-            .chain(self.stubs.iter().rev().flatten().map(Stub::tid))
-            .chain(self.root_pid)
+        use nix::sys::prctl::{get_child_subreaper, set_child_subreaper};
+        // Tasks whose parents die with them come to us, not to an init that may not reap them.
+        let was_subreaper = get_child_subreaper().unwrap_or(false);
+        let _ = set_child_subreaper(true);
+        // Threads are asked of the kernel: a step that failed may have made one more.
+        let threads: Vec<Pid> = self
+            .made
+            .iter()
+            .flat_map(|pid| arctern_sys::proc::threads(*pid).unwrap_or_default())
+            .filter(|tid| !self.made.contains(tid))
             .collect();
-        for task in self.stubs.iter().flatten().map(Stub::tid).chain(self.root_pid) {
-            if let Ok(pidfd) = PidFd::open(task) {
+        for pid in &self.made {
+            if let Ok(pidfd) = PidFd::open(*pid) {
                 let _ = pidfd.send_signal(libc::SIGKILL);
             }
         }
-        for (_, helper, _) in &self.helpers {
-            if let Ok(pidfd) = PidFd::open(helper.tid()) {
-                let _ = pidfd.send_signal(libc::SIGKILL);
-            }
-        }
-        for tid in tids {
-            // Waits for the end of each; one that is gone already says ECHILD.
+        let ended = |tid: Pid| {
+            // Waits for the end; what is gone already says ECHILD.
             while let Ok(status) = ptrace::wait(tid) {
                 if matches!(status, ptrace::WaitStatus::Exited(_) | ptrace::WaitStatus::Killed(_)) {
                     break;
                 }
             }
+        };
+        // A leader's end is reported when its other threads are gone.
+        threads.into_iter().for_each(ended);
+        // Once as their tracer, children first; the init of a pid namespace is last.
+        self.made.iter().rev().copied().for_each(ended);
+        // And once as their new parent.
+        for pid in &self.made {
+            let _ = ptrace::try_wait(*pid);
         }
+        let _ = set_child_subreaper(was_subreaper);
     }
 }
 
