@@ -47,8 +47,29 @@ pub fn path(pid: Pid, name: &str) -> PathBuf {
 
 /// Reads `/proc/PID/NAME`.
 pub fn read(pid: Pid, name: &str) -> io::Result<String> {
-    let bytes = std::fs::read(path(pid, name))?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    use io::Read;
+    // The files have no size, so the standard library begins with 32 bytes; the kernel makes the
+    // text anew for every call.
+    const STEP: usize = 32 * 1024;
+    let mut file = std::fs::File::open(path(pid, name))?;
+    let mut bytes = vec![0; STEP];
+    let mut len = 0;
+    loop {
+        if bytes.len() - len < STEP / 2 {
+            bytes.resize(bytes.len() * 2, 0);
+        }
+        match file.read(&mut bytes[len..]) {
+            Ok(0) => break,
+            Ok(n) => len += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    bytes.truncate(len);
+    Ok(match String::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(e) => String::from_utf8_lossy(e.as_bytes()).into_owned(),
+    })
 }
 
 /// Reads the link `/proc/PID/NAME`.
