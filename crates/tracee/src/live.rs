@@ -85,10 +85,13 @@ impl LiveSession {
     ) -> Result<Self, TraceeError> {
         let cave = find_cave(pid, vdso)?;
         let tid = thread.tid;
-        let saved_cave = (0..CAVE_SIZE / 8)
-            .map(|i| ptrace::peek(tid, cave + i * 8))
-            .collect::<io::Result<Vec<u64>>>()
+        let mut bytes = [0u8; CAVE_SIZE as usize];
+        memory::read(pid, RemoteAddr(cave), &mut bytes)
             .map_err(TraceeError::request(tid, "read the vDSO"))?;
+        let saved_cave = bytes
+            .chunks_exact(8)
+            .map(|word| u64::from_ne_bytes(word.try_into().expect("eight bytes")))
+            .collect();
         let mut session =
             LiveSession { pid, cave, saved_cave, data: RemoteAddr(0), signals, frame_of: None };
         session.poke(tid, cave, gadget::for_live())?;
