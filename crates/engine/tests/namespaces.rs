@@ -91,7 +91,9 @@ impl Drop for Program {
 fn capture(tree: &mut FrozenTree, externals: &[External], images: &ImageDir) -> Vec<Refusal> {
     let mut refusals = Vec::new();
     let options = NamespaceOptions { externals };
+    let start = std::time::Instant::now();
     let mut namespaces = NamespaceCollector::collect(tree, &options, &mut refusals).unwrap();
+    eprintln!("collected in {:?}", start.elapsed());
     if !refusals.is_empty() {
         return refusals;
     }
@@ -104,7 +106,9 @@ fn capture(tree: &mut FrozenTree, externals: &[External], images: &ImageDir) -> 
     };
     images.write_one(ImageKind::Inventory, 0, &inventory).unwrap();
     images.write_one(ImageKind::Ids, 1, &ids).unwrap();
+    let start = std::time::Instant::now();
     namespaces.write(tree, images, &PagesIds::new()).unwrap();
+    eprintln!("written in {:?}", start.elapsed());
     refusals
 }
 

@@ -28,7 +28,7 @@ use super::table::{self, Source, Uncarried};
 use crate::error::{Refusal, RestoreError};
 use crate::options::External;
 use crate::restore_context::{TaskNode, failed, subject};
-use crate::state::cgroup::hierarchy;
+use crate::state::cgroup::hierarchy::{self, Hierarchy};
 
 /// Nothing outside of the mount, no link, no other mount.
 const WITHIN: u64 = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_XDEV;
@@ -120,14 +120,16 @@ impl MountRestore {
 
     /// Makes the mounts in `stub`, which lives in a mount namespace of its own that is still a copy
     /// of the host's. Afterwards its root and working directory are the new root.
-    pub fn build(&mut self, stub: &Stub) -> Result<(), RestoreError> {
-        let handles = self.make(stub)?;
+    ///
+    /// `own_cgroups` says whether the task has a cgroup namespace of its own by now.
+    pub fn build(&mut self, stub: &Stub, own_cgroups: bool) -> Result<(), RestoreError> {
+        let handles = self.make(stub, own_cgroups)?;
         self.fill(stub, &handles)?;
         self.attach(stub, &handles)
     }
 
     /// Makes everything that needs no other mount of the tree, detached.
-    fn make(&self, stub: &Stub) -> Result<HashMap<usize, Handle>, RestoreError> {
+    fn make(&self, stub: &Stub, own_cgroups: bool) -> Result<HashMap<usize, Handle>, RestoreError> {
         let mut calls = Calls::new(self);
         let root = calls.batch.c_string(b"/");
         let flags = libc::MS_REC | libc::MS_SLAVE;
@@ -138,6 +140,13 @@ impl MountRestore {
             libc::SYS_mount,
             &[0.into(), root.into(), 0.into(), flags.into(), 0.into()],
         );
+        let cgroups = [Fstype::Cgroup as u32, Fstype::Cgroup2 as u32];
+        let hierarchies = if self.plan.entries.iter().any(|e| cgroups.contains(&e.fstype)) {
+            let mounted = hierarchy::mounted();
+            mounted.map_err(self.failed(0, "find the mounted cgroup hierarchies".to_owned()))?
+        } else {
+            Vec::new()
+        };
         let mut pending = Vec::new();
         for mount in &self.plan.mounts {
             let index = mount.index;
@@ -149,13 +158,19 @@ impl MountRestore {
                 }
                 Source::HostDevpts => (calls.clone_of(index, Path::new("/dev/pts")), None),
                 Source::CgroupDir => {
-                    let dir = self.group_dir(stub, &self.plan.entries[index]);
+                    let dir = self.group_dir(stub, &self.plan.entries[index], &hierarchies);
                     let dir = dir.map_err(self.failed(index, "find its group".to_owned()))?;
                     (calls.clone_of(index, &dir), None)
                 }
                 Source::Fresh => {
-                    let (fd, context) = calls.new_file_system(index, &self.plan.entries[index]);
-                    (fd, Some(context))
+                    let entry = &self.plan.entries[index];
+                    match mounted_hierarchy(stub, entry, own_cgroups, &hierarchies) {
+                        Some(dir) => (calls.clone_of(index, &dir), None),
+                        None => {
+                            let (fd, context) = calls.new_file_system(index, entry);
+                            (fd, Some(context))
+                        }
+                    }
                 }
                 Source::Bind(..) => continue,
             };
@@ -253,7 +268,8 @@ impl MountRestore {
                 }
             };
             // Clones come with the propagation of what they were cloned from.
-            if mount.source != Source::Fresh && !self.plan.outer_slaves.contains(&index) {
+            let new = handles.get(&index).is_some_and(|handle| handle.context.is_some());
+            if !new && !self.plan.outer_slaves.contains(&index) {
                 calls.attributes(index, fd, MountAttr::propagation(libc::MS_PRIVATE));
             }
             if let Some(context) = handles.get(&index).and_then(|handle| handle.context) {
@@ -322,10 +338,13 @@ impl MountRestore {
 
     /// The host's directory of the group that stands for the tree's own, for a mount of version 1
     /// without a cgroup namespace.
-    fn group_dir(&self, stub: &Stub, entry: &MntEntry) -> io::Result<PathBuf> {
-        let options: Vec<String> = entry.options.split(',').map(str::to_owned).collect();
-        let controllers = hierarchy::controllers(&options);
-        let hierarchies = hierarchy::mounted()?;
+    fn group_dir(
+        &self,
+        stub: &Stub,
+        entry: &MntEntry,
+        hierarchies: &[Hierarchy],
+    ) -> io::Result<PathBuf> {
+        let controllers = hierarchy::controllers(&options(entry));
         let not_found = || io::Error::from(io::ErrorKind::NotFound);
         let hierarchy =
             hierarchies.iter().find(|h| h.controllers == controllers).ok_or_else(not_found)?;
@@ -357,6 +376,33 @@ struct Handle {
     mount: i32,
     /// The configuration of a new file system.
     context: Option<i32>,
+}
+
+/// The host's directory that a new mount of a hierarchy would show. A hierarchy is one file
+/// system however often it is mounted, and a mount of version 2 takes 10 ms where a bind takes
+/// 20 us. None for other file systems and for hierarchies that the host has not mounted.
+fn mounted_hierarchy(
+    stub: &Stub,
+    entry: &MntEntry,
+    own_cgroups: bool,
+    hierarchies: &[Hierarchy],
+) -> Option<PathBuf> {
+    let controllers = match table::file_system_name(entry.fstype)? {
+        "cgroup2" => String::new(),
+        "cgroup" => hierarchy::controllers(&options(entry)),
+        _ => return None,
+    };
+    let hierarchy = hierarchies.iter().find(|h| h.controllers == controllers)?;
+    if !own_cgroups {
+        return hierarchy.dir("/");
+    }
+    let groups = cgroup::read(stub.tid(), stub.tid()).ok()?;
+    let group = groups.iter().find(|group| group.controllers == controllers)?;
+    hierarchy.dir(&group.path)
+}
+
+fn options(entry: &MntEntry) -> Vec<String> {
+    entry.options.split(',').map(str::to_owned).collect()
 }
 
 fn cause(why: Uncarried) -> &'static str {

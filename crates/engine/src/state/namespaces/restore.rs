@@ -287,8 +287,9 @@ impl<'a> NamespaceRestore<'a> {
             ipc.build(stub.tid(), events)?;
         }
         // Last: afterwards the host is out of sight.
+        let own_cgroups = *self.origin(Kind::Cgroup) == Origin::Made;
         match &mut self.mounts {
-            Some(mounts) => mounts.build(stub),
+            Some(mounts) => mounts.build(stub, own_cgroups),
             None => Ok(()),
         }
     }
