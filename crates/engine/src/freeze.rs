@@ -55,19 +55,18 @@ impl Frozen {
                 _ => {}
             }
         }
-        // Children first: the init of a pid namespace ends only when everybody in it was reaped, and
-        // a traced child is reaped by us.
-        for task in self.tree.tasks.iter().rev() {
-            for thread in task.threads.iter().rev() {
-                // As tracer we are told of every death; without that the task would stay.
-                while let Ok(status) = ptrace::wait(thread.tid) {
-                    if matches!(
-                        status,
-                        ptrace::WaitStatus::Exited(_) | ptrace::WaitStatus::Killed(_)
-                    ) {
-                        break;
-                    }
+        // As tracer we are told of every death, and without that the task would stay. In whichever
+        // order they come: the init of a pid namespace (whichever of its threads is the last one)
+        // ends only when everybody in it was reaped.
+        let mut left: BTreeSet<Pid> =
+            self.tree.tasks.iter().flat_map(|task| task.threads.iter().map(|t| t.tid)).collect();
+        while !left.is_empty() {
+            match ptrace::wait_any() {
+                Ok((tid, ptrace::WaitStatus::Exited(_) | ptrace::WaitStatus::Killed(_))) => {
+                    left.remove(&tid);
                 }
+                Ok(_) => {}
+                Err(_) => break,
             }
         }
         Ok(())
