@@ -137,7 +137,10 @@ impl<'a> NamespaceRestore<'a> {
     fn load_devices(&mut self, images: &ImageDir, id: u64) -> Result<(), RestoreError> {
         let devices: Vec<NetDeviceEntry> = images.read_all(ImageKind::Netdev, id)?;
         let up = libc::IFF_UP as u32;
-        self.loopback_up = devices.iter().any(|d| d.name == "lo" && d.flags & up != 0);
+        // Without a list the devices are the caller's (CRIU's --empty-ns); it expects a loopback
+        // device that works.
+        self.loopback_up =
+            devices.is_empty() || devices.iter().any(|d| d.name == "lo" && d.flags & up != 0);
         if let Some(device) = devices.iter().find(|device| device.name != "lo") {
             return Err(RestoreError::Refused(vec![self.refuse(
                 "net namespace",
