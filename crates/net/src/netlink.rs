@@ -9,6 +9,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::sockopt::Timeout;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
@@ -221,6 +222,30 @@ impl Socket {
     /// Those of `setns(2)` and `socket(2)`.
     pub fn open_in(family: Family, netns: BorrowedFd<'_>) -> io::Result<Self> {
         crate::netns::run_in(netns, || Socket::open(family))?
+    }
+
+    /// Opens a socket, in another network namespace if one is given, that gets a message whenever a
+    /// link changes.
+    ///
+    /// # Errors
+    /// Those of `setns(2)`, `socket(2)` and `bind(2)`.
+    pub fn open_link_changes(netns: Option<BorrowedFd<'_>>) -> io::Result<Self> {
+        /// `RTMGRP_LINK`.
+        const LINKS: u32 = 1;
+        let socket = match netns {
+            Some(netns) => Socket::open_in(Family::Route, netns)?,
+            None => Socket::open(Family::Route)?,
+        };
+        rustix::net::bind(&socket.fd, &SocketAddrNetlink::new(0, LINKS))?;
+        Ok(socket)
+    }
+
+    /// Waits for any message.
+    ///
+    /// # Errors
+    /// Those of `recv(2)`: `EAGAIN` when none came for long.
+    pub fn wait(&mut self) -> io::Result<()> {
+        self.receive_each(|_, _, _| true)
     }
 
     /// A sequence number that was not used yet.

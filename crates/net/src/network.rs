@@ -167,7 +167,10 @@ impl Network {
             (None, None) => self.choose_subnet(route)?,
         };
         if existing.is_none() {
-            route.add_bridge(name, Mac::of_gateway(gateway(subnet))).doing("make bridge", name)?;
+            // Packets that fit into the containers' links then fit on the way out too.
+            let out = route.default_mtu().doing("read", "the default route of this host")?;
+            let mac = Mac::of_gateway(gateway(subnet));
+            route.add_bridge(name, mac, out.unwrap_or(1500)).doing("make bridge", name)?;
         }
         let found = route.link(name).doing("look up", name)?;
         let link = found.ok_or_else(|| NetworkError::Kernel {
@@ -475,22 +478,31 @@ fn connect(
         route.set_hairpin(&lease.host_veth).doing("set hairpin mode of", &lease.host_veth)?;
     }
     let mut inside = Route::open_in(netns).doing("enter", "the container's network namespace")?;
-    let mut index = |name: &str| -> Result<u32, NetworkError> {
-        let link = inside.link(name).doing("look up", name)?;
-        link.map(|l| l.index).ok_or_else(|| NetworkError::Kernel {
-            action: "look up",
-            object: name.to_owned(),
-            source: Errno::NODEV.into(),
-        })
-    };
-    let (loopback, eth) = (index("lo")?, index(&lease.ifname)?);
+    let loopback = index(&mut inside, "lo")?;
+    let eth = index(&mut inside, &lease.ifname)?;
+    let host_end = index(route, &lease.host_veth)?;
     inside.set_up(loopback).doing("bring up", "lo")?;
     inside.set_up(eth).doing("bring up", &lease.ifname)?;
     let address = Ipv4Net::new(lease.ip, bridge.subnet.prefix_len())
         .map_err(|_| NetworkError::SubnetTooSmall(bridge.subnet))?;
     inside.add_address(eth, address).doing("set address", lease.ip)?;
+    // A route needs a link that is up, not one that runs.
     inside.set_default_route(bridge.gateway).doing("set default route", bridge.gateway)?;
+    // One after the other: the bridge forwards to this end when that runs, and has a carrier itself
+    // when it forwards to anything.
+    inside.wait_running(eth, Some(netns)).doing("see the carrier of", &lease.ifname)?;
+    route.wait_running(host_end, None).doing("see the carrier of", &lease.host_veth)?;
+    route.wait_running(bridge.index, None).doing("see the carrier of", &bridge.name)?;
     route.set_neighbour(bridge.index, lease.ip, lease.mac).doing("announce", lease.ip)
+}
+
+fn index(route: &mut Route, name: &str) -> Result<u32, NetworkError> {
+    let link = route.link(name).doing("look up", name)?;
+    link.map(|l| l.index).ok_or_else(|| NetworkError::Kernel {
+        action: "look up",
+        object: name.to_owned(),
+        source: Errno::NODEV.into(),
+    })
 }
 
 /// Brings up the loopback device of a network namespace that has nothing else (`--network none`).

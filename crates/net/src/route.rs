@@ -27,6 +27,7 @@ const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
+const IFLA_OPERSTATE: u16 = 16;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_INFO_KIND: u16 = 1;
@@ -39,11 +40,13 @@ const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_BROADCAST: u16 = 4;
 const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
 
 const IFF_UP: u32 = 1;
+const IF_OPER_UP: u8 = 6;
 const AF_INET: u8 = 2;
 const RT_TABLE_MAIN: u8 = 254;
 const RTPROT_STATIC: u8 = 4;
@@ -160,10 +163,10 @@ impl Route {
     ///
     /// # Errors
     /// The kernel's answer, `EEXIST` when the name is taken.
-    pub fn add_bridge(&mut self, name: &str, mac: Mac) -> io::Result<()> {
+    pub fn add_bridge(&mut self, name: &str, mac: Mac, mtu: u32) -> io::Result<()> {
         self.0
             .request(RTM_NEWLINK, CREATE | EXCL, &ifinfo(0, IFF_UP, IFF_UP), |m| {
-                m.text(IFLA_IFNAME, name).attr(IFLA_ADDRESS, &mac.0);
+                m.text(IFLA_IFNAME, name).attr(IFLA_ADDRESS, &mac.0).u32(IFLA_MTU, mtu);
                 let info = m.nest(IFLA_LINKINFO);
                 m.text(IFLA_INFO_KIND, "bridge");
                 m.end(info);
@@ -240,6 +243,30 @@ impl Route {
         self.0.request(RTM_NEWLINK, 0, &ifinfo(index, IFF_UP, IFF_UP), |_| ()).map(drop)
     }
 
+    /// Waits until a link has its carrier and sends what it is given. The kernel does that some
+    /// time after both ends are up, and drops packets until then: the first one of a connection is
+    /// sent again only after a second. Since Linux 6.7 the question alone makes it happen; before,
+    /// the kernel's own message is waited for.
+    ///
+    /// # Errors
+    /// The kernel's answer; `EAGAIN` after a time in which something is wrong.
+    pub fn wait_running(&mut self, index: u32, netns: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        if self.is_running(index)? {
+            return Ok(());
+        }
+        let mut changes = Socket::open_link_changes(netns)?;
+        while !self.is_running(index)? {
+            changes.wait()?;
+        }
+        Ok(())
+    }
+
+    fn is_running(&mut self, index: u32) -> io::Result<bool> {
+        let replies = self.0.request(RTM_GETLINK, 0, &ifinfo(index, 0, 0), |_| ())?;
+        let state = replies.iter().find_map(|r| find(r.body.get(16..)?, IFLA_OPERSTATE));
+        Ok(state == Some(&[IF_OPER_UP]))
+    }
+
     /// Lets a bridge send frames back through the port they came from.
     ///
     /// # Errors
@@ -308,19 +335,38 @@ impl Route {
             .map(drop)
     }
 
+    /// MTU of the link that the IPv4 default route leads over; `None` without such a route.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn default_mtu(&mut self) -> io::Result<Option<u32>> {
+        let routes = self.routes()?;
+        let default = routes.iter().find(|r| r.get(1) == Some(&0));
+        let out = default.and_then(|r| find(r.get(12..)?, RTA_OIF)).and_then(as_u32);
+        let Some(index) = out else { return Ok(None) };
+        let replies = self.0.request(RTM_GETLINK, 0, &ifinfo(index, 0, 0), |_| ())?;
+        Ok(replies.iter().find_map(|r| parse_link(&r.body)).map(|link| link.mtu))
+    }
+
+    /// The bodies of all IPv4 routes.
+    fn routes(&mut self) -> io::Result<Vec<Vec<u8>>> {
+        let mut any = [0; 12];
+        any[0] = AF_INET;
+        let replies = self.0.request(RTM_GETROUTE, DUMP, &any, |_| ())?;
+        Ok(replies.into_iter().filter(|r| r.kind == RTM_NEWROUTE).map(|r| r.body).collect())
+    }
+
     /// The destinations of all IPv4 routes, those of local addresses included; no default routes.
     ///
     /// # Errors
     /// The kernel's answer.
     pub fn destinations(&mut self) -> io::Result<Vec<ipnet::Ipv4Net>> {
-        let mut any = [0; 12];
-        any[0] = AF_INET;
-        let replies = self.0.request(RTM_GETROUTE, DUMP, &any, |_| ())?;
-        let routes = replies.iter().filter(|r| r.kind == RTM_NEWROUTE);
+        let routes = self.routes()?;
         Ok(routes
-            .filter_map(|r| {
-                let to = as_ipv4(find(r.body.get(12..)?, RTA_DST)?)?;
-                ipnet::Ipv4Net::new(to, *r.body.get(1)?).ok()
+            .iter()
+            .filter_map(|body| {
+                let to = as_ipv4(find(body.get(12..)?, RTA_DST)?)?;
+                ipnet::Ipv4Net::new(to, *body.get(1)?).ok()
             })
             .filter(|net| net.prefix_len() > 0)
             .collect())

@@ -191,6 +191,24 @@ fn a_container_cannot_reach_the_hosts_loopback() {
 }
 
 #[test]
+fn containers_have_the_mtu_of_the_way_out() {
+    let Some(mut host) = host() else { return };
+    run("ip", &["link", "add", "out", "mtu", "1380", "type", "veth", "peer", "name", "other"]);
+    run("ip", &["link", "set", "other", "up"]);
+    run("ip", &["addr", "add", "10.88.0.7/20", "dev", "out"]);
+    run("ip", &["link", "set", "out", "up"]);
+    run("ip", &["route", "add", "default", "via", "10.88.0.1"]);
+    let a = host.container("a");
+    let status = host.net.attach(a.as_fd(), "a", &AttachSpec::default()).expect("attach");
+    assert_eq!(host.net.ensure_bridge().expect("bridge").mtu, 1380);
+    assert_ne!(status.ip.octets()[..2], [10, 88], "that subnet is taken");
+    let inside = || std::fs::read_to_string("/proc/thread-self/net/route");
+    assert!(netns::run_in(a.as_fd(), inside).expect("enter").expect("routes").contains("eth0"));
+    let link = netns::run_in(a.as_fd(), || run("ip", &["link", "show", "eth0"])).expect("enter");
+    assert!(link.contains("mtu 1380"), "{link}");
+}
+
+#[test]
 fn taken_ports_and_addresses_are_refused_by_name() {
     let Some(mut host) = host() else { return };
     let (_a, a_ip) = host.server("a");

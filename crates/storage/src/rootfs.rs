@@ -323,3 +323,43 @@ fn overlay_by_mount(root: &RootFs, read_only: bool) -> io::Result<()> {
     rustix::mount::mount("arctern", &root.merged, "overlay", flags, options.as_c_str())?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_without_the_newer_option_get_the_same_mount() {
+        if !rustix::process::geteuid().is_root() {
+            return eprintln!("skipped: needs root");
+        }
+        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+        let dir = dir.expect("temporary directory");
+        // Characters that have a meaning in mount options.
+        let base = dir.path().join("a,b:c\\d");
+        let part = |name: &str| {
+            let path = base.join(name);
+            std::fs::create_dir_all(&path).expect("make");
+            path
+        };
+        let root = RootFs {
+            id: "c".into(),
+            image: String::new(),
+            upper: part("upper"),
+            work: part("work"),
+            merged: part("merged"),
+            lowers: (0..60).map(|i| part(&format!("{:060}", i))).collect(),
+        };
+        std::fs::write(root.lowers[0].join("f"), b"top").expect("write");
+        std::fs::write(root.lowers[59].join("f"), b"bottom").expect("write");
+        for read_only in [true, false] {
+            overlay_by_mount(&root, read_only).expect("mount");
+            assert!(is_mount_point(&root.merged).expect("inspect"));
+            assert_eq!(std::fs::read(root.merged.join("f")).expect("read"), b"top");
+            let written = std::fs::write(root.merged.join("new"), b"x");
+            assert_eq!(written.is_err(), read_only);
+            rustix::mount::unmount(&root.merged, UnmountFlags::empty()).expect("unmount");
+        }
+        assert!(root.upper.join("new").exists());
+    }
+}
