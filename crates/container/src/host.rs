@@ -133,7 +133,8 @@ impl Host {
 
     /// Whether a dead shim left something to clean up.
     fn needs_repair(&self, record: &Record) -> bool {
-        let claims = record.status == Status::Running || record.shim.is_some();
+        let unfinished = matches!(record.status, Status::Running | Status::Restoring);
+        let claims = unfinished || record.shim.is_some();
         claims && self.shim(record).is_none() && self.init(record).is_none()
     }
 
@@ -157,6 +158,12 @@ impl Host {
             if !self.needs_repair(&again) {
                 return Ok(Some(again));
             }
+        }
+        if record.status == Status::Restoring {
+            // The command that restored it was killed half-way.
+            self.teardown(&record.config.id)?;
+            self.remove_files(&record.config.id)?;
+            return Ok(None);
         }
         if record.status == Status::Running || record.shim.is_some() {
             return self.finish(&record.config.id, None);
@@ -187,7 +194,7 @@ impl Host {
                 }
                 // Killed by the engine after it was captured: that is no failure.
                 Status::Checkpointed if r.init.is_some() => ended(r, 0),
-                Status::Checkpointed | Status::Created | Status::Exited => {}
+                _ => {}
             }
             r.init = None;
         })?;

@@ -52,6 +52,9 @@ pub enum Status {
     Exited,
     /// Stopped by a checkpoint that is kept with it.
     Checkpointed,
+    /// Being made from an archive by a command that holds its lock. Without that command it is what
+    /// a killed restore left.
+    Restoring,
 }
 
 impl Status {
@@ -63,13 +66,13 @@ impl Status {
             Status::Running => "running",
             Status::Exited => "exited",
             Status::Checkpointed => "checkpointed",
+            Status::Restoring => "restoring",
         }
     }
 
     fn parse(text: &str) -> Option<Status> {
-        [Status::Created, Status::Running, Status::Exited, Status::Checkpointed]
-            .into_iter()
-            .find(|s| s.as_str() == text)
+        use Status::{Checkpointed, Created, Exited, Restoring, Running};
+        [Created, Running, Exited, Checkpointed, Restoring].into_iter().find(|s| s.as_str() == text)
     }
 }
 

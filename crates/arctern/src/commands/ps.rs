@@ -159,6 +159,7 @@ fn status(record: &Record) -> String {
         Status::Exited => {
             format!("Exited ({}){}", record.exit_code.unwrap_or(0), ago(record.finished_at))
         }
+        Status::Restoring => "Restoring".to_owned(),
         Status::Checkpointed => format!("Checkpointed{}", ago(record.checkpointed_at)),
     }
 }

@@ -49,14 +49,26 @@ impl Host {
         let begin = Instant::now();
         let config = read_config(file, options)?;
         self.find_image(file, &config)?;
-        let record = self.create_from(Record {
+        let record = Record {
+            status: Status::Restoring,
             created_at: Timestamp::parse_rfc3339(&config.created).unwrap_or_else(Timestamp::now),
             ..Record::new(config)
-        })?;
+        };
+        // Locked from before it can be seen: who finds it unlocked removes it.
+        let lock = Lock::wait(&self.make_dirs(record.id())?.lock())?;
+        let record = match self.create_from(record.clone()) {
+            Ok(record) => record,
+            Err(error) => {
+                if self.store.get(record.id())?.is_none() {
+                    discard(&self.paths.container(record.id()).dir)?;
+                    discard(&self.paths.container(record.id()).run)?;
+                }
+                return Err(error);
+            }
+        };
         let brought = self
             .bring_in(file, &record, options)
-            .and_then(|()| Lock::wait(&self.paths.container(record.id()).lock()))
-            .and_then(|lock| self.revive(&record, lock, options));
+            .and_then(|()| self.revive(&record, lock, options));
         match brought {
             Ok(started) => Ok(restored(record, started, begin)),
             Err(error) => {
