@@ -115,6 +115,11 @@ impl NetworkError {
             NetworkError::AddressInUse { .. } => {
                 Some("choose another address with --ip, or leave it out".into())
             }
+            NetworkError::Kernel { source, .. }
+                if source.kind() == io::ErrorKind::AddrNotAvailable =>
+            {
+                Some("publish on an address that this host has, or leave the address out".into())
+            }
             NetworkError::NoFreeAddress(_) => Some("remove containers that are not needed".into()),
             NetworkError::Kernel { source, .. }
                 if source.raw_os_error() == Some(Errno::PERM.raw_os_error()) =>

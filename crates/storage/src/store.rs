@@ -174,6 +174,16 @@ impl StoreError {
             {
                 Some("this kernel has no overlayfs: `modprobe overlay`".into())
             }
+            StoreError::Mount { source, .. }
+                if source.raw_os_error() == Some(Errno::INVAL.raw_os_error()) =>
+            {
+                Some(
+                    "the file system of the store cannot carry an overlay (network file systems and \
+                     overlays themselves cannot): put it elsewhere with --root"
+                        .into(),
+                )
+            }
+            StoreError::DigestMismatch { .. } => Some("get the archive anew".into()),
             _ => None,
         }
     }
