@@ -270,6 +270,12 @@ impl Error {
             }
             Error::CpuFeatures { .. } => "restore on a machine whose CPU has them".to_owned(),
             Error::DatabaseVersion { .. } => "use the newer program, or another --root".to_owned(),
+            Error::Io { source, .. } | Error::System { source, .. }
+                if source.kind() == io::ErrorKind::PermissionDenied
+                    && !rustix::process::geteuid().is_root() =>
+            {
+                "run it as root".to_owned()
+            }
             Error::Shim { hint, .. } => return hint.clone(),
             Error::Storage(inner) => {
                 return inner.downcast_ref::<arctern_storage::StoreError>().and_then(|e| e.hint());

@@ -13,7 +13,7 @@ use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxCapabilities, LinuxSeccomp, Spec};
 
 use crate::error::{Error, Result, chain};
 use crate::spec::DEFAULT_PATH;
@@ -42,7 +42,7 @@ pub enum Stdio {
 pub fn create(oci: &Path, id: &str, bundle: &Path, stdio: Stdio) -> Result<i32> {
     std::fs::create_dir_all(oci).map_err(Error::io("create", oci))?;
     let mut builder = ContainerBuilder::new(id.to_owned(), SyscallType::default())
-        .with_executor(Exec)
+        .with_executor(Exec { confinement: None })
         .with_root_path(oci)
         .map_err(Error::runtime("create"))?;
     builder = match stdio {
@@ -69,11 +69,28 @@ pub fn start(oci: &Path, id: &str) -> Result<()> {
     container.start().map_err(|e| explain("start", e))
 }
 
+/// What the library leaves away from processes that join a container: the system call filter. It
+/// has to be loaded while the process may still do so, so the process comes to us with every
+/// capability, and gets its own ones after the filter.
+#[derive(Clone, Debug)]
+pub struct Confinement {
+    /// The filter.
+    pub seccomp: LinuxSeccomp,
+    /// Its capabilities.
+    pub capabilities: LinuxCapabilities,
+}
+
 /// Starts a process in a running container, as a child of this process, described by the OCI
 /// process document at `process`. Gives its pid.
-pub fn exec(oci: &Path, id: &str, process: &Path, console: Option<&Path>) -> Result<i32> {
+pub fn exec(
+    oci: &Path,
+    id: &str,
+    process: &Path,
+    console: Option<&Path>,
+    confinement: Option<Confinement>,
+) -> Result<i32> {
     let pid = ContainerBuilder::new(id.to_owned(), SyscallType::default())
-        .with_executor(Exec)
+        .with_executor(Exec { confinement })
         .with_root_path(oci)
         .map_err(Error::runtime("join"))?
         .with_console_socket(console)
@@ -131,7 +148,9 @@ fn explain(action: &'static str, error: LibcontainerError) -> Error {
 /// Executes the command of the spec. The standard library's `exec` also gives SIGPIPE and the
 /// signal mask back their defaults, which a program expects and the library does not do.
 #[derive(Clone, Debug)]
-struct Exec;
+struct Exec {
+    confinement: Option<Confinement>,
+}
 
 impl Exec {
     fn args(spec: &Spec) -> &[String] {
@@ -154,6 +173,13 @@ impl Executor for Exec {
         let [program, args @ ..] = Exec::args(spec) else {
             return Err(ExecutorError::InvalidArg);
         };
+        if let Some(Confinement { seccomp, capabilities }) = &self.confinement {
+            let other = |e: &dyn std::error::Error| ExecutorError::Other(chain(e));
+            libcontainer::seccomp::initialize_seccomp(seccomp).map_err(|e| other(&e))?;
+            let syscall = libcontainer::syscall::syscall::create_syscall();
+            libcontainer::capabilities::drop_privileges(capabilities, syscall.as_ref())
+                .map_err(|e| other(&e))?;
+        }
         let error =
             std::process::Command::new(program).args(args).env_clear().envs(Exec::env(spec)).exec();
         Err(ExecutorError::Other(format!("{program}: {error}")))

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use arctern_engine::options::{AfterCapture, CaptureOptions, External, RestoreOptions};
+use arctern_image::images::{ImageDir, ImageKind};
+use arctern_image::messages::{DumpStatsEntry, RestoreStatsEntry, StatsEntry};
 use clap::Parser;
 
 use crate::report::{CommandResult, Failure};
@@ -220,6 +222,17 @@ fn dump(args: Criu) -> anyhow::Result<u8> {
                 "Dumping finished successfully: {} processes, {} pages",
                 report.processes, report.pages_written
             ));
+            let entry = DumpStatsEntry {
+                freezing_time: micros(report.freezing_us),
+                frozen_time: micros(report.frozen_us),
+                memdump_time: micros(report.memory_us),
+                memwrite_time: micros(report.memory_us),
+                pages_scanned: report.pages_scanned,
+                pages_written: report.pages_written,
+                ..DumpStatsEntry::default()
+            };
+            let stats = StatsEntry { dump: Some(entry), restore: None };
+            write_stats(&args, ImageKind::StatsDump, &stats)?;
             if args.display_stats {
                 outln!("Displaying dump stats:");
                 outln!("Freezing time: {} us", report.freezing_us);
@@ -264,6 +277,14 @@ fn restore(args: Criu) -> anyhow::Result<u8> {
                 std::fs::write(&file, report.pid.to_string())
                     .with_context(|| format!("write {}", file.display()))?;
             }
+            let entry = RestoreStatsEntry {
+                forking_time: micros(report.forking_us),
+                restore_time: micros(report.total_us),
+                pages_restored: Some(report.pages_restored),
+                ..RestoreStatsEntry::default()
+            };
+            let stats = StatsEntry { dump: None, restore: Some(entry) };
+            write_stats(&args, ImageKind::StatsRestore, &stats)?;
             if !args.restore_detached {
                 wait(report.pid)?;
             }
@@ -285,6 +306,17 @@ impl Criu {
     fn level(&self) -> u8 {
         self.verbosity.unwrap_or(if self.verbose == 0 { 2 } else { self.verbose.min(4) })
     }
+}
+
+/// Writes `stats-dump` or `stats-restore` into the work directory.
+fn write_stats(args: &Criu, kind: ImageKind, stats: &StatsEntry) -> anyhow::Result<()> {
+    ImageDir::open(args.work())?.write_one(kind, 0, stats)?;
+    Ok(())
+}
+
+/// Microseconds as the statistics hold them.
+fn micros(time: u64) -> u32 {
+    u32::try_from(time).unwrap_or(u32::MAX)
 }
 
 fn open_log(args: &Criu) -> anyhow::Result<Log> {

@@ -3,13 +3,14 @@
 use std::fs;
 use std::os::fd::OwnedFd;
 
-use oci_spec::runtime::{Capabilities, UserBuilder};
+use oci_spec::runtime::{Capabilities, Process, Spec, UserBuilder};
 use rustix::process::{Pid, WaitOptions, waitpid};
 
 use crate::console::ConsoleSocket;
 use crate::error::{Error, Result};
 use crate::host::Host;
-use crate::spec::{self, user};
+use crate::runtime::Confinement;
+use crate::spec::{self, caps, user};
 
 /// What to execute and how.
 #[derive(Clone, Debug, Default)]
@@ -117,16 +118,14 @@ impl Host {
         }
         process.set_env(Some(env));
 
+        let confinement = confine(&spec, &mut process)?;
+
         let own = std::process::id();
         let document = paths.run.join(format!("exec-{own}.json"));
         let json = serde_json::to_vec(&process).map_err(Error::json("the process"))?;
         fs::write(&document, json).map_err(Error::io("write", &document))?;
-        let started = self.start_exec(
-            id,
-            &document,
-            &options.terminal.then(|| format!("exec-{own}")),
-            options.stdin,
-        );
+        let console = options.terminal.then(|| format!("exec-{own}"));
+        let started = self.start_exec(id, &document, &console, options.stdin, confinement);
         let _ = fs::remove_file(&document);
         started
     }
@@ -137,12 +136,13 @@ impl Host {
         document: &std::path::Path,
         console: &Option<String>,
         stdin: bool,
+        confinement: Option<Confinement>,
     ) -> Result<ExecSession> {
         let run = self.paths.container(id).run;
         let oci = self.paths.oci();
         if let Some(name) = console {
             let socket = ConsoleSocket::bind(&run, name).map_err(Error::io("listen at", &run))?;
-            let pid = crate::runtime::exec(&oci, id, document, Some(socket.path()))?;
+            let pid = crate::runtime::exec(&oci, id, document, Some(socket.path()), confinement)?;
             let terminal = socket.receive().map_err(Error::system("receive the terminal"))?;
             return Ok(ExecSession { pid, terminal: Some(terminal) });
         }
@@ -150,9 +150,25 @@ impl Host {
             let null = fs::File::open("/dev/null").map_err(Error::io("open", "/dev/null"))?;
             rustix::stdio::dup2_stdin(&null).map_err(Error::system("close standard input"))?;
         }
-        let pid = crate::runtime::exec(&oci, id, document, None)?;
+        let pid = crate::runtime::exec(&oci, id, document, None, confinement)?;
         Ok(ExecSession { pid, terminal: None })
     }
+}
+
+/// Takes the filter out of the container's spec for a process that joins it, and lets the process
+/// begin with every capability that it takes to load the filter.
+fn confine(spec: &Spec, process: &mut Process) -> Result<Option<Confinement>> {
+    let seccomp = spec.linux().as_ref().and_then(|l| l.seccomp().clone());
+    let (Some(seccomp), Some(capabilities)) = (seccomp, process.capabilities().clone()) else {
+        return Ok(None);
+    };
+    let all = caps::to_spec(caps::bounding(&[], &[], true)?)?;
+    let mut first = capabilities.clone();
+    first.set_bounding(Some(all.clone()));
+    first.set_permitted(Some(all.clone()));
+    first.set_effective(Some(all));
+    process.set_capabilities(Some(first));
+    Ok(Some(Confinement { seccomp, capabilities }))
 }
 
 /// `NAME=VALUE` as it is, `NAME` with the value that this process has.
