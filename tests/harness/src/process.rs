@@ -118,6 +118,19 @@ pub fn processes_below(dir: &Path) -> Vec<i32> {
         .collect()
 }
 
+/// Reaps every child of this process that ends within the limit: orphans of a killed program are
+/// this process's to reap, and hold their pids until then.
+pub fn reap_orphans(limit: Duration) {
+    for task in fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
+        let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        for pid in children.split_whitespace().filter_map(|pid| pid.parse().ok()) {
+            if let Ok(process) = Process::open(pid) {
+                let _ = process.gone(limit);
+            }
+        }
+    }
+}
+
 /// Kills what `processes_below` finds, and reaps what is the caller's to reap.
 pub fn kill_below(dir: &Path) {
     for pid in processes_below(dir) {

@@ -222,7 +222,10 @@ impl Run {
     /// Nothing stops or traces the tree: fails with the first task that is held.
     pub fn unharmed(&self) -> Result<()> {
         for process in self.tree()? {
-            for task in fs::read_dir(format!("/proc/{}/task", process.pid()))?.flatten() {
+            let Ok(tasks) = fs::read_dir(format!("/proc/{}/task", process.pid())) else {
+                continue;
+            };
+            for task in tasks.flatten() {
                 let Ok(status) = fs::read_to_string(task.path().join("status")) else { continue };
                 let field = |key: &str| {
                     status
