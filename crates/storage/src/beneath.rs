@@ -59,17 +59,23 @@ impl Beneath {
     /// # Errors
     /// `ELOOP` when a link is on the way, `ENOTDIR`, `ENOENT`, others of `openat2(2)`.
     pub fn open_dir(&self, rel: &Path) -> io::Result<OwnedFd> {
-        if rel.as_os_str().is_empty() {
-            return Ok(rustix::fs::openat(&self.root, c".", DIR_FLAGS, Mode::empty())?);
+        // Without NOFOLLOW, so that a link is reported as ELOOP at every position.
+        let flags = DIR_FLAGS.difference(OFlags::NOFOLLOW);
+        let open = |dir: BorrowedFd<'_>, path: &Path| {
+            rustix::fs::openat2(dir, path, flags, Mode::empty(), RESOLVE)
+        };
+        match open(self.root.as_fd(), if rel.as_os_str().is_empty() { Path::new(".") } else { rel })
+        {
+            // Longer than the 4096 bytes of a path: one component after the other.
+            Err(Errno::NAMETOOLONG) => {
+                let mut dir = open(self.root.as_fd(), Path::new("."))?;
+                for component in rel.components() {
+                    dir = open(dir.as_fd(), Path::new(component.as_os_str()))?;
+                }
+                Ok(dir)
+            }
+            other => Ok(other?),
         }
-        Ok(rustix::fs::openat2(
-            &self.root,
-            rel,
-            // Without NOFOLLOW, so that a link is reported as ELOOP at every position.
-            DIR_FLAGS.difference(OFlags::NOFOLLOW),
-            Mode::empty(),
-            RESOLVE,
-        )?)
     }
 
     /// The directory that holds `rel`, and `rel`'s last component. Missing directories are made,
@@ -151,51 +157,90 @@ pub fn remove_at(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
         Err(Errno::ISDIR) => {}
         Err(e) => return Err(e.into()),
     }
-    // The stack is on the heap: a hostile tree can be very deep.
-    let Some(top) = Frame::open(parent, name)? else {
-        return Ok(());
+    let dir = match rustix::fs::openat(parent, name, DIR_FLAGS, Mode::empty()) {
+        Ok(fd) => fd,
+        Err(Errno::NOENT) => return Ok(()),
+        Err(e) => return Err(e.into()),
     };
-    let mut stack = vec![top];
-    while let Some(frame) = stack.last_mut() {
-        match frame.subdirs.pop() {
-            Some(child) => {
-                if let Some(frame) = Frame::open(frame.dir.as_fd(), &child)? {
-                    stack.push(frame);
+    let subdirs = unlink_files(dir.as_fd())?;
+    let mut descent = Descent::new(dir);
+    // The directories on the way down: name, and what is still to be removed below.
+    let mut stack = vec![(name.to_owned(), subdirs)];
+    while let Some((_, subdirs)) = stack.last_mut() {
+        if let Some(child) = subdirs.pop() {
+            match descent.down(&child) {
+                Ok(()) => {
+                    let subdirs = unlink_files(descent.dir())?;
+                    stack.push((child, subdirs));
                 }
+                Err(Errno::NOENT) => {}
+                Err(e) => return Err(e.into()),
             }
-            None => {
-                let done = stack.pop().map(|frame| frame.name).unwrap_or_default();
-                let above = stack.last().map_or(parent, |frame| frame.dir.as_fd());
-                ignore_absent(rustix::fs::unlinkat(above, &done, AtFlags::REMOVEDIR))?;
+            continue;
+        }
+        let done = stack.pop().map(|(name, _)| name).unwrap_or_default();
+        match stack.is_empty() {
+            true => ignore_absent(rustix::fs::unlinkat(parent, &done, AtFlags::REMOVEDIR))?,
+            false => {
+                descent.up()?;
+                ignore_absent(rustix::fs::unlinkat(descent.dir(), &done, AtFlags::REMOVEDIR))?;
             }
         }
     }
     Ok(())
 }
 
-/// A directory on its way out: its files are gone, its directories are still to be removed.
-struct Frame {
-    dir: OwnedFd,
-    name: OsString,
-    subdirs: Vec<OsString>,
+/// Unlinks everything in a directory but directories, whose names it returns.
+fn unlink_files(dir: BorrowedFd<'_>) -> io::Result<Vec<OsString>> {
+    let mut subdirs = Vec::new();
+    for entry in names(dir)? {
+        match rustix::fs::unlinkat(dir, &entry, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(Errno::ISDIR) => subdirs.push(entry),
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(subdirs)
 }
 
-impl Frame {
-    fn open(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<Option<Self>> {
-        let dir = match rustix::fs::openat(parent, name, DIR_FLAGS, Mode::empty()) {
-            Ok(fd) => fd,
-            Err(Errno::NOENT) => return Ok(None),
-            Err(e) => return Err(e.into()),
-        };
-        let mut subdirs = Vec::new();
-        for entry in names(dir.as_fd())? {
-            match rustix::fs::unlinkat(&dir, &entry, AtFlags::empty()) {
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(Errno::ISDIR) => subdirs.push(entry),
-                Err(e) => return Err(e.into()),
-            }
+/// A place in a tree that may be deeper than a process may have descriptors, or a path bytes: it
+/// holds one descriptor, and goes up by `..`, where it must find the directory that it came from.
+#[derive(Debug)]
+pub(crate) struct Descent {
+    dir: OwnedFd,
+    /// Device and inode of the directories above.
+    above: Vec<(u64, u64)>,
+}
+
+impl Descent {
+    /// Begins at a directory.
+    pub fn new(dir: OwnedFd) -> Self {
+        Descent { dir, above: Vec::new() }
+    }
+
+    /// The directory it is at.
+    pub fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// Goes into a directory, not through a link.
+    pub fn down(&mut self, name: &OsStr) -> rustix::io::Result<()> {
+        let child = rustix::fs::openat(&self.dir, name, DIR_FLAGS, Mode::empty())?;
+        let st = rustix::fs::fstat(&self.dir)?;
+        self.above.push((st.st_dev, st.st_ino));
+        self.dir = child;
+        Ok(())
+    }
+
+    /// Goes back up; `ESTALE` when somebody moved the directory meanwhile.
+    pub fn up(&mut self) -> rustix::io::Result<()> {
+        let parent = rustix::fs::openat(&self.dir, c"..", DIR_FLAGS, Mode::empty())?;
+        let st = rustix::fs::fstat(&parent)?;
+        if self.above.pop() != Some((st.st_dev, st.st_ino)) {
+            return Err(Errno::STALE);
         }
-        Ok(Some(Frame { dir, name: name.to_owned(), subdirs }))
+        self.dir = parent;
+        Ok(())
     }
 }
 

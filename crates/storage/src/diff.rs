@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use crate::beneath::{self, UnsafePath};
+use crate::beneath::{self, Descent, UnsafePath};
 use crate::pack::{PackError, Packed, Packer, stat_at};
 use crate::tarstream::TarStream;
 use crate::unpack::{UnpackError, Unpacked, Unpacker, Whiteouts};
@@ -176,7 +176,6 @@ struct Walk<'a, W: Write, F: FnMut() -> io::Result<W>> {
 
 /// A directory that is being walked.
 struct Level {
-    fd: OwnedFd,
     path: PathBuf,
     names: Vec<OsString>,
     /// Nothing of the layers shows through: this directory or one above it is opaque.
@@ -202,23 +201,27 @@ impl<'a, W: Write, F: FnMut() -> io::Result<W>> Walk<'a, W, F> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(self.source.upper, flags, Mode::empty()).map_err(failed)?;
         let st = rustix::fs::fstat(&fd).map_err(failed)?;
-        let root = self.level(fd, PathBuf::new(), false)?;
+        let root = self.level(fd.as_fd(), PathBuf::new(), false)?;
         let changed = !self.same_as_lower_root(&st);
         if changed || root.names.iter().any(|n| !self.excludes.contains(Path::new(n))) {
             // The root comes first: it exists wherever this is unpacked.
-            self.append(root.fd.as_fd(), OsStr::new("."), Path::new(""), &st)?;
+            self.append(fd.as_fd(), OsStr::new("."), Path::new(""), &st)?;
         }
+        let mut descent = Descent::new(fd);
         let mut stack = vec![root];
         while let Some(level) = stack.last_mut() {
             let Some(name) = level.names.pop() else {
-                stack.pop();
+                let done = stack.pop();
+                if let (Some(done), false) = (done, stack.is_empty()) {
+                    descent.up().map_err(|e| failure("leave", &done.path, e.into()))?;
+                }
                 continue;
             };
             let path = level.path.join(&name);
             if self.excludes.contains(&path) {
                 continue;
             }
-            let st = match stat_at(level.fd.as_fd(), &name) {
+            let st = match stat_at(descent.dir(), &name) {
                 Ok(st) => st,
                 // Removed while it was walked: only without a freeze.
                 Err(Errno::NOENT) => continue,
@@ -228,14 +231,12 @@ impl<'a, W: Write, F: FnMut() -> io::Result<W>> Walk<'a, W, F> {
                 self.delete(&path);
                 continue;
             }
-            if self.append(level.fd.as_fd(), &name, &path, &st)?
+            let opaque = level.opaque;
+            if self.append(descent.dir(), &name, &path, &st)?
                 && FileType::from_raw_mode(st.st_mode) == FileType::Directory
             {
-                let fd = open_dir(level.fd.as_fd(), &name)
-                    .map_err(|e| failure("open", &path, e.into()))?;
-                let opaque = level.opaque;
-                let next = self.level(fd, path, opaque)?;
-                stack.push(next);
+                descent.down(&name).map_err(|e| failure("open", &path, e.into()))?;
+                stack.push(self.level(descent.dir(), path, opaque)?);
             }
         }
         Ok(())
@@ -244,18 +245,18 @@ impl<'a, W: Write, F: FnMut() -> io::Result<W>> Walk<'a, W, F> {
     /// Reads a directory, and notes what it hides if it is opaque.
     fn level(
         &mut self,
-        fd: OwnedFd,
+        fd: BorrowedFd<'_>,
         path: PathBuf,
         above_opaque: bool,
     ) -> Result<Level, CaptureError> {
         let mut value = [0u8; 8];
-        if rustix::fs::fgetxattr(&fd, "trusted.overlay.redirect", &mut [0u8; 0][..]).is_ok() {
+        if rustix::fs::fgetxattr(fd, "trusted.overlay.redirect", &mut [0u8; 0][..]).is_ok() {
             return Err(CaptureError::Redirected(path));
         }
         let opaque = above_opaque
-            || rustix::fs::fgetxattr(&fd, "trusted.overlay.opaque", &mut value)
+            || rustix::fs::fgetxattr(fd, "trusted.overlay.opaque", &mut value)
                 .is_ok_and(|len| value.get(..len) == Some(b"y"));
-        let mut names = beneath::names(fd.as_fd()).map_err(|e| failure("list", &path, e))?;
+        let mut names = beneath::names(fd).map_err(|e| failure("list", &path, e))?;
         // A stable order; reversed, because they are taken from the end.
         names.sort_unstable_by(|a, b| b.cmp(a));
         if opaque {
@@ -266,7 +267,7 @@ impl<'a, W: Write, F: FnMut() -> io::Result<W>> Walk<'a, W, F> {
                 self.delete(&path.join(name));
             }
         }
-        Ok(Level { fd, path, names, opaque })
+        Ok(Level { path, names, opaque })
     }
 
     fn append(

@@ -243,7 +243,8 @@ impl Store {
     }
 
     fn initialise(&self, version: &Path) -> Result<(), StoreError> {
-        make_dir(&self.root, 0o711)?;
+        // Images have old set-user-id programs in them: they are nobody else's to run.
+        make_dir(&self.root, 0o700)?;
         for (name, mode) in [
             ("blobs/sha256", 0o700),
             ("layers", 0o711),
