@@ -23,7 +23,7 @@ pub struct SignalOwner {
     pub euid: u32,
 }
 
-/// Reads the owner of a descriptor.
+/// Reads the owner of a descriptor; without one the signal does not matter.
 pub fn signal_owner(fd: impl AsFd) -> io::Result<SignalOwner> {
     const F_GETOWN_EX: i32 = 16;
     const F_GETOWNER_UIDS: i32 = 17;
@@ -32,13 +32,14 @@ pub fn signal_owner(fd: impl AsFd) -> io::Result<SignalOwner> {
     let mut owner = [0i32; 2];
     // SAFETY: F_GETOWN_EX writes a struct f_owner_ex, two ints, into `owner`.
     check(unsafe { libc::fcntl(raw, F_GETOWN_EX, owner.as_mut_ptr()) }.into())?;
+    if owner[1] == 0 {
+        return Ok(SignalOwner::default());
+    }
     // SAFETY: F_GETSIG touches no memory of ours.
     let signal = check(unsafe { libc::fcntl(raw, F_GETSIG) }.into())? as i32;
     let mut uids = [0u32; 2];
-    if owner[1] != 0 {
-        // SAFETY: F_GETOWNER_UIDS writes two uid_t into `uids`.
-        check(unsafe { libc::fcntl(raw, F_GETOWNER_UIDS, uids.as_mut_ptr()) }.into())?;
-    }
+    // SAFETY: F_GETOWNER_UIDS writes two uid_t into `uids`.
+    check(unsafe { libc::fcntl(raw, F_GETOWNER_UIDS, uids.as_mut_ptr()) }.into())?;
     Ok(SignalOwner { kind: owner[0], pid: owner[1], signal, uid: uids[0], euid: uids[1] })
 }
 

@@ -93,64 +93,64 @@ pub struct FileEntry {
     pub r#type: i32,
     #[prost(uint32, required, tag = "2")]
     pub id: u32,
-    #[prost(message, optional, tag = "3")]
+    #[prost(message, optional, boxed, tag = "3")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub reg: Option<RegFileEntry>,
-    #[prost(message, optional, tag = "4")]
+    pub reg: Option<Box<RegFileEntry>>,
+    #[prost(message, optional, boxed, tag = "4")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub isk: Option<InetSkEntry>,
-    #[prost(message, optional, tag = "5")]
+    pub isk: Option<Box<InetSkEntry>>,
+    #[prost(message, optional, boxed, tag = "5")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub nsf: Option<NsFileEntry>,
-    #[prost(message, optional, tag = "6")]
+    pub nsf: Option<Box<NsFileEntry>>,
+    #[prost(message, optional, boxed, tag = "6")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub psk: Option<PacketSockEntry>,
-    #[prost(message, optional, tag = "7")]
+    pub psk: Option<Box<PacketSockEntry>>,
+    #[prost(message, optional, boxed, tag = "7")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub nlsk: Option<NetlinkSkEntry>,
-    #[prost(message, optional, tag = "8")]
+    pub nlsk: Option<Box<NetlinkSkEntry>>,
+    #[prost(message, optional, boxed, tag = "8")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub efd: Option<EventfdFileEntry>,
-    #[prost(message, optional, tag = "9")]
+    pub efd: Option<Box<EventfdFileEntry>>,
+    #[prost(message, optional, boxed, tag = "9")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub epfd: Option<EventpollFileEntry>,
-    #[prost(message, optional, tag = "10")]
+    pub epfd: Option<Box<EventpollFileEntry>>,
+    #[prost(message, optional, boxed, tag = "10")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub sgfd: Option<SignalfdEntry>,
-    #[prost(message, optional, tag = "11")]
+    pub sgfd: Option<Box<SignalfdEntry>>,
+    #[prost(message, optional, boxed, tag = "11")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub tunf: Option<TunfileEntry>,
-    #[prost(message, optional, tag = "12")]
+    pub tunf: Option<Box<TunfileEntry>>,
+    #[prost(message, optional, boxed, tag = "12")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub tfd: Option<TimerfdEntry>,
-    #[prost(message, optional, tag = "13")]
+    pub tfd: Option<Box<TimerfdEntry>>,
+    #[prost(message, optional, boxed, tag = "13")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub ify: Option<InotifyFileEntry>,
-    #[prost(message, optional, tag = "14")]
+    pub ify: Option<Box<InotifyFileEntry>>,
+    #[prost(message, optional, boxed, tag = "14")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub ffy: Option<FanotifyFileEntry>,
-    #[prost(message, optional, tag = "15")]
+    pub ffy: Option<Box<FanotifyFileEntry>>,
+    #[prost(message, optional, boxed, tag = "15")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub ext: Option<ExtFileEntry>,
-    #[prost(message, optional, tag = "16")]
+    pub ext: Option<Box<ExtFileEntry>>,
+    #[prost(message, optional, boxed, tag = "16")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub usk: Option<UnixSkEntry>,
-    #[prost(message, optional, tag = "17")]
+    pub usk: Option<Box<UnixSkEntry>>,
+    #[prost(message, optional, boxed, tag = "17")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub fifo: Option<FifoEntry>,
-    #[prost(message, optional, tag = "18")]
+    pub fifo: Option<Box<FifoEntry>>,
+    #[prost(message, optional, boxed, tag = "18")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub pipe: Option<PipeEntry>,
-    #[prost(message, optional, tag = "19")]
+    pub pipe: Option<Box<PipeEntry>>,
+    #[prost(message, optional, boxed, tag = "19")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub tty: Option<TtyFileEntry>,
-    #[prost(message, optional, tag = "20")]
+    pub tty: Option<Box<TtyFileEntry>>,
+    #[prost(message, optional, boxed, tag = "20")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub memfd: Option<MemfdFileEntry>,
-    #[prost(message, optional, tag = "21")]
+    pub memfd: Option<Box<MemfdFileEntry>>,
+    #[prost(message, optional, boxed, tag = "21")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub bpf: Option<BpfmapFileEntry>,
-    #[prost(message, optional, tag = "22")]
+    pub bpf: Option<Box<BpfmapFileEntry>>,
+    #[prost(message, optional, boxed, tag = "22")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub pidfd: Option<PidfdEntry>,
+    pub pidfd: Option<Box<PidfdEntry>>,
 }

@@ -2,6 +2,13 @@
 //!
 //! Source: Documentation/filesystems/proc.rst 3.8 and the `show_fdinfo` functions of the kinds.
 
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::BorrowedFd;
+
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+
 use super::ParseError;
 use super::locks::{self, Lock};
 use crate::Pid;
@@ -148,6 +155,23 @@ pub fn read(pid: Pid, fd: i32) -> std::io::Result<FdInfo> {
     Ok(parse(&super::read(pid, &format!("fdinfo/{fd}"))?)?)
 }
 
+/// As [`read`], from an open `/proc/PID/fdinfo`: quicker for many descriptors.
+pub fn read_in(directory: BorrowedFd<'_>, fd: i32) -> std::io::Result<FdInfo> {
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let file = nix::fcntl::openat(directory, fd.to_string().as_str(), flags, Mode::empty())?;
+    let mut file = File::from(file);
+    let mut text = Vec::with_capacity(4096);
+    let mut buffer = [0; 4096];
+    loop {
+        let n = file.read(&mut buffer)?;
+        text.extend_from_slice(&buffer[..n]);
+        // The kernel writes the whole text at once.
+        if n < buffer.len() {
+            return Ok(parse(&String::from_utf8_lossy(&text))?);
+        }
+    }
+}
+
 fn timer(info: &mut FdInfo) -> &mut Timer {
     info.timer.get_or_insert_default()
 }
@@ -275,6 +299,10 @@ mod tests {
     #[test]
     fn reads_our_own() {
         let me = Pid(std::process::id() as i32);
+        let directory = File::open("/proc/self/fdinfo").unwrap();
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&directory);
+        let directory = std::os::fd::AsFd::as_fd(&directory);
+        assert_eq!(read_in(directory, fd).unwrap().flags, read(me, fd).unwrap().flags);
         assert!(read(me, 0).is_ok() || !std::path::Path::new("/proc/self/fd/0").exists());
     }
 }

@@ -2,7 +2,9 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use arctern_image::images::{ImageDir, ImageKind};
@@ -13,7 +15,7 @@ use arctern_image::pages::PagesIds;
 use arctern_sys::kcmp::{self, kcmp};
 use arctern_sys::proc::locks::Owner;
 use arctern_sys::{Pid, proc};
-use nix::sys::stat::{SFlag, stat};
+use nix::sys::stat::{SFlag, fstat};
 
 use super::descriptor::{self, Descriptor};
 use super::{epoll, ghost, pipe, regular, tty, unix};
@@ -50,6 +52,19 @@ pub(super) struct Known {
     pub kind: i32,
     pub pid: Pid,
     pub fd: i32,
+}
+
+/// `/proc/PID/fd` and `/proc/PID/fdinfo`, open.
+struct Directories {
+    links: File,
+    infos: File,
+}
+
+impl Directories {
+    fn open(pid: Pid) -> io::Result<Self> {
+        let open = |name| File::open(proc::path(pid, name));
+        Ok(Directories { links: open("fd")?, infos: open("fdinfo")? })
+    }
 }
 
 /// Collects open files; ids are unique in one checkpoint.
@@ -110,10 +125,12 @@ impl FileCollector {
             }
             let numbers =
                 proc::descriptors(task.pid).map_err(task.failed("", "list its descriptors"))?;
+            let from = Directories::open(task.pid)
+                .map_err(task.failed("", "open the list of its descriptors"))?;
             let mut table = Vec::with_capacity(numbers.len());
             let files_id = task.ids.files;
             for fd in numbers {
-                table.extend(self.descriptor(tree, index, fd, refusals)?);
+                table.extend(self.descriptor(tree, index, &from, fd, refusals)?);
             }
             self.tables.insert(files_id, table);
         }
@@ -142,17 +159,20 @@ impl FileCollector {
         &mut self,
         tree: &FrozenTree,
         index: usize,
+        from: &Directories,
         fd: i32,
         refusals: &mut Vec<Refusal>,
     ) -> Result<Option<FdinfoEntry>, CaptureError> {
         let task = &tree.tasks[index];
-        let name = format!("fd/{fd}");
-        let link = proc::read_link(task.pid, &name)
-            .map_err(|e| task.failed(format!("fd {fd}"), "read its link")(e))?;
+        let link = nix::fcntl::readlinkat(&from.links, fd.to_string().as_str())
+            .map_err(|e| task.failed(format!("fd {fd}"), "read its link")(e.into()))?;
+        let link = PathBuf::from(link);
         let failed = |what: &'static str| task.failed(descriptor::part(fd, &link), what);
-        let stat =
-            stat(&proc::path(task.pid, &name)).map_err(|e| failed("look at the file")(e.into()))?;
-        let info = proc::fdinfo::read(task.pid, fd).map_err(|e| failed("read its fdinfo")(e))?;
+        let info = proc::fdinfo::read_in(from.infos.as_fd(), fd)
+            .map_err(|e| failed("read its fdinfo")(e))?;
+        let file =
+            task.pidfd.getfd(fd).map_err(|e| failed("duplicate it into the controller")(e))?;
+        let stat = fstat(&file).map_err(|e| failed("look at the file")(e.into()))?;
         let cloexec = u32::from(info.flags & libc::O_CLOEXEC as u32 != 0);
         let flags = info.flags & !(libc::O_CLOEXEC as u32);
         let bucket = (stat.st_dev, stat.st_ino, info.pos, flags, info.mnt_id);
@@ -163,10 +183,6 @@ impl FileCollector {
         let (id, kind) = match place {
             Ok(known) => known,
             Err(place) => {
-                let file = task
-                    .pidfd
-                    .getfd(fd)
-                    .map_err(|e| failed("duplicate it into the controller")(e))?;
                 let fown = descriptor::owner(tree, &file)
                     .map_err(|e| failed("ask for its signal owner")(e))?;
                 let Some(fown) = fown else {
@@ -307,12 +323,12 @@ impl FileCollector {
             .files
             .iter()
             .enumerate()
-            .filter_map(|(at, file)| Some((file.usk.as_ref()?.ino, at)))
+            .filter_map(|(at, file)| Some((file.usk.as_deref()?.ino, at)))
             .collect();
         let mut listed = vec![false; self.files.len()];
         let mut order = Vec::with_capacity(self.files.len());
         for (at, file) in self.files.iter().enumerate() {
-            let peer = file.usk.as_ref().and_then(|socket| sockets.get(&socket.peer));
+            let peer = file.usk.as_deref().and_then(|socket| sockets.get(&socket.peer));
             for at in peer.copied().into_iter().chain([at]) {
                 if !std::mem::replace(&mut listed[at], true) {
                     order.push(&self.files[at]);

@@ -40,12 +40,12 @@ impl FileCollector {
             items: d.info.epoll.clone(),
         });
         FileEntry {
-            epfd: Some(EventpollFileEntry {
+            epfd: Some(Box::new(EventpollFileEntry {
                 id,
                 flags: d.flags(),
                 fown: d.fown.clone(),
                 tfd: Vec::new(),
-            }),
+            })),
             ..entry(FdTypes::Eventpoll, id)
         }
     }

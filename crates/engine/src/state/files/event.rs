@@ -25,12 +25,12 @@ impl FileCollector {
         let id = self.new_id();
         let semaphore = if d.info.eventfd_semaphore { SEMAPHORE } else { 0 };
         FileEntry {
-            efd: Some(EventfdFileEntry {
+            efd: Some(Box::new(EventfdFileEntry {
                 id,
                 flags: d.flags() | semaphore,
                 fown: d.fown.clone(),
                 counter: d.info.eventfd_count.unwrap_or(0),
-            }),
+            })),
             ..entry(FdTypes::Eventfd, id)
         }
     }
@@ -38,12 +38,12 @@ impl FileCollector {
     pub(super) fn signalfd(&mut self, d: &Descriptor<'_>) -> FileEntry {
         let id = self.new_id();
         FileEntry {
-            sgfd: Some(SignalfdEntry {
+            sgfd: Some(Box::new(SignalfdEntry {
                 id,
                 flags: d.flags(),
                 fown: d.fown.clone(),
                 sigmask: d.info.sigmask.unwrap_or(0),
-            }),
+            })),
             ..entry(FdTypes::Signalfd, id)
         }
     }
@@ -62,7 +62,7 @@ impl FileCollector {
         };
         let id = self.new_id();
         Ok(Some(FileEntry {
-            tfd: Some(TimerfdEntry {
+            tfd: Some(Box::new(TimerfdEntry {
                 id,
                 flags: d.flags(),
                 fown: d.fown.clone(),
@@ -73,7 +73,7 @@ impl FileCollector {
                 vnsec: timer.value.1 as u64,
                 isec: timer.interval.0 as u64,
                 insec: timer.interval.1 as u64,
-            }),
+            })),
             ..entry(FdTypes::Timerfd, id)
         }))
     }
@@ -95,13 +95,13 @@ impl FileCollector {
         };
         let id = self.new_id();
         Some(FileEntry {
-            pidfd: Some(PidfdEntry {
+            pidfd: Some(Box::new(PidfdEntry {
                 id,
                 ino: d.stat.st_ino as u32,
                 flags: d.flags() & !(libc::O_RDWR as u32),
                 nspid: target.inner_pid,
                 fown: d.fown.clone(),
-            }),
+            })),
             ..entry(FdTypes::Pidfd, id)
         })
     }

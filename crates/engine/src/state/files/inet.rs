@@ -131,7 +131,7 @@ impl FileCollector {
         };
         let v6only = option(libc::IPPROTO_IPV6, IPV6_V6ONLY).ok().map(|v| v != 0);
         Ok(Some(FileEntry {
-            isk: Some(InetSkEntry {
+            isk: Some(Box::new(InetSkEntry {
                 id,
                 ino: d.stat.st_ino as u32,
                 family: family as u32,
@@ -152,7 +152,7 @@ impl FileCollector {
                 ns_id: Some(self.options.net_ns_id),
                 shutdown: None,
                 tcp_opts: Some(tcp_opts),
-            }),
+            })),
             ..entry(FdTypes::Inetsk, id)
         }))
     }

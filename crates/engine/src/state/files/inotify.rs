@@ -101,7 +101,12 @@ impl FileCollector {
         // The kernel lists the latest first.
         watches.sort_by_key(|watch| watch.wd);
         Ok(Some(FileEntry {
-            ify: Some(InotifyFileEntry { id, flags: d.flags(), fown: d.fown.clone(), wd: watches }),
+            ify: Some(Box::new(InotifyFileEntry {
+                id,
+                flags: d.flags(),
+                fown: d.fown.clone(),
+                wd: watches,
+            })),
             ..entry(FdTypes::Inotify, id)
         }))
     }

@@ -47,13 +47,13 @@ impl FileCollector {
         };
         let id = self.new_id();
         Ok(Some(FileEntry {
-            memfd: Some(MemfdFileEntry {
+            memfd: Some(Box::new(MemfdFileEntry {
                 id,
                 flags: d.flags(),
                 pos: d.info.pos.max(0) as u64,
                 fown: d.fown.clone(),
                 inode_id,
-            }),
+            })),
             ..entry(FdTypes::Memfd, id)
         }))
     }
@@ -78,7 +78,7 @@ impl FileCollector {
         self.mapped_memfds.insert((inode_id, flags), id);
         let fown = FownEntry::default();
         self.files.push(FileEntry {
-            memfd: Some(MemfdFileEntry { id, flags, pos: 0, fown, inode_id }),
+            memfd: Some(Box::new(MemfdFileEntry { id, flags, pos: 0, fown, inode_id })),
             ..entry(FdTypes::Memfd, id)
         });
         Ok(id)

@@ -60,7 +60,7 @@ impl FileCollector {
         let id = self.new_id();
         let portid = word(&own, 4);
         Ok(Some(FileEntry {
-            nlsk: Some(NetlinkSkEntry {
+            nlsk: Some(Box::new(NetlinkSkEntry {
                 id,
                 ino: d.stat.st_ino as u32,
                 protocol: protocol as u32,
@@ -74,7 +74,7 @@ impl FileCollector {
                 fown: d.fown.clone(),
                 opts,
                 ns_id: Some(self.options.net_ns_id),
-            }),
+            })),
             ..entry(FdTypes::Netlinksk, id)
         }))
     }

@@ -120,7 +120,7 @@ impl FileCollector {
         self.pipes.add(pipe_id, d);
         let id = self.new_id();
         FileEntry {
-            pipe: Some(PipeEntry { id, pipe_id, flags: d.flags(), fown: d.fown.clone() }),
+            pipe: Some(Box::new(PipeEntry { id, pipe_id, flags: d.flags(), fown: d.fown.clone() })),
             ..entry(FdTypes::Pipe, id)
         }
     }
@@ -139,7 +139,7 @@ impl FileCollector {
         self.fifos.add(pipe_id, d);
         let id = self.new_id();
         Ok(Some(FileEntry {
-            fifo: Some(FifoEntry { id, pipe_id, regf_id: Some(regf_id) }),
+            fifo: Some(Box::new(FifoEntry { id, pipe_id, regf_id: Some(regf_id) })),
             ..entry(FdTypes::Fifo, id)
         }))
     }

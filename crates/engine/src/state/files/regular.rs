@@ -45,6 +45,23 @@ pub(super) struct Paths {
     mapped: HashMap<(u32, u32, u64, String, u32), u32>,
     /// Files without a description of their own (mapped, exe, cwd, root): device, inode, path, flags.
     plain: HashMap<(u64, u64, PathBuf, u32), u32>,
+    /// Where to look paths up, by task.
+    roots: HashMap<i32, PathBuf>,
+}
+
+impl Paths {
+    /// The directory below which absolute paths of a task's links are found. The texts begin at the
+    /// root of the mount namespace, not at a root set by chroot(2).
+    fn root(&mut self, tree: &FrozenTree, task: &FrozenTask) -> &Path {
+        self.roots.entry(task.pid.0).or_insert_with(|| {
+            let changed =
+                proc::read_link(task.pid, "root").is_ok_and(|link| link != Path::new("/"));
+            match tree.tasks.first() {
+                Some(first) if changed => proc::path(first.pid, "root"),
+                _ => proc::path(task.pid, "root"),
+            }
+        })
+    }
 }
 
 /// Where a file was found again.
@@ -226,7 +243,7 @@ impl FileCollector {
         let external = mnt_id.and_then(|mnt_id| self.external_file(mnt_id, stat.st_ino));
         let name = match &external {
             Some(key) => key.clone(),
-            None => match locate(tree, task, &link, &stat) {
+            None => match locate(self.paths.root(tree, task), &link, &stat) {
                 Located::Named(name) => name,
                 Located::Nameless(name) => {
                     let Some(ghost) = self.ghosts.add(
@@ -264,7 +281,7 @@ impl FileCollector {
             Vec::new()
         };
         Ok(Some(FileEntry {
-            reg: Some(RegFileEntry {
+            reg: Some(Box::new(RegFileEntry {
                 id,
                 flags,
                 pos,
@@ -276,7 +293,7 @@ impl FileCollector {
                 mode: Some(stat.st_mode),
                 build_id,
                 ..RegFileEntry::default()
-            }),
+            })),
             ..entry(FdTypes::Reg, id)
         }))
     }
@@ -289,7 +306,7 @@ impl FileCollector {
 }
 
 /// Looks the path of a file up again.
-fn locate(tree: &FrozenTree, task: &FrozenTask, link: &Path, stat: &FileStat) -> Located {
+fn locate(root: &Path, link: &Path, stat: &FileStat) -> Located {
     let Some(text) = link.to_str() else {
         return Located::Not(
             "its path is not UTF-8, which the image format cannot hold",
@@ -302,9 +319,8 @@ fn locate(tree: &FrozenTree, task: &FrozenTask, link: &Path, stat: &FileStat) ->
             "close it, or mount the file system that it is on",
         );
     }
-    let root = lookup_root(tree, task);
     let is_it = |path: &str| {
-        fstatat(nix::fcntl::AT_FDCWD, &below(&root, path), AtFlags::AT_SYMLINK_NOFOLLOW)
+        fstatat(nix::fcntl::AT_FDCWD, &below(root, path), AtFlags::AT_SYMLINK_NOFOLLOW)
             .is_ok_and(|found| (found.st_dev, found.st_ino) == (stat.st_dev, stat.st_ino))
     };
     if is_it(text) {
@@ -322,7 +338,7 @@ fn locate(tree: &FrozenTree, task: &FrozenTask, link: &Path, stat: &FileStat) ->
     }
     // It has other names. The most likely place is where it was.
     let directory = Path::new(name).parent().unwrap_or(Path::new("/"));
-    let names = std::fs::read_dir(below(&root, &directory.to_string_lossy()));
+    let names = std::fs::read_dir(below(root, &directory.to_string_lossy()));
     for other in names.into_iter().flatten().flatten() {
         let path = directory.join(other.file_name());
         if let Some(path) = path.to_str()
@@ -335,17 +351,6 @@ fn locate(tree: &FrozenTree, task: &FrozenTask, link: &Path, stat: &FileStat) ->
         "the name under which it was opened is deleted, and it has other names in other directories",
         "close it, or remove its other names",
     )
-}
-
-/// The directory below which absolute paths of a task's links are found.
-fn lookup_root(tree: &FrozenTree, task: &FrozenTask) -> PathBuf {
-    let root_of = |pid: Pid| proc::path(pid, "root");
-    // The texts begin at the root of the mount namespace, not at a root set by chroot(2).
-    let in_chroot = |pid| proc::read_link(pid, "root").is_ok_and(|link| link != Path::new("/"));
-    match tree.tasks.first() {
-        Some(first) if in_chroot(task.pid) => root_of(first.pid),
-        _ => root_of(task.pid),
-    }
 }
 
 fn below(root: &Path, path: &str) -> PathBuf {

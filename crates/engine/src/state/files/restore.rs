@@ -46,6 +46,10 @@ pub struct FilesRestore {
     table_owner: Vec<usize>,
     groups: Vec<Group>,
     group_of: HashMap<u32, usize>,
+    /// Groups that a task makes for others, by task.
+    shared_groups: HashMap<usize, Vec<usize>>,
+    /// Descriptions that are put in place last.
+    late: HashSet<u32>,
     /// What each table has open, by owning task.
     pub(super) tables: Vec<Option<Table>>,
     pub(super) remaps: HashMap<u32, RemapFilePathEntry>,
@@ -96,6 +100,8 @@ impl FilesRestore {
             table_owner: Vec::new(),
             groups: Vec::new(),
             group_of: HashMap::new(),
+            shared_groups: HashMap::new(),
+            late: HashSet::new(),
             tables: vec![None; tasks.len()],
             remaps: HashMap::new(),
             stand_ins: HashMap::new(),
@@ -183,7 +189,7 @@ impl FilesRestore {
                 bonds.push((Bond::Fifo(fifo.pipe_id), *id));
             }
         }
-        let infos = self.holders.keys().filter_map(|id| self.files[id].tty.as_ref());
+        let infos = self.holders.keys().filter_map(|id| self.files[id].tty.as_deref());
         let infos = infos.filter_map(|tty| self.terminals.get(&tty.tty_info_id));
         self.masters = infos
             .filter(|info| info.id & 1 == 1)
@@ -196,6 +202,12 @@ impl FilesRestore {
         for (index, group) in self.groups.iter_mut().enumerate() {
             group.opener = self.table_owner[group.opener];
             self.group_of.extend(group.ids.iter().map(|id| (*id, index)));
+        }
+        self.late = self.holders.keys().copied().filter(|id| self.refers_to_tasks(*id)).collect();
+        for (index, group) in self.groups.iter().enumerate() {
+            if group.shared && !self.is_late(&group.ids) {
+                self.shared_groups.entry(group.opener).or_default().push(index);
+            }
         }
         Ok(())
     }
@@ -244,7 +256,7 @@ impl FilesRestore {
         refusals: &mut Vec<Refusal>,
         wanted: impl Fn(&RegFileEntry) -> bool,
     ) {
-        let terminals = self.files.values().filter_map(|file| file.tty.as_ref()?.regf_id);
+        let terminals = self.files.values().filter_map(|file| file.tty.as_deref()?.regf_id);
         let terminals: HashSet<u32> = terminals.collect();
         for (id, file) in &self.files {
             let Some(reg) = &file.reg else { continue };
@@ -309,7 +321,9 @@ impl FilesRestore {
         }
         let mut made: HashMap<u32, Vec<u8>> = HashMap::new();
         for (id, remap) in &self.remaps {
-            let Some(reg) = self.files.get(id).and_then(|file| file.reg.as_ref()) else { continue };
+            let Some(reg) = self.files.get(id).and_then(|file| file.reg.as_deref()) else {
+                continue;
+            };
             let path = match remap.remap_type.and_then(|kind| RemapType::try_from(kind).ok()) {
                 // Images without a type have the ghost in the top bit.
                 Some(RemapType::Ghost) | None => {
@@ -329,7 +343,8 @@ impl FilesRestore {
                     }
                 }
                 Some(RemapType::Linked) => {
-                    let target = self.files.get(&remap.remap_id).and_then(|file| file.reg.as_ref());
+                    let target =
+                        self.files.get(&remap.remap_id).and_then(|file| file.reg.as_deref());
                     let Some(target) = target else {
                         return Err(RestoreError::Inconsistent(format!(
                             "file {} has another name in file {}, which is not listed",
@@ -369,12 +384,9 @@ impl FilesRestore {
         };
         let mut table = inherited.unwrap_or_default();
         self.look_above(ctx, stub, &mut table)?;
-        let groups: Vec<Group> = self
-            .groups
-            .iter()
-            .filter(|group| group.shared && group.opener == task && !self.is_late(&group.ids))
-            .cloned()
-            .collect();
+        let groups = self.shared_groups.get(&task).cloned().unwrap_or_default();
+        let groups: Vec<Group> =
+            groups.into_iter().map(|group| self.groups[group].clone()).collect();
         let (pid, comm) = (self.tasks[task].pid, self.tasks[task].comm.clone());
         let mut o = Opener::new(ctx, stub, &mut table, pid, &comm);
         for group in &groups {
@@ -484,18 +496,20 @@ impl FilesRestore {
         Ok(())
     }
 
-    /// What is put in place last: refers to other tasks, which all exist by then.
     fn is_late(&self, ids: &[u32]) -> bool {
-        ids.iter().any(|id| {
-            let file = &self.files[id];
-            let in_proc = |reg: &RegFileEntry| {
-                let rest = reg.name.strip_prefix("/proc/");
-                rest.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
-            };
-            file.pidfd.is_some()
-                || file.reg.as_ref().is_some_and(in_proc)
-                || self.is_controlling_terminal(*id)
-        })
+        ids.iter().any(|id| self.late.contains(id))
+    }
+
+    /// Whether a description can only be made when other tasks exist.
+    fn refers_to_tasks(&self, id: u32) -> bool {
+        let file = &self.files[&id];
+        let in_proc = |reg: &RegFileEntry| {
+            let rest = reg.name.strip_prefix("/proc/");
+            rest.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+        };
+        file.pidfd.is_some()
+            || file.reg.as_deref().is_some_and(in_proc)
+            || self.is_controlling_terminal(id)
     }
 
     /// `fd 7 (/x)` for messages.
@@ -525,7 +539,7 @@ impl FilesRestore {
             let ends: Vec<_> = group
                 .ids
                 .iter()
-                .filter_map(|id| Some((*id, self.files[id].pipe.as_ref()?)))
+                .filter_map(|id| Some((*id, self.files[id].pipe.as_deref()?)))
                 .collect();
             let key = format!("pipe:[{}]", pipe.pipe_id);
             return pipe::open(o, &ends, self.pipes.get(&pipe.pipe_id), self.inherited(&key));
@@ -534,8 +548,9 @@ impl FilesRestore {
             let mut ends = Vec::new();
             let mut path = Vec::new();
             for id in &group.ids {
-                let regf = self.files[id].fifo.as_ref().and_then(|fifo| fifo.regf_id);
-                let reg = regf.and_then(|regf| self.files.get(&regf)).and_then(|f| f.reg.as_ref());
+                let regf = self.files[id].fifo.as_deref().and_then(|fifo| fifo.regf_id);
+                let reg =
+                    regf.and_then(|regf| self.files.get(&regf)).and_then(|f| f.reg.as_deref());
                 let Some(reg) = reg else {
                     return Err(RestoreError::Inconsistent(format!("named pipe {id} has no path")));
                 };
@@ -711,7 +726,7 @@ impl FilesRestore {
         let node = &self.tasks[task];
         let fs: FsEntry = self.images.read_one(ImageKind::Fs, node.pid as u64)?;
         let directory = |id: u32| {
-            let reg = self.files.get(&id).and_then(|file| file.reg.as_ref());
+            let reg = self.files.get(&id).and_then(|file| file.reg.as_deref());
             reg.map(|reg| (self.path_of(reg), reg.name.clone())).ok_or_else(|| {
                 RestoreError::Inconsistent(format!(
                     "a directory of process {} is file {id}, which files.img does not list",
@@ -764,11 +779,18 @@ impl FilesRestore {
         // Before /dev/tty is opened, which is the terminal of its opener's session.
         self.set_controlling_terminals(stubs)?;
         self.install_late(ctx, &owners)?;
+        let mut first: HashMap<usize, Vec<(u32, i32)>> = HashMap::new();
+        for (id, holders) in &self.holders {
+            if let Some((task, fd)) = holders.first() {
+                first.entry(*task).or_default().push((*id, *fd));
+            }
+        }
         for (task, stub) in &owners {
             let mut table = self.tables[*task].take().unwrap_or_default();
             let (pid, comm) = (self.tasks[*task].pid, self.tasks[*task].comm.clone());
             let mut o = Opener::new(ctx, stub, &mut table, pid, &comm);
-            self.finish_task(&mut o, *task, &owners)?;
+            let mine = first.remove(task).unwrap_or_default();
+            self.finish_task(&mut o, *task, mine, &owners)?;
             o.flush()?;
             self.tables[*task] = Some(table);
         }
@@ -783,7 +805,7 @@ impl FilesRestore {
             .remaps
             .values()
             .filter(|remap| remap.remap_type == Some(RemapType::Linked as i32))
-            .filter_map(|remap| self.files.get(&remap.remap_id)?.reg.as_ref())
+            .filter_map(|remap| self.files.get(&remap.remap_id)?.reg.as_deref())
             .collect();
         if let (false, Some((_, stub))) = (linked.is_empty(), stubs.first()) {
             let root = regular::root_of(stub.tid())?;
@@ -833,16 +855,9 @@ impl FilesRestore {
         &mut self,
         o: &mut Opener<'_>,
         task: usize,
+        mine: Vec<(u32, i32)>,
         owners: &BTreeMap<usize, Stub>,
     ) -> Result<(), RestoreError> {
-        let mine: Vec<(u32, i32)> = self
-            .holders
-            .iter()
-            .filter_map(|(id, holders)| match holders.first() {
-                Some((holder, fd)) if *holder == task => Some((*id, *fd)),
-                _ => None,
-            })
-            .collect();
         for (id, fd) in mine {
             let file = self.files[&id].clone();
             if let Some(epoll) = &file.epfd

@@ -54,7 +54,7 @@ impl FilesRestore {
     /// Ties sockets together that must be made at once.
     pub(super) fn socket_bonds(&self, bonds: &mut Vec<(Bond, u32)>) {
         let sockets =
-            self.holders.keys().filter_map(|id| Some((*id, self.files[id].usk.as_ref()?)));
+            self.holders.keys().filter_map(|id| Some((*id, self.files[id].usk.as_deref()?)));
         for (id, socket) in sockets {
             bonds.push((Bond::Unix(socket.ino), id));
             if socket.peer != 0 {
@@ -73,7 +73,7 @@ impl FilesRestore {
     /// Sockets that cannot be restored.
     pub(super) fn check_sockets(&self, refusals: &mut Vec<Refusal>) {
         for id in self.holders.keys() {
-            if let Some((cause, remedy)) = self.files[id].isk.as_ref().and_then(inet::check) {
+            if let Some((cause, remedy)) = self.files[id].isk.as_deref().and_then(inet::check) {
                 refusals.push(Refusal {
                     subject: self.named_subject(*id),
                     cause,
@@ -110,7 +110,7 @@ impl FilesRestore {
         }
         if !members.is_empty() {
             // Sockets outside have no descriptor and so are in no group.
-            let outside = self.files.values().filter_map(|file| file.usk.as_ref());
+            let outside = self.files.values().filter_map(|file| file.usk.as_deref());
             members.extend(outside.filter(|socket| socket.uflags & unix::EXTERNAL != 0));
             made.extend(unix_restore::open(o, &members, &self.queues)?);
         }

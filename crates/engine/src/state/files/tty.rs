@@ -129,13 +129,13 @@ impl FileCollector {
         let (id, tty_info_id) = (self.new_id(), info.id);
         self.terminals.infos.entry(tty_info_id).or_insert(info);
         Ok(Some(FileEntry {
-            tty: Some(TtyFileEntry {
+            tty: Some(Box::new(TtyFileEntry {
                 id,
                 tty_info_id,
                 flags: d.flags(),
                 fown: d.fown.clone(),
                 regf_id: Some(regf_id),
-            }),
+            })),
             ..entry(FdTypes::Tty, id)
         }))
     }
@@ -254,7 +254,7 @@ fn termios_of(entry: &TermiosEntry) -> Termios {
 
 impl FilesRestore {
     fn terminal(&self, id: u32) -> Option<(&TtyFileEntry, &TtyInfoEntry)> {
-        let tty = self.files.get(&id)?.tty.as_ref()?;
+        let tty = self.files.get(&id)?.tty.as_deref()?;
         Some((tty, self.terminals.get(&tty.tty_info_id)?))
     }
 
@@ -345,7 +345,7 @@ impl FilesRestore {
         for (id, tty, info) in &members {
             let path = tty
                 .regf_id
-                .and_then(|regf| self.files.get(&regf)?.reg.as_ref())
+                .and_then(|regf| self.files.get(&regf)?.reg.as_deref())
                 .map(|reg| self.path_of(reg));
             let fd = if is_master(info) {
                 let path = path.unwrap_or_else(|| b"/dev/ptmx".to_vec());

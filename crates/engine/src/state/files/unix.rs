@@ -123,7 +123,7 @@ impl FileCollector {
             ino,
         });
         Ok(Some(FileEntry {
-            usk: Some(UnixSkEntry {
+            usk: Some(Box::new(UnixSkEntry {
                 id,
                 ino,
                 r#type: socket.kind.into(),
@@ -141,7 +141,7 @@ impl FileCollector {
                 deleted: bound.deleted.then_some(true),
                 ns_id: Some(self.options.net_ns_id),
                 mnt_id: bound.mnt_id,
-            }),
+            })),
             ..entry(FdTypes::Unixsk, id)
         }))
     }
@@ -262,19 +262,19 @@ impl FileCollector {
     }
 
     fn usk_mut(&mut self, id: u32) -> Option<&mut UnixSkEntry> {
-        self.files.iter_mut().find(|file| file.id == id).and_then(|file| file.usk.as_mut())
+        self.files.iter_mut().find(|file| file.id == id).and_then(|file| file.usk.as_deref_mut())
     }
 
     /// Lists a socket that lives outside, so that `by` can be connected to its name again.
     fn add_external(&mut self, by: u32, peer: &UnixSocket) {
-        let known = |file: &FileEntry| file.usk.as_ref().is_some_and(|usk| usk.ino == peer.ino);
+        let known = |file: &FileEntry| file.usk.as_deref().is_some_and(|usk| usk.ino == peer.ino);
         if self.files.iter().any(known) {
             return;
         }
         let Some(opts) = self.usk_mut(by).map(|usk| usk.opts.clone()) else { return };
         let id = self.new_id();
         self.files.push(FileEntry {
-            usk: Some(UnixSkEntry {
+            usk: Some(Box::new(UnixSkEntry {
                 id,
                 ino: peer.ino,
                 r#type: peer.kind.into(),
@@ -286,7 +286,7 @@ impl FileCollector {
                 name: peer.name.clone(),
                 ns_id: Some(self.options.net_ns_id),
                 ..UnixSkEntry::default()
-            }),
+            })),
             ..entry(FdTypes::Unixsk, id)
         });
     }
