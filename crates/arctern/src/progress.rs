@@ -44,7 +44,9 @@ impl Progress {
             );
             bar
         });
-        bar.set_length(total);
+        if total > 0 {
+            bar.set_length(total);
+        }
         Some(bar)
     }
 }
@@ -63,8 +65,10 @@ impl Events for Progress {
             Event::Phase(name) => {
                 tracing::debug!("{name}");
                 self.phase = name;
-                if let Some(bar) = &self.bar {
+                // A phase without measure shows its name.
+                if let Some(bar) = self.bar(0) {
                     bar.set_message(name);
+                    bar.tick();
                 }
             }
             Event::Progress { done, total } => {

@@ -8,6 +8,7 @@ use arctern_container::config::PortMapping;
 use serde_json::{Value, json};
 
 use super::{Context, for_each};
+use crate::progress::Progress;
 use crate::report::{Cannot, CommandResult, Failure};
 
 /// Let checkpointed containers go on
@@ -81,10 +82,12 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
     };
     let code = match &args.file {
         Some(file) => {
-            let done = host.restore_archive(file, &options).map_err(|error| {
+            let mut progress = Progress::new();
+            let done = host.restore_archive(file, &options, &mut progress).map_err(|error| {
                 Failure::new(format!("restore from {}", file.display()), error)
                     .leaving("Nothing of it was left behind.")
             })?;
+            drop(progress);
             tell(done);
             0
         }

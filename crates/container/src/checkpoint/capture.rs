@@ -1,5 +1,6 @@
 //! `checkpoint`: from a running container to images, and to an archive.
 
+use std::cell::RefCell;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -139,6 +140,8 @@ impl Host {
             Ok(())
         };
         let stops = !options.leave_running;
+        // The hook tells its phase too, between two events of the engine.
+        let events = RefCell::new(events);
         let mut size = None;
         let mut before_release = || -> std::result::Result<(), HookError> {
             if !stops {
@@ -147,6 +150,7 @@ impl Host {
             }
             let mut filled = archive.take();
             if let Some(archive) = &mut filled {
+                events.borrow_mut().event(Event::Phase("archive"));
                 archive.fill(&paths, &images)?;
             }
             put_in_place(&paths)?;
@@ -177,7 +181,9 @@ impl Host {
             while_frozen: Some(&mut while_frozen),
             before_release: Some(&mut before_release),
         };
-        let result = arctern_engine::capture(arctern_sys::Pid(pid), &images, capture, events);
+        let mut engine_events = Shared(&events);
+        let result =
+            arctern_engine::capture(arctern_sys::Pid(pid), &images, capture, &mut engine_events);
         match result {
             Ok(report) => {
                 if !stops {
@@ -198,6 +204,15 @@ impl Host {
                 Err(Error::Capture(Box::new(error)))
             }
         }
+    }
+}
+
+/// A receiver of events that is used from two places in turn.
+struct Shared<'a, 'b>(&'a RefCell<&'b mut dyn Events>);
+
+impl Events for Shared<'_, '_> {
+    fn event(&mut self, event: Event) {
+        self.0.borrow_mut().event(event);
     }
 }
 

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::time::Instant;
 
-use arctern_engine::options::RestoreReport;
+use arctern_engine::options::{Event, Events, RestoreReport};
 use arctern_image::archive::{Limits, Provenance, extract, peek};
 use arctern_image::manifest::{HostFacts, Manifest};
 
@@ -45,7 +45,12 @@ impl Host {
     }
 
     /// Restores a container from an archive. After a failure nothing of it is left.
-    pub fn restore_archive(&mut self, file: &Path, options: &RestoreOptions) -> Result<Restored> {
+    pub fn restore_archive(
+        &mut self,
+        file: &Path,
+        options: &RestoreOptions,
+        events: &mut dyn Events,
+    ) -> Result<Restored> {
         let begin = Instant::now();
         let config = read_config(file, options)?;
         self.find_image(file, &config)?;
@@ -66,9 +71,10 @@ impl Host {
                 return Err(error);
             }
         };
-        let brought = self
-            .bring_in(file, &record, options)
-            .and_then(|()| self.revive(&record, lock, options));
+        let brought = self.bring_in(file, &record, options, events).and_then(|()| {
+            events.event(Event::Phase("restore"));
+            self.revive(&record, lock, options)
+        });
         match brought {
             Ok(started) => Ok(restored(record, started, begin)),
             Err(error) => {
@@ -108,14 +114,26 @@ impl Host {
 
     /// Unpacks the archive beside a new container, compares digests and host facts, and puts
     /// everything in its place.
-    fn bring_in(&mut self, file: &Path, record: &Record, options: &RestoreOptions) -> Result<()> {
+    fn bring_in(
+        &mut self,
+        file: &Path,
+        record: &Record,
+        options: &RestoreOptions,
+        events: &mut dyn Events,
+    ) -> Result<()> {
         let id = record.id();
         let paths = self.paths.container(id);
         let dir = paths.import_dir();
         fs::create_dir(&dir).map_err(Error::io("create", &dir))?;
         let source = File::open(file).map_err(Error::io("open", file))?;
+        events.event(Event::Phase("unpack"));
+        // How much is in it is known at its end only; it is not less than it is long, by and large.
+        let length = source.metadata().map_err(Error::io("inspect", file))?.len();
+        let mut progress = |done: u64| {
+            events.event(Event::Progress { done, total: length.max(done) });
+        };
         let extracted =
-            extract(source, &dir, Limits::default(), &mut |_| ()).map_err(Error::archive)?;
+            extract(source, &dir, Limits::default(), &mut progress).map_err(Error::archive)?;
         if let Provenance::Arctern(manifest) = &extracted.provenance {
             check_facts(manifest)?;
         }
