@@ -35,7 +35,7 @@ impl Progress {
         }
         let bar = self.bar.get_or_insert_with(|| {
             let style =
-                "{msg:10} {bar:40} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec}";
+                "{msg:10} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec}";
             let bar =
                 ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(10));
             bar.set_style(
