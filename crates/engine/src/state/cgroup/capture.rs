@@ -104,14 +104,14 @@ impl CgroupCollector {
     fn entry(&self) -> CgroupEntry {
         let sets =
             (2u32..).zip(&self.sets[1..]).map(|(id, set)| CgSetEntry { id, ctls: set.clone() });
+        // Every hierarchy that a set names, mounted here or not: CRIU looks each one up.
+        let mut groups: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for member in self.sets[1..].iter().flatten() {
+            groups.entry(&member.name).or_default().push(&member.path);
+        }
         let mut controllers = Vec::new();
-        for hierarchy in &self.hierarchies {
-            let mut groups: Vec<&str> = self.sets[1..]
-                .iter()
-                .flatten()
-                .filter(|member| member.name == hierarchy.controllers)
-                .map(|member| member.path.as_str())
-                .collect();
+        for (name, mut groups) in groups {
+            let hierarchy = self.hierarchies.iter().find(|h| h.controllers == name);
             groups.sort_unstable();
             groups.dedup();
             // A group below another one is found while that one is read.
@@ -121,22 +121,27 @@ impl CgroupCollector {
                     tops.push(group);
                 }
             }
-            let dirs = tops.into_iter().filter_map(|top| self.read_top(hierarchy, top)).collect();
+            let dirs = tops.into_iter().map(|top| {
+                hierarchy.and_then(|h| read_top(h, top)).unwrap_or_else(|| CgroupDirEntry {
+                    dir_name: top.trim_start_matches('/').to_owned(),
+                    ..CgroupDirEntry::default()
+                })
+            });
             controllers.push(CgControllerEntry {
-                cnames: hierarchy.controllers.split(',').map(str::to_owned).collect(),
-                dirs,
-                is_threaded: Some(!hierarchy.is_unified()),
+                cnames: name.split(',').map(str::to_owned).collect(),
+                dirs: dirs.collect(),
+                is_threaded: Some(!name.is_empty()),
             });
         }
         CgroupEntry { sets: sets.collect(), controllers }
     }
+}
 
-    fn read_top(&self, hierarchy: &Hierarchy, group: &str) -> Option<CgroupDirEntry> {
-        let dir = hierarchy.dir(group)?;
-        // The groups below the root of a hierarchy are those of everybody else.
-        let depth = if group == "/" { MAX_DEPTH } else { 0 };
-        read_dir(&dir, group.trim_start_matches('/'), &hierarchy.controllers, depth)
-    }
+fn read_top(hierarchy: &Hierarchy, group: &str) -> Option<CgroupDirEntry> {
+    let dir = hierarchy.dir(group)?;
+    // The groups below the root of a hierarchy are those of everybody else.
+    let depth = if group == "/" { MAX_DEPTH } else { 0 };
+    read_dir(&dir, group.trim_start_matches('/'), &hierarchy.controllers, depth)
 }
 
 /// A group, its settings, and the groups below it.

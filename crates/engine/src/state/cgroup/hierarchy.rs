@@ -31,11 +31,6 @@ impl Hierarchy {
         Some(group.to_string_lossy().trim_end_matches('/').to_owned())
             .map(|group| if group.is_empty() { "/".to_owned() } else { group })
     }
-
-    /// Whether it is the unified hierarchy.
-    pub fn is_unified(&self) -> bool {
-        self.controllers.is_empty()
-    }
 }
 
 /// The hierarchies that the controller sees. Of several mounts of one, the first that shows all of
