@@ -130,6 +130,7 @@ pub fn restore(
         gadget,
         stubs: vec![None; loaded.nodes.len()],
         filled: vec![false; loaded.nodes.len()],
+        exe_of: vec![None; loaded.nodes.len()],
         threads: BTreeMap::new(),
         helpers: Vec::new(),
         finals: Vec::new(),
@@ -318,6 +319,8 @@ struct Build<'a, 'n> {
     stubs: Vec<Option<Stub>>,
     /// Tasks whose memory is built; the value tells what a clone of them starts with.
     filled: Vec<bool>,
+    /// Which file of the images each task's address space says that it runs.
+    exe_of: Vec<Option<u32>>,
     /// Other threads, by task and inner tid.
     threads: BTreeMap<usize, Vec<(i32, Stub)>>,
     helpers: Vec<(i32, Stub, usize)>,
@@ -494,13 +497,14 @@ impl Build<'_, '_> {
             &mut open,
         )?;
         self.filled[task] = true;
-        // The kernel refuses to replace a file that is still mapped, and a clone has it already.
-        let exe = match parent {
-            Some(parent) if parent.mm.exe_file_id == space.mm.exe_file_id => None,
-            _ => {
-                Some(self.files.open_mapping(&mut self.ctx, &stub, space.mm.exe_file_id, false)?)
-            }
+        // The kernel refuses to replace a file that is still mapped, and a clone may have it already.
+        let file = space.mm.exe_file_id;
+        let exe = if self.exe_of[task] == Some(file) {
+            None
+        } else {
+            Some(self.files.open_mapping(&mut self.ctx, &stub, file, false)?)
         };
+        self.exe_of[task] = Some(file);
         set_mm(&stub, &space.mm, exe)
     }
 
@@ -543,6 +547,14 @@ impl Build<'_, '_> {
         }
         // What the new task has of its parent's memory: all of it, if it was built.
         self.filled[task] = matches!(creator, Creator::Parent(p) if self.filled[p]);
+        self.exe_of[task] = match creator {
+            Creator::Parent(creator) | Creator::Sibling(creator) => self.exe_of[creator],
+            Creator::Helper(pid) => self
+                .helpers
+                .iter()
+                .find(|(helper, ..)| *helper == pid)
+                .and_then(|(_, _, parent)| self.exe_of[*parent]),
+        };
         if !node.zombie {
             let set = self.cgroup_set(task);
             self.cgroups.place(set, stub.tid())?;
@@ -613,11 +625,12 @@ impl Build<'_, '_> {
         Ok(())
     }
 
-    /// The programs of a chain, oldest first.
-    fn filters(&self, newest: Option<u32>) -> Result<Vec<&[u8]>, RestoreError> {
+    /// The programs of a chain in the order of their installation: the one that the thread names
+    /// first, then along `prev`.
+    fn filters(&self, first: Option<u32>) -> Result<Vec<&[u8]>, RestoreError> {
         let all = &self.loaded.seccomp.seccomp_filters;
         let mut chain: Vec<&[u8]> = Vec::new();
-        let mut at = newest;
+        let mut at = first;
         while let Some(index) = at {
             let filter = all.get(index as usize).filter(|f| f.filter.len() % 8 == 0);
             let (Some(filter), true) = (filter, chain.len() <= all.len()) else {
@@ -626,7 +639,6 @@ impl Build<'_, '_> {
             chain.push(&filter.filter);
             at = filter.prev;
         }
-        chain.reverse();
         Ok(chain)
     }
 

@@ -187,7 +187,8 @@ pub fn rseq_configuration(tid: Pid) -> io::Result<RseqConfiguration> {
     Ok(conf)
 }
 
-/// Reads the `index`-th seccomp filter, counted from the newest: BPF instructions of 8 bytes each.
+/// Reads the `index`-th seccomp filter, counted from the oldest (kernel/seccomp.c, `get_nth_filter`;
+/// ptrace(2) says otherwise): BPF instructions of 8 bytes each.
 /// None when there are not as many.
 pub fn seccomp_filter(tid: Pid, index: u64) -> io::Result<Option<Vec<u8>>> {
     let len = match request(PTRACE_SECCOMP_GET_FILTER, tid, index, 0) {
@@ -204,14 +205,6 @@ pub fn seccomp_filter(tid: Pid, index: u64) -> io::Result<Option<Vec<u8>>> {
 /// debugger's breakpoint (PTRACE_POKEDATA).
 pub fn poke(tid: Pid, addr: u64, word: u64) -> io::Result<()> {
     request(libc::PTRACE_POKEDATA, tid, addr, word).map(drop)
-}
-
-/// Reads eight bytes, whatever the page's protection.
-pub fn peek(tid: Pid, addr: u64) -> io::Result<u64> {
-    let mut word: u64 = 0;
-    // The raw system call stores the word at `data` (ptrace(2), «C library/kernel differences»).
-    request(libc::PTRACE_PEEKDATA, tid, addr, &raw mut word as u64)?;
-    Ok(word)
 }
 
 /// What a wait saw.

@@ -24,6 +24,10 @@ pub struct Mapping {
     pub name: String,
     /// Anonymous memory in the mapping, bytes.
     pub anonymous: u64,
+    /// Resident memory that other mappings share: clean and dirty, bytes.
+    pub shared_clean: u64,
+    /// See `shared_clean`.
+    pub shared_dirty: u64,
     /// Resident memory, bytes.
     pub rss: u64,
     /// Page size in use, bytes (hugetlb).
@@ -56,6 +60,8 @@ pub fn parse(text: &str) -> Result<Vec<Mapping>, ParseError> {
             let kib = || value.trim().strip_suffix(" kB").and_then(|v| v.parse::<u64>().ok());
             match key {
                 "Anonymous" => mapping.anonymous = kib().unwrap_or(0) * 1024,
+                "Shared_Clean" => mapping.shared_clean = kib().unwrap_or(0) * 1024,
+                "Shared_Dirty" => mapping.shared_dirty = kib().unwrap_or(0) * 1024,
                 "Rss" => mapping.rss = kib().unwrap_or(0) * 1024,
                 "KernelPageSize" => mapping.kernel_page_size = kib().unwrap_or(4) * 1024,
                 "ProtectionKey" => mapping.protection_key = value.trim().parse().unwrap_or(0),

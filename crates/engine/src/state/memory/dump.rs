@@ -30,13 +30,23 @@ const CHUNK: usize = 1 << 20;
 /// From this size on two workers copy.
 const PARALLEL_FROM: u64 = 16 << 20;
 
+/// How pages are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    /// process_vm_readv: fast. It pins the pages, and to pin a page that is shared copy-on-write
+    /// the kernel first makes a copy of it for the reader.
+    Pin,
+    /// `/proc/PID/mem`: leaves shared pages shared, and reads what the task itself may not.
+    Mem,
+}
+
 /// A run of pages to copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Copy {
     from: u64,
     len: u64,
     to: u64,
-    readable: bool,
+    how: How,
 }
 
 /// Pages of one task: where they are and where they go.
@@ -73,10 +83,11 @@ pub fn plan(
     for vma in mm.vmas.iter().filter(|v| has_private_pages(v)) {
         scanned += (vma.end - vma.start) / PAGE_SIZE;
         let readable = vma.prot & libc::PROT_READ as u32 != 0;
+        let how = if readable && !is_shared(task, vma) { How::Pin } else { How::Mem };
         let mut problem = None;
         let mut add =
             |start: u64, end: u64| match writer.push(start, (end - start) / PAGE_SIZE, flags) {
-                Ok(to) => copies.push(Copy { from: start, len: end - start, to, readable }),
+                Ok(to) => copies.push(Copy { from: start, len: end - start, to, how }),
                 Err(e) => problem = Some(e),
             };
         if vma.status & status::VDSO != 0 {
@@ -173,7 +184,7 @@ fn take(plan: &Plan, buffer: &mut [u8]) -> io::Result<()> {
     let mut ranges: Vec<(RemoteAddr, usize)> = Vec::new();
     while let Some(first) = copies.peek() {
         let from = at;
-        if !first.readable {
+        if first.how == How::Mem {
             let mem = memory::open_mem(plan.pid)?;
             let len = first.len as usize;
             memory::pread_mem(&mem, RemoteAddr(first.from), &mut buffer[at..at + len])?;
@@ -182,7 +193,7 @@ fn take(plan: &Plan, buffer: &mut [u8]) -> io::Result<()> {
             continue;
         }
         ranges.clear();
-        while let Some(c) = copies.next_if(|c| c.readable && ranges.len() < 512) {
+        while let Some(c) = copies.next_if(|c| c.how == How::Pin && ranges.len() < 512) {
             ranges.push((RemoteAddr(c.from), c.len as usize));
             at += c.len as usize;
         }
@@ -205,6 +216,15 @@ pub fn estimate(pid: Pid) -> u64 {
         list.extend(arctern_sys::proc::children(pid).unwrap_or_default());
     }
     total
+}
+
+/// Whether a mapping may hold private pages that another process has too.
+fn is_shared(task: &FrozenTask, vma: &VmaEntry) -> bool {
+    let index = task.mappings.partition_point(|m| m.end <= vma.start);
+    task.mappings[index..].iter().take_while(|m| m.start < vma.end).any(|m| {
+        // Clean pages of a file are shared by nature and are not captured.
+        m.shared_dirty != 0 || (m.inode == 0 && m.shared_clean != 0)
+    })
 }
 
 /// Copies the pages of all plans into their files. Reports bytes as they are done.
@@ -278,7 +298,7 @@ fn copy(plan: &Plan, copies: &[Copy], progress: &mut impl FnMut(u64)) -> io::Res
     for c in copies {
         let (mut from, mut left, mut at) = (c.from, c.len, c.to);
         while left > 0 {
-            if !c.readable {
+            if c.how == How::Mem {
                 let mem = match &mem {
                     Some(file) => file,
                     None => mem.insert(memory::open_mem(plan.pid)?),
@@ -312,11 +332,11 @@ mod tests {
     #[test]
     fn work_is_split_in_the_middle_of_a_run() {
         let copies = [
-            Copy { from: 0x1000, len: 0x1000, to: 0, readable: true },
-            Copy { from: 0x9000, len: 0x5000, to: 0x1000, readable: false },
+            Copy { from: 0x1000, len: 0x1000, to: 0, how: How::Pin },
+            Copy { from: 0x9000, len: 0x5000, to: 0x1000, how: How::Mem },
         ];
         let halves = split(&copies);
         assert_eq!(halves[0].iter().map(|c| c.len).sum::<u64>(), 0x3000);
-        assert_eq!(halves[1], [Copy { from: 0xb000, len: 0x3000, to: 0x3000, readable: false }]);
+        assert_eq!(halves[1], [Copy { from: 0xb000, len: 0x3000, to: 0x3000, how: How::Mem }]);
     }
 }

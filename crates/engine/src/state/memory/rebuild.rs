@@ -76,6 +76,14 @@ impl AddressSpace {
         2 * ids.len() + 16
     }
 
+    /// Whether the images hold pages of this mapping.
+    fn has_stored_pages(&self, vma: &VmaEntry) -> bool {
+        let Some(pages) = &self.pages else { return false };
+        let extents = pages.extents();
+        let index = extents.partition_point(|e| e.end() <= vma.start);
+        has_private_pages(vma) && extents.get(index).is_some_and(|e| e.vaddr < vma.end)
+    }
+
     /// Pages in the images.
     pub fn stored_pages(&self) -> u64 {
         self.pages.as_ref().map_or(0, PagemapReader::total_pages)
@@ -203,7 +211,7 @@ impl Memory {
         let kept = unmap_rest(stub, gadget, space, parent)?;
         self.map(ctx, stub, space, &kept, images, open)?;
         self.fill(ctx, stub, space, parent, &kept)?;
-        protect(stub, space)
+        protect(stub, space, &kept)
     }
 
     fn map(
@@ -248,7 +256,7 @@ impl Memory {
                 flags |= if shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE } as u32;
             }
             let mut prot = vma.prot & 7;
-            if has_private_pages(vma) {
+            if space.has_stored_pages(vma) {
                 // The pages are read into it; protections follow when they are there.
                 prot |= (libc::PROT_READ | libc::PROT_WRITE) as u32;
             }
@@ -723,7 +731,7 @@ fn unmap_rest(
 }
 
 /// Final protections, advice, guard pages and locks.
-fn protect(stub: &Stub, space: &AddressSpace) -> Result<(), RestoreError> {
+fn protect(stub: &Stub, space: &AddressSpace, kept: &Kept) -> Result<(), RestoreError> {
     let read_write = (libc::PROT_READ | libc::PROT_WRITE) as u32;
     let mut calls = Calls::new(stub, "protect memory");
     for vma in space.mapped() {
@@ -731,7 +739,8 @@ fn protect(stub: &Stub, space: &AddressSpace) -> Result<(), RestoreError> {
         if vma.status & (status::VDSO | status::VVAR) != 0 {
             continue;
         }
-        if has_private_pages(vma) && vma.prot & read_write != read_write {
+        let opened = space.has_stored_pages(vma) || kept.contains(vma);
+        if opened && vma.prot & read_write != read_write {
             calls.call(libc::SYS_mprotect, &[start, len, (vma.prot & 7).into()])?;
         }
         let madv = vma.madv.unwrap_or(0);

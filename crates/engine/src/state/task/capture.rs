@@ -52,6 +52,7 @@ impl SeccompFilters {
     }
 
     fn chain(&mut self, thread: &StoppedThread) -> std::io::Result<Option<u32>> {
+        // The kernel counts from the oldest; the image names the oldest and goes on by `prev`.
         let mut programs = Vec::new();
         while let Some(program) = ptrace::seccomp_filter(thread.tid, programs.len() as u64)? {
             programs.push(program);

@@ -209,7 +209,7 @@ fn schedule(batch: &mut Batch, thread: &ThreadCoreEntry) {
     }
 }
 
-/// Seccomp, then ids and capabilities of one thread. `filters` are the programs, oldest first.
+/// Seccomp, then ids and capabilities of one thread. `filters` are the programs in the order of their installation.
 /// Filters are suspended while the thread is traced.
 pub fn credentials(
     stub: &Stub,
