@@ -83,7 +83,7 @@ pub fn capture(
     step(events, 0)?;
     let mut frozen = freeze(pid, options.timeout, &mut refusals)?;
     report.freezing_us = frozen.since.elapsed().as_micros() as u64;
-    let tree = &mut frozen.tree;
+    let (tree, waited) = (&mut frozen.tree, &frozen.waited);
     report.processes = tree.tasks.len() as u64;
     report.threads = tree.tasks.iter().map(|t| t.threads.len() as u64).sum();
     check_tree(tree, &mut refusals);
@@ -126,7 +126,8 @@ pub fn capture(
         if task.session.is_none() {
             continue; // Refused above.
         }
-        let captured = task_state::capture(task, &mut filters, &mut restarts, &mut refusals)?;
+        let captured =
+            task_state::capture(task, &mut filters, &mut restarts, waited, &mut refusals)?;
         if let Some((_, mm)) = spaces.iter_mut().find(|(i, _)| *i == index) {
             mm.mm_brk = captured.memory.brk;
             mm.dumpable = Some(captured.memory.dumpable);

@@ -4,7 +4,7 @@
 //! that stands still makes no children. Ptrace alone holds the tree: if this process dies, the
 //! tasks run on as if nothing had happened.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -20,6 +20,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::error::{CaptureError, Refusal, Subject};
+use crate::state::sleep::Sleepers;
 use crate::tree::{FrozenTask, FrozenTree, SharedIds};
 
 /// A tree that stands still. Dropping it lets every task go on.
@@ -29,6 +30,8 @@ pub struct Frozen {
     pub tree: FrozenTree,
     /// When the first task was asked to stop.
     pub since: Instant,
+    /// Threads in calls with a time limit: nanoseconds that they had waited.
+    pub waited: HashMap<Pid, u64>,
     released: bool,
 }
 
@@ -146,6 +149,7 @@ pub fn freeze(
     timeout: Duration,
     refusals: &mut Vec<Refusal>,
 ) -> Result<Frozen, CaptureError> {
+    let sleepers = Sleepers::look(root);
     let since = Instant::now();
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGCHLD);
@@ -189,7 +193,9 @@ pub fn freeze(
                 break;
             }
         }
-        let frozen = build(&mut seized, since, refusals)?;
+        let stopped = Instant::now();
+        let mut frozen = build(&mut seized, since, refusals)?;
+        frozen.waited = sleepers.waited(stopped);
         seized.threads.clear();
         Ok(frozen)
     })();
@@ -323,7 +329,8 @@ fn build(
     since: Instant,
     refusals: &mut Vec<Refusal>,
 ) -> Result<Frozen, CaptureError> {
-    let mut frozen = Frozen { tree: FrozenTree::default(), since, released: false };
+    let mut frozen =
+        Frozen { tree: FrozenTree::default(), since, waited: HashMap::new(), released: false };
     let mut index_of: BTreeMap<Pid, usize> = BTreeMap::new();
     for pid in seized.order.clone() {
         let failed = |what: &str| {

@@ -411,7 +411,7 @@ impl Build<'_, '_> {
                 let stub = self.stub(task)?;
                 self.files.install_fs(&mut self.ctx, &stub, task)
             }
-            Step::State(task) => self.state(task),
+            Step::State(task) => self.state(task, events),
             Step::FinishFiles => {
                 let stubs: Vec<(usize, Stub)> = self
                     .stubs
@@ -598,13 +598,17 @@ impl Build<'_, '_> {
         Ok(all)
     }
 
-    fn state(&mut self, task: usize) -> Result<(), RestoreError> {
+    fn state(&mut self, task: usize, events: &mut dyn Events) -> Result<(), RestoreError> {
         let pid = self.loaded.nodes[task].pid;
         if let Some(tc) = &self.core(pid)?.tc {
             task_state::process(&self.stub(task)?, tc)?;
         }
         for (tid, stub) in self.all_threads(task)? {
             task_state::thread(&stub, (pid, tid), self.core(tid)?)?;
+            let affinities = &self.loaded.restarts.affinities;
+            if let Some((_, cpus)) = affinities.iter().find(|(t, _)| *t == tid) {
+                task_state::affinity(&stub, cpus, events)?;
+            }
         }
         Ok(())
     }

@@ -10,5 +10,6 @@ pub mod mount;
 pub mod namespaces;
 pub mod restart;
 pub mod shmem;
+pub mod sleep;
 pub mod task;
 pub mod xstate;

@@ -4,7 +4,8 @@
 //! it is, the kernel decides: run the call again, or say EINTR after a handler. CRIU's images have
 //! no room for that decision, so `core` holds registers that are right without it (the call is
 //! prepared to run again, or EINTR where only the kernel knew the time left), and a file of our own,
-//! `arctern-restarts.json`, holds what our restore needs to do it exactly.
+//! `arctern-restarts.json`, holds what our restore needs to do it exactly. The same file holds the
+//! CPU affinity of threads, for which CRIU's images have no field either.
 
 use arctern_image::messages::UserX86RegsEntry;
 use arctern_sys::memory::{self, RemoteAddr};
@@ -29,10 +30,12 @@ pub struct Restart {
     pub code: i64,
     /// Number of the call.
     pub call: i64,
+    /// Its arguments.
+    pub args: [u64; 6],
     /// Address of the instruction after the call.
     pub rip: u64,
-    /// For a relative sleep: seconds and nanoseconds that were left, where the kernel told.
-    pub left: Option<(u64, u64)>,
+    /// Nanoseconds that were left of a relative time limit.
+    pub left: Option<u64>,
 }
 
 /// All interrupted calls of a checkpoint.
@@ -40,39 +43,51 @@ pub struct Restart {
 pub struct Restarts {
     /// The calls.
     pub calls: Vec<Restart>,
+    /// Processors of threads that may not use all: inner tid and numbers.
+    #[serde(default)]
+    pub affinities: Vec<(i32, Vec<usize>)>,
 }
 
 impl Restarts {
-    /// Notes the call that `thread` stands in, if it does.
-    pub fn note(&mut self, thread: &StoppedThread) {
+    /// Notes the call that `thread` stands in, if it does; `waited` is for how many nanoseconds it
+    /// had waited, None if not long.
+    pub fn note(&mut self, thread: &StoppedThread, waited: Option<u64>) {
         let regs = &thread.registers;
         if !is_interrupted(regs) {
             return;
         }
-        let call = regs.orig_rax as i64;
-        // The kernel has written the time left to where the program wants it (nanosleep(2)).
-        let remainder = match call {
-            libc::SYS_nanosleep => regs.rsi,
-            libc::SYS_clock_nanosleep => regs.r10,
-            _ => 0,
+        let args = [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9];
+        let mut call = regs.orig_rax as i64;
+        if call == libc::SYS_restart_syscall {
+            // The kernel itself has restarted it before; the program's own number stands in the
+            // instruction before the call: mov $number, %eax.
+            call = number_before(thread).unwrap_or(call);
+        }
+        let left = if regs.rax as i64 == ERESTART_RESTARTBLOCK {
+            time_left(thread, call, &args, waited.unwrap_or(0))
+        } else {
+            None
         };
-        let left = (regs.rax as i64 == ERESTART_RESTARTBLOCK && remainder != 0)
-            .then(|| {
-                let mut bytes = [0; 16];
-                memory::read(thread.tid, RemoteAddr(remainder), &mut bytes).ok()?;
-                let word = |at: usize| {
-                    u64::from_ne_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
-                };
-                Some((word(0), word(8)))
-            })
-            .flatten();
         self.calls.push(Restart {
             tid: thread.inner_tid,
             code: regs.rax as i64,
             call,
+            args,
             rip: regs.rip,
             left,
         });
+    }
+
+    /// Notes the processors of a thread that may not use all of them.
+    pub fn note_affinity(&mut self, thread: &StoppedThread) {
+        use nix::sched::{CpuSet, sched_getaffinity};
+        let Ok(set) = sched_getaffinity(nix::unistd::Pid::from_raw(thread.tid.0)) else { return };
+        let cpus: Vec<usize> =
+            (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect();
+        let online = nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_ONLN);
+        if online.ok().flatten().is_some_and(|online| (cpus.len() as i64) < online) {
+            self.affinities.push((thread.inner_tid, cpus));
+        }
     }
 
     /// The interrupted call of a thread, if the registers of the image agree with it.
@@ -81,6 +96,39 @@ impl Restarts {
             .iter()
             .find(|r| r.tid == tid && (image.ip == r.rip || image.ip == r.rip.wrapping_sub(2)))
     }
+}
+
+fn number_before(thread: &StoppedThread) -> Option<i64> {
+    let mut code = [0; 7];
+    memory::read(thread.tid, RemoteAddr(thread.registers.rip.wrapping_sub(7)), &mut code).ok()?;
+    let [0xb8, a, b, c, d, 0x0f, 0x05] = code else { return None };
+    Some(i64::from(u32::from_le_bytes([a, b, c, d])))
+}
+
+/// Nanoseconds that are left of a call's time limit. None if the call has no relative one.
+fn time_left(thread: &StoppedThread, call: i64, args: &[u64; 6], waited: u64) -> Option<u64> {
+    let time = |address: u64| {
+        let mut bytes = [0; 16];
+        memory::read(thread.tid, RemoteAddr(address), &mut bytes).ok()?;
+        let word =
+            |at: usize| u64::from_ne_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+        word(0).checked_mul(1_000_000_000)?.checked_add(word(8))
+    };
+    let (limit, remainder) = match call {
+        libc::SYS_nanosleep => (args[0], args[1]),
+        libc::SYS_clock_nanosleep => (args[2], args[3]),
+        libc::SYS_futex => (args[3], 0),
+        libc::SYS_poll => {
+            let limit = u64::try_from(args[2] as i32).ok()? * 1_000_000;
+            return Some(limit.saturating_sub(waited));
+        }
+        _ => return None,
+    };
+    if remainder != 0 {
+        // The kernel has written the rest to where the program wants it (nanosleep(2)).
+        return time(remainder);
+    }
+    Some(time(limit)?.saturating_sub(waited))
 }
 
 fn is_interrupted(regs: &Registers) -> bool {
@@ -117,11 +165,15 @@ pub enum Resumption {
         /// For rip.
         rip: u64,
     },
-    /// A sleep of this long is begun in the thread and interrupted, which leaves the kernel with a
-    /// restart block of its own.
-    Sleep {
-        /// Seconds and nanoseconds.
-        left: (u64, u64),
+    /// The call is begun in the thread with what is left of its time and interrupted, which leaves
+    /// the kernel with a restart block of its own.
+    Begin {
+        /// The call.
+        call: i64,
+        /// Its arguments as the program gave them.
+        args: [u64; 6],
+        /// Nanoseconds.
+        left: u64,
         /// For rip.
         rip: u64,
     },
@@ -130,17 +182,21 @@ pub enum Resumption {
 /// Chooses for one thread.
 pub fn resumption(restart: Option<&Restart>) -> Resumption {
     let Some(restart) = restart else { return Resumption::AsImage };
-    let Restart { code, call, rip, left, .. } = *restart;
-    match code {
-        ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => Resumption::Code { code, call, rip },
-        ERESTART_RESTARTBLOCK => match (call, left) {
-            (libc::SYS_nanosleep | libc::SYS_clock_nanosleep, Some(left)) => {
-                Resumption::Sleep { left, rip }
-            }
-            // A futex wait until an absolute time can simply run again.
-            (libc::SYS_futex, _) => Resumption::Code { code: ERESTARTNOHAND, call, rip },
-            _ => Resumption::AsImage,
-        },
+    let Restart { code, call, args, rip, left, .. } = *restart;
+    match (code, call, left) {
+        (ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND, ..) => Resumption::Code { code, call, rip },
+        (
+            ERESTART_RESTARTBLOCK,
+            libc::SYS_nanosleep | libc::SYS_clock_nanosleep | libc::SYS_poll,
+            Some(left),
+        ) => Resumption::Begin { call, args, left, rip },
+        (ERESTART_RESTARTBLOCK, libc::SYS_futex, Some(left)) if args[1] & 127 == 0 => {
+            Resumption::Begin { call, args, left, rip }
+        }
+        // A futex wait until an absolute time can simply run again.
+        (ERESTART_RESTARTBLOCK, libc::SYS_futex, _) => {
+            Resumption::Code { code: ERESTARTNOHAND, call, rip }
+        }
         _ => Resumption::AsImage,
     }
 }
@@ -149,15 +205,16 @@ pub fn resumption(restart: Option<&Restart>) -> Resumption {
 mod tests {
     use super::*;
 
-    fn restart(code: i64, call: i64, left: Option<(u64, u64)>) -> Restart {
-        Restart { tid: 1, code, call, rip: 100, left }
+    fn restart(code: i64, call: i64, left: Option<u64>) -> Restart {
+        Restart { tid: 1, code, call, args: [0; 6], rip: 100, left }
     }
 
     #[test]
-    fn what_is_left_of_a_sleep_is_slept() {
-        let r = restart(ERESTART_RESTARTBLOCK, libc::SYS_nanosleep, Some((1, 5)));
-        assert_eq!(resumption(Some(&r)), Resumption::Sleep { left: (1, 5), rip: 100 });
-        let r = restart(ERESTART_RESTARTBLOCK, libc::SYS_poll, None);
+    fn what_is_left_of_a_wait_is_waited() {
+        let r = restart(ERESTART_RESTARTBLOCK, libc::SYS_nanosleep, Some(5));
+        let (call, args) = (libc::SYS_nanosleep, [0; 6]);
+        assert_eq!(resumption(Some(&r)), Resumption::Begin { call, args, left: 5, rip: 100 });
+        let r = restart(ERESTART_RESTARTBLOCK, libc::SYS_restart_syscall, None);
         assert_eq!(resumption(Some(&r)), Resumption::AsImage);
         let r = restart(ERESTARTNOHAND, libc::SYS_pause, None);
         let call = libc::SYS_pause;

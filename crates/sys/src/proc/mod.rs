@@ -11,6 +11,7 @@ pub mod smaps;
 pub mod stat;
 pub mod status;
 pub mod timers;
+pub mod wait;
 
 use std::io;
 use std::path::{Path, PathBuf};

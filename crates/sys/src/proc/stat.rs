@@ -34,6 +34,8 @@ pub struct Stat {
     pub start_stack: u64,
     /// Signal at exit.
     pub exit_signal: i32,
+    /// Processor on which it ran last.
+    pub processor: usize,
     /// Real-time priority.
     pub rt_priority: u32,
     /// Scheduling policy.
@@ -88,6 +90,7 @@ pub fn parse(text: &str) -> Result<Stat, ParseError> {
         end_code: get!(27),
         start_stack: get!(28),
         exit_signal: get!(38),
+        processor: get!(39),
         rt_priority: get!(40),
         policy: get!(41),
         start_data: get!(45),

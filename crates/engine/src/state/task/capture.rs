@@ -5,8 +5,7 @@
 //! inside, in one batch a thread: handlers, interval timers, alternate stack, clear_child_tid,
 //! robust list, securebits and the prctl settings.
 //!
-//! Not captured here: CPU affinity, I/O priority and timer slack, for which CRIU's images have no
-//! field.
+//! Not captured here: I/O priority and timer slack, for which CRIU's images have no field.
 
 use std::collections::HashMap;
 
@@ -16,6 +15,7 @@ use arctern_image::messages::{
     TaskCoreEntry, TaskRlimitsEntry, TaskTimersEntry, ThreadCoreEntry, ThreadInfoX86,
     ThreadSasEntry, UserX86RegsEntry, UserX86RegsMode,
 };
+use arctern_sys::Pid;
 use arctern_sys::proc::{self, limits, stat, status::Status, timers};
 use arctern_sys::ptrace::{self, Registers};
 use arctern_tracee::thread::StoppedThread;
@@ -100,6 +100,7 @@ pub fn capture(
     task: &mut FrozenTask,
     filters: &mut SeccompFilters,
     restarts: &mut Restarts,
+    waited: &HashMap<Pid, u64>,
     refusals: &mut Vec<Refusal>,
 ) -> Result<CapturedTask, CaptureError> {
     let (tc, memory) = process(task)?;
@@ -109,7 +110,7 @@ pub fn capture(
         task.threads.iter().map(|_| ask_thread()).unzip();
     task.run_each(&mut batches)?;
     for (index, (batch, asked)) in batches.iter().zip(&questions).enumerate() {
-        let core = thread(task, index, (batch, asked), filters, restarts, refusals)?;
+        let core = thread(task, index, (batch, asked), filters, restarts, waited, refusals)?;
         let inner = task.threads[index].inner_tid;
         cores.push((inner, CoreEntry { tc: tc.take(), ..core }));
     }
@@ -292,6 +293,7 @@ fn thread(
     (batch, asked): (&Batch, &ThreadQuestions),
     filters: &mut SeccompFilters,
     restarts: &mut Restarts,
+    waited: &HashMap<Pid, u64>,
     refusals: &mut Vec<Refusal>,
 ) -> Result<CoreEntry, CaptureError> {
     let pid = task.pid;
@@ -321,7 +323,8 @@ fn thread(
     let stack = batch.memory(asked.stack);
     let robust = batch.memory(asked.robust);
     let rseq = thread.rseq;
-    restarts.note(thread);
+    restarts.note_affinity(thread);
+    restarts.note(thread, waited.get(&thread.tid).copied());
     Ok(CoreEntry {
         mtype: CoreEntryMarch::X8664.into(),
         thread_info: Some(ThreadInfoX86 {

@@ -186,6 +186,26 @@ pub fn thread(stub: &Stub, inner: (i32, i32), core: &CoreEntry) -> Result<(), Re
     Ok(stub.run_all(&mut batch, "restore a thread's settings")?)
 }
 
+/// Binds a thread to its processors. A host that lacks them is a warning.
+pub fn affinity(stub: &Stub, cpus: &[usize], events: &mut dyn Events) -> Result<(), RestoreError> {
+    let mut mask = [0u8; 128];
+    for cpu in cpus.iter().filter(|cpu| **cpu < mask.len() * 8) {
+        mask[cpu / 8] |= 1 << (cpu % 8);
+    }
+    let mut batch = Batch::new();
+    let piece = batch.bytes(&mask);
+    let call =
+        batch.call(libc::SYS_sched_setaffinity, &[0.into(), mask.len().into(), piece.into()]);
+    stub.run(&mut batch)?;
+    if let Err(e) = batch.result(call) {
+        events.event(Event::Warning(format!(
+            "thread {}: cannot bind it to the processors {cpus:?}: {e}",
+            stub.tid()
+        )));
+    }
+    Ok(())
+}
+
 fn signals(queue: Option<&SignalQueueEntry>) -> impl Iterator<Item = &[u8]> {
     queue.into_iter().flat_map(|q| &q.signals).map(|s| s.siginfo.as_slice())
 }
@@ -480,15 +500,19 @@ pub fn prepare_registers(
             registers.orig_rax = call as u64;
             registers.rip = rip;
         }
-        Resumption::Sleep { left, rip } => {
-            let remainder = match restarts.find(tid, &info.gpregs).map(|r| r.call) {
-                Some(libc::SYS_nanosleep) => info.gpregs.si,
-                _ => info.gpregs.r10,
-            };
-            if let Some((code, call)) = begin_sleep(stub, left, remainder)? {
-                registers.rax = code;
-                registers.orig_rax = call;
-                registers.rip = rip;
+        Resumption::Begin { call, args, left, rip } => {
+            registers.rip = rip;
+            match begin(stub, call, args, left)? {
+                Some((code, number)) => {
+                    registers.rax = code;
+                    registers.orig_rax = number;
+                }
+                // Its time is over, or what it waits for is there: it runs again and sees that.
+                None if call == libc::SYS_poll || call == libc::SYS_futex => {
+                    registers.rax = call as u64;
+                    registers.rip = rip.wrapping_sub(2);
+                }
+                None => registers.rax = 0,
             }
         }
     }
@@ -497,21 +521,33 @@ pub fn prepare_registers(
     Ok(FinalState { registers, xstate, mask })
 }
 
-/// Begins a sleep in the thread and interrupts it, so that the kernel holds a restart block. Some:
-/// rax and orig_rax to resume with; None if the time was over at once.
-fn begin_sleep(
+/// Begins a call with a time limit in the thread and interrupts it, so that the kernel holds a
+/// restart block. Some: rax and orig_rax to resume with; None if the call was over at once.
+fn begin(
     stub: &Stub,
-    left: (u64, u64),
-    remainder: u64,
+    call: i64,
+    args: [u64; 6],
+    left: u64,
 ) -> Result<Option<(u64, u64)>, RestoreError> {
     let mut batch = Batch::new();
-    let mut time = left.0.to_ne_bytes().to_vec();
-    time.extend(left.1.to_ne_bytes());
+    let mut time = (left / 1_000_000_000).to_ne_bytes().to_vec();
+    time.extend((left % 1_000_000_000).to_ne_bytes());
     let time = batch.bytes(&time);
-    batch.call(
-        libc::SYS_clock_nanosleep,
-        &[libc::CLOCK_MONOTONIC.into(), 0.into(), time.into(), remainder.into()],
-    );
+    let clock = libc::CLOCK_MONOTONIC.into();
+    match call {
+        libc::SYS_nanosleep | libc::SYS_clock_nanosleep => {
+            let remainder = if call == libc::SYS_nanosleep { args[1] } else { args[3] };
+            batch
+                .call(libc::SYS_clock_nanosleep, &[clock, 0.into(), time.into(), remainder.into()]);
+        }
+        libc::SYS_poll => {
+            let milliseconds = left.div_ceil(1_000_000).min(i32::MAX as u64);
+            batch.call(call, &[args[0].into(), args[1].into(), milliseconds.into()]);
+        }
+        _ => {
+            batch.call(call, &[args[0].into(), args[1].into(), args[2].into(), time.into()]);
+        }
+    }
     Ok(stub.run_and_interrupt(&mut batch)?.map(|regs| (regs.rax, regs.orig_rax)))
 }
 
