@@ -188,8 +188,9 @@ pub fn thread(stub: &Stub, inner: (i32, i32), core: &CoreEntry) -> Result<(), Re
 
 /// Binds a thread to its processors. A host that lacks them is a warning.
 pub fn affinity(stub: &Stub, cpus: &[usize], events: &mut dyn Events) -> Result<(), RestoreError> {
-    let mut mask = [0u8; 128];
-    for cpu in cpus.iter().filter(|cpu| **cpu < mask.len() * 8) {
+    const CPUS: usize = 1024;
+    let mut mask = [0u8; CPUS / 8];
+    for cpu in cpus.iter().filter(|cpu| **cpu < CPUS) {
         mask[cpu / 8] |= 1 << (cpu % 8);
     }
     let mut batch = Batch::new();
