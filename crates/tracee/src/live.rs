@@ -201,6 +201,9 @@ impl LiveSession {
         let Started { signal, calls_at, with_stop } = started;
         let end = self.cave + gadget::live_stop_offset();
         self.wait_for_stop(thread.tid, *signal, end, Some(1))?;
+        // From here on neither the frame nor the gadget is needed: other batches may overwrite them,
+        // and the session may be closed, while this thread waits.
+        thread.put_back()?;
         let mut back = vec![0; with_stop.read_back()];
         memory::read(self.pid, *calls_at, &mut back)
             .map_err(TraceeError::request(thread.tid, "read the memory"))?;
@@ -279,6 +282,7 @@ impl LiveSession {
         let result = ptrace::registers(thread.tid)
             .map_err(TraceeError::request(thread.tid, "read the registers"))?
             .rbx as i64;
+        thread.put_back()?;
         if (-4095..0).contains(&result) {
             return Err(TraceeError::Call {
                 tid: thread.tid,

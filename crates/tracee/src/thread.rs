@@ -62,6 +62,15 @@ impl StoppedThread {
         Ok(())
     }
 
+    /// Puts registers and signal mask back between two batches of remote calls, so that a thread
+    /// that merely waits for its turn goes on unharmed if its tracer dies.
+    pub(crate) fn put_back(&self) -> Result<(), TraceeError> {
+        ptrace::set_registers(self.tid, &self.registers)
+            .map_err(TraceeError::request(self.tid, "set the registers"))?;
+        ptrace::set_signal_mask(self.tid, self.mask)
+            .map_err(TraceeError::request(self.tid, "set the signal mask"))
+    }
+
     /// Lets the thread go on as it was. A thread that died meanwhile is no error.
     pub fn detach(mut self) -> Result<(), TraceeError> {
         self.begin_detach()?;
