@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use arctern_engine::options::RestoreReport;
 use rustix::fs::{Gid, Uid};
@@ -123,7 +123,10 @@ fn prepare(host: &mut Host, id: &str) -> Result<Prelaunch> {
 }
 
 fn start(host: &mut Host, prelaunch: Prelaunch) -> Result<Launched> {
-    let Prelaunch { config, user, listener, .. } = prelaunch;
+    let Prelaunch { config, user, listener, rootfs, .. } = prelaunch;
+    if !config.workdir.is_empty() {
+        spec::workdir::ensure(&rootfs, Path::new(&config.workdir))?;
+    }
     let id = config.id.as_str();
     let paths = host.paths.container(id);
     let oci = host.paths.oci();
@@ -205,7 +208,7 @@ impl Pipes {
     }
 
     /// Writes down which pipes the container has, for a checkpoint.
-    pub(crate) fn remember(&self, run: &std::path::Path) -> Result<()> {
+    pub(crate) fn remember(&self, run: &Path) -> Result<()> {
         use crate::checkpoint::streams::{remember, target};
         let Stdio::Files { stdin, stdout, stderr } = &self.inside else { return Ok(()) };
         let stdin = if self.stdin { target(stdin)? } else { String::new() };

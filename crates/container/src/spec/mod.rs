@@ -8,6 +8,7 @@ pub mod caps;
 pub mod mounts;
 pub mod seccomp;
 pub mod user;
+pub mod workdir;
 
 use std::collections::HashMap;
 use std::path::Path;
