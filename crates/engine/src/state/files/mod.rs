@@ -17,15 +17,18 @@
 //!
 //! One module a kind; each has its capture, its restore and its refusals.
 
+mod beneath;
 mod build_id;
 mod capture;
 mod descriptor;
 mod epoll;
 mod event;
+mod finish;
 mod ghost;
 mod groups;
 mod inet;
 mod inotify;
+mod install;
 mod locks;
 mod memfd;
 mod netlink;
@@ -37,6 +40,7 @@ mod socket;
 mod sockopts;
 mod table;
 mod tty;
+mod tty_restore;
 mod unix;
 mod unix_restore;
 

@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
 use arctern_image::images::{ImageDir, ImageKind};
@@ -179,9 +179,7 @@ pub(super) fn open(
 ) -> Result<Vec<(u32, i32)>, RestoreError> {
     let access = |flags: u32| flags as i32 & libc::O_ACCMODE;
     if let Some(fd) = inherited {
-        // All ends are the caller's description: it is the other end that lives outside.
-        let number = o.inject(std::os::fd::AsFd::as_fd(fd))?;
-        return Ok(ends.iter().map(|(id, _)| (*id, number)).collect());
+        return open_inherited(o, ends, refill, fd);
     }
     let packets = ends.iter().any(|(_, end)| {
         access(end.flags) == libc::O_WRONLY && end.flags & libc::O_DIRECT as u32 != 0
@@ -215,6 +213,39 @@ pub(super) fn open(
         if unused[side] {
             o.close(pair[side]);
         }
+    }
+    Ok(made)
+}
+
+/// Descriptions of a pipe whose other end lives outside, from a descriptor that the caller hands in.
+fn open_inherited(
+    o: &mut Opener<'_>,
+    ends: &[(u32, &PipeEntry)],
+    refill: Option<&Refill>,
+    fd: &OwnedFd,
+) -> Result<Vec<(u32, i32)>, RestoreError> {
+    let again = |flags: i32| {
+        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let flags = OFlag::from_bits_retain(flags) | OFlag::O_CLOEXEC;
+        nix::fcntl::open(path.as_str(), flags, nix::sys::stat::Mode::empty())
+    };
+    let is_pipe =
+        nix::sys::stat::fstat(fd).is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFIFO);
+    let mut made = Vec::new();
+    for (id, end) in ends {
+        let settable = libc::O_ACCMODE | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_APPEND;
+        // Each has status flags of its own; what is no pipe is taken as it is.
+        let number = match again(end.flags as i32 & settable) {
+            Ok(own) if is_pipe => o.inject(own.as_fd())?,
+            _ => o.inject(fd.as_fd())?,
+        };
+        made.push((*id, number));
+    }
+    if let Some(refill) = refill.filter(|refill| is_pipe && !refill.chunks.is_empty()) {
+        again(libc::O_RDWR | libc::O_NONBLOCK)
+            .map_err(std::io::Error::from)
+            .and_then(|both| refill_through(&both, refill, false))
+            .map_err(o.failed_here("put the data back into the pipe"))?;
     }
     Ok(made)
 }
@@ -280,7 +311,6 @@ pub(super) fn open_fifo(
 mod tests {
     use super::*;
     use std::io::Write;
-    use std::os::fd::AsRawFd;
 
     fn link(fd: &impl AsRawFd) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
