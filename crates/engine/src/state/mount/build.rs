@@ -113,6 +113,18 @@ impl MountRestore {
         }
     }
 
+    /// What will not be as it was, for a warning.
+    pub fn losses(&self) -> Option<String> {
+        let lost: Vec<&str> = self
+            .plan
+            .lost_masters
+            .iter()
+            .map(|&index| self.plan.entries[index].mountpoint.as_str())
+            .collect();
+        (!lost.is_empty())
+            .then(|| format!("mounts on the host no longer appear below {}", lost.join(", ")))
+    }
+
     fn failed(&self, index: usize, what: String) -> impl FnOnce(io::Error) -> RestoreError + use<> {
         let part = format!("mount {}", self.plan.entries[index].mountpoint);
         failed(subject(self.task.pid, &self.task.comm, part), what)

@@ -44,6 +44,8 @@ pub struct Plan {
     pub propagation: Vec<Propagation>,
     /// Mounts that are slaves of a group of the host's and stay so.
     pub outer_slaves: Vec<usize>,
+    /// Mounts that were slaves of a group of the host's and cannot be again.
+    pub lost_masters: Vec<usize>,
 }
 
 impl Plan {
@@ -85,8 +87,12 @@ impl Plan {
                 .map(|i| (entries[i].mountpoint.clone(), Uncarried::NoParent))
                 .collect());
         }
-        let (propagation, outer_slaves) = propagation(&entries, &sources);
-        Ok(Plan { entries, mounts, propagation, outer_slaves })
+        let (propagation, outer) = propagation(&entries);
+        // Only what comes from the host can be a slave of the host.
+        let (outer_slaves, lost_masters) = outer
+            .into_iter()
+            .partition(|&i| matches!(sources[i], Source::Root | Source::External(_)));
+        Ok(Plan { entries, mounts, propagation, outer_slaves, lost_masters })
     }
 }
 
@@ -126,7 +132,7 @@ fn order(sources: &[Source], places: &[Option<(usize, String)>]) -> Vec<Planned>
 }
 
 /// The steps that make peer groups and slaves, and the slaves of groups that are not in the tree.
-fn propagation(entries: &[MntEntry], sources: &[Source]) -> (Vec<Propagation>, Vec<usize>) {
+fn propagation(entries: &[MntEntry]) -> (Vec<Propagation>, Vec<usize>) {
     let mut groups: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
     for (index, entry) in entries.iter().enumerate().rev() {
         if let Some(group @ 1..) = entry.shared_id {
@@ -183,8 +189,6 @@ fn propagation(entries: &[MntEntry], sources: &[Source]) -> (Vec<Propagation>, V
             steps.push(Propagation::Unbindable(index));
         }
     }
-    // Only what comes from the host can be a slave of the host.
-    outer.retain(|&i| matches!(sources[i], Source::Root | Source::External(_)));
     (steps, outer)
 }
 

@@ -18,7 +18,7 @@ use nix::sched::{CloneFlags, setns};
 use super::clocks::Clocks;
 use super::ipc::IpcRestore;
 use crate::error::{Refusal, RestoreError};
-use crate::options::{Events, External};
+use crate::options::{Event, Events, External};
 use crate::restore_context::{RestoreContext, TaskNode, failed, subject};
 use crate::state::mount::MountRestore;
 
@@ -290,6 +290,9 @@ impl<'a> NamespaceRestore<'a> {
             ipc.build(stub.tid(), events)?;
         }
         // Last: afterwards the host is out of sight.
+        if let Some(losses) = self.mounts.as_ref().and_then(MountRestore::losses) {
+            events.event(Event::Warning(losses));
+        }
         let own_cgroups = *self.origin(Kind::Cgroup) == Origin::Made;
         match &mut self.mounts {
             Some(mounts) => mounts.build(stub, own_cgroups),
