@@ -29,7 +29,7 @@ fn main() -> ExitCode {
         _ => None,
     };
     if let Some(arguments) = criu {
-        ui::init_logging(None);
+        ui::init_logging(None, false);
         return finish(commands::criu::main(arguments));
     }
     let cli = match cli::Cli::try_parse_from(args) {
@@ -40,7 +40,8 @@ fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 125 } else { 0 });
         }
     };
-    ui::init_logging(cli.log_level);
+    let shim = matches!(cli.command, cli::Command::Internal(_));
+    ui::init_logging(cli.log_level, shim);
     finish(commands::run(cli))
 }
 

@@ -21,12 +21,15 @@ macro_rules! out {
 }
 
 /// Sets up diagnostics: `--log-level`, or the variable ARCTERN_LOG with a filter.
-pub fn init_logging(level: Option<LogLevel>) {
+///
+/// A shim's diagnostics go to a file of the container, which keeps what the OCI library has to say.
+pub fn init_logging(level: Option<LogLevel>, shim: bool) {
     use tracing_subscriber::EnvFilter;
     // The OCI library logs what it returns as well; its returned errors are shown once, by us.
     let filter = match (std::env::var("ARCTERN_LOG"), level) {
         (Ok(filter), None) => EnvFilter::new(filter),
         (_, Some(level)) => EnvFilter::new(level.filter()),
+        (Err(_), None) if shim => EnvFilter::new("warn"),
         (Err(_), None) => EnvFilter::new("warn,libcontainer=off,libcgroups=off"),
     };
     tracing_subscriber::fmt()
