@@ -214,6 +214,8 @@ fn read_config(file: &Path, options: &RestoreOptions) -> Result<ContainerConfig>
             return Err(Error::InvalidName(name.clone()));
         }
         config.name.clone_from(name);
+        // A new container gets the old address if it is free, and another one if it is not.
+        config.static_ip = None;
         config.id = ids::new_id().map_err(Error::system("read random bytes"))?;
     }
     if !options.publish.is_empty() {
