@@ -119,7 +119,6 @@ impl FileCollector {
             if task.is_zombie() {
                 continue;
             }
-            self.collect_fs(tree, index, refusals)?;
             if self.tables.contains_key(&task.ids.files) {
                 continue;
             }
@@ -133,6 +132,10 @@ impl FileCollector {
                 table.extend(self.descriptor(tree, index, &from, fd, refusals)?);
             }
             self.tables.insert(files_id, table);
+        }
+        // After the descriptors: CRIU removes deleted files in this order, directories last.
+        for index in (0..tree.tasks.len()).filter(|index| !tree.tasks[*index].is_zombie()) {
+            self.collect_fs(tree, index, refusals)?;
         }
         self.resolve_unix(tree, refusals);
         self.resolve_terminals(tree, refusals);

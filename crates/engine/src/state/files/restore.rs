@@ -10,6 +10,8 @@ use arctern_image::messages::{
 };
 use arctern_tracee::stub::Stub;
 
+use nix::sys::resource::{Resource, getrlimit};
+
 use super::groups::{self, Bond, Group};
 use super::table::Table;
 use super::{ghost, memfd, pipe, regular, unix_restore};
@@ -314,6 +316,7 @@ impl FilesRestore {
         }
         let args = [0.into(), (ctx.base() - 1).into(), 0.into()];
         stub.call("close_range of inherited descriptors", libc::SYS_close_range, &args)?;
+        raise_limit(stub)?;
         let root = regular::root_of(stub.tid())?;
         let mut refusals = Vec::new();
         self.compare(root.as_fd(), &mut refusals, |reg| {
@@ -423,4 +426,18 @@ impl FilesRestore {
         let found = self.options.inherit_fds.iter().find(|(known, _)| known == key);
         found.map(|(_, fd)| fd)
     }
+}
+
+/// Lets the tasks have as many descriptors as may be: temporary numbers lie above those of the
+/// images. The tasks' own limits are set when everything is open.
+fn raise_limit(stub: &Stub) -> Result<(), RestoreError> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or_default();
+    if soft == hard {
+        return Ok(());
+    }
+    let mut batch = arctern_tracee::Batch::new();
+    let limit = batch.bytes(&[hard.to_ne_bytes(), hard.to_ne_bytes()].concat());
+    let args = [0.into(), libc::RLIMIT_NOFILE.into(), limit.into(), 0.into()];
+    batch.call(libc::SYS_prlimit64, &args);
+    Ok(stub.run_all(&mut batch, "raise the limit of descriptors")?)
 }

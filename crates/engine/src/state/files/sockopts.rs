@@ -92,7 +92,20 @@ fn filter(socket: impl AsFd) -> io::Result<Vec<u64>> {
     if count != 0 {
         arctern_sys::fd::socket_filter(socket, &mut filter)?;
     }
-    Ok(filter)
+    Ok(filter.into_iter().map(to_image).collect())
+}
+
+/// An instruction as the images have it: code, jt, jf, k from the highest bits down. In memory
+/// (struct sock_filter) they lie in this order from the lowest bytes up.
+fn to_image(instruction: u64) -> u64 {
+    let [code0, code1, jt, jf, k @ ..] = instruction.to_le_bytes();
+    let code = u64::from(u16::from_le_bytes([code0, code1]));
+    code << 48 | u64::from(jt) << 40 | u64::from(jf) << 32 | u64::from(u32::from_le_bytes(k))
+}
+
+fn from_image(word: u64) -> u64 {
+    let (code, jt, jf, k) = (word >> 48, word >> 40 & 0xff, word >> 32 & 0xff, word & 0xffff_ffff);
+    code | jt << 16 | jf << 24 | k << 32
 }
 
 /// Options that must be there before the socket gets its address.
@@ -166,7 +179,8 @@ pub(super) fn set_after(o: &mut Opener<'_>, fd: i32, options: &SkOptsEntry) {
     }
     if !options.so_filter.is_empty() {
         // struct sock_fprog: number of instructions, padding, pointer.
-        let code: Vec<u8> = options.so_filter.iter().flat_map(|w| w.to_ne_bytes()).collect();
+        let code: Vec<u8> =
+            options.so_filter.iter().flat_map(|w| from_image(*w).to_le_bytes()).collect();
         let code = o.bytes(&code);
         let mut program = [0; 16];
         program[..2].copy_from_slice(&(options.so_filter.len() as u16).to_ne_bytes());
@@ -211,6 +225,9 @@ mod tests {
         let (a, _b) = std::os::unix::net::UnixStream::pair().unwrap();
         // BPF_RET | BPF_K, everything.
         arctern_sys::fd::attach_socket_filter(&a, &[0xffff_ffff_0000_0006]).unwrap();
-        assert_eq!(read(&a, true).unwrap().so_filter, [0xffff_ffff_0000_0006]);
+        assert_eq!(read(&a, true).unwrap().so_filter, [0x0006_0000_ffff_ffff]);
+        let jump = 0x1234_5678_0102_0015;
+        assert_eq!(to_image(jump), 0x0015_0201_1234_5678);
+        assert_eq!(from_image(to_image(jump)), jump);
     }
 }

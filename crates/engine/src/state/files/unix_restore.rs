@@ -183,6 +183,9 @@ impl<'a> Group<'a> {
         }
         for socket in waiting {
             let fd = new_socket(o, socket);
+            if !socket.name.is_empty() {
+                bind(o, fd, socket)?;
+            }
             if let Some(listener) = self.peer(socket) {
                 connect(o, fd, listener, "connect to the listening socket");
             }
