@@ -29,7 +29,7 @@ pub fn init_logging(level: Option<LogLevel>, shim: bool) {
     let filter = match (std::env::var("ARCTERN_LOG"), level) {
         (Ok(filter), None) => EnvFilter::new(filter),
         (_, Some(level)) => EnvFilter::new(level.filter()),
-        (Err(_), None) if shim => EnvFilter::new("warn"),
+        (Err(_), None) if shim => EnvFilter::new("warn,libcontainer=error,libcgroups=error"),
         (Err(_), None) => EnvFilter::new("warn,libcontainer=off,libcgroups=off"),
     };
     tracing_subscriber::fmt()
