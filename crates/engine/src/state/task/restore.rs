@@ -363,11 +363,16 @@ pub fn timers(stub: &Stub, tc: &TaskCoreEntry, dumpable: Option<i32>) -> Result<
             (libc::ITIMER_VIRTUAL, &timers.virt),
             (libc::ITIMER_PROF, &timers.prof),
         ] {
-            if (timer.vsec, timer.vusec) == (0, 0) {
-                continue;
-            }
+            let interval = (timer.isec, timer.iusec);
+            // A periodic timer whose signal waits to be taken is not armed, and the kernel arms it
+            // when the signal is taken. Of that we can only say: in one interval.
+            let value = match (timer.vsec, timer.vusec) {
+                (0, 0) if interval == (0, 0) => continue,
+                (0, 0) => interval,
+                value => value,
+            };
             let mut bytes = Vec::with_capacity(32);
-            for word in [timer.isec, timer.iusec, timer.vsec, timer.vusec] {
+            for word in [interval.0, interval.1, value.0, value.1] {
                 bytes.extend(word.to_ne_bytes());
             }
             let value = batch.bytes(&bytes);
