@@ -364,7 +364,7 @@ fn shared_memory(
     let mut done = std::collections::BTreeSet::new();
     for (index, mm) in spaces {
         let task: &FrozenTask = &tree.tasks[*index];
-        let shared = mm.vmas.iter().filter(|v| v.status & vma::status::ANON_SHARED != 0);
+        let shared = mm.vmas.iter().filter(|v| vma::is_shared_anonymous(v));
         for entry in shared {
             if !done.insert(entry.shmid) {
                 continue;

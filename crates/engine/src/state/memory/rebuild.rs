@@ -15,7 +15,7 @@ use arctern_sys::{PAGE_SIZE, shared_memory};
 use arctern_tracee::stub::{BATCH_ROOM, GADGET_SIZE, Stub};
 use arctern_tracee::{Arg, Batch, TraceeError};
 
-use super::vma::{ADVICE, MAP_DROPPABLE, has_private_pages, status};
+use super::vma::{ADVICE, MAP_DROPPABLE, has_private_pages, is_shared_anonymous, status};
 use crate::error::RestoreError;
 use crate::restore_context::RestoreContext;
 
@@ -185,7 +185,7 @@ impl Memory {
     pub fn new<'a>(spaces: impl Iterator<Item = &'a AddressSpace>) -> Self {
         let mut memory = Memory::default();
         for vma in spaces.flat_map(AddressSpace::mapped) {
-            if vma.status & status::ANON_SHARED != 0 {
+            if is_shared_anonymous(vma) {
                 let end = vma.pgoff.saturating_add(vma.end - vma.start);
                 let size = memory.sizes.entry(vma.shmid).or_default();
                 *size = end.max(*size);
@@ -261,7 +261,7 @@ impl Memory {
                 prot |= (libc::PROT_READ | libc::PROT_WRITE) as u32;
             }
             let file = vma.status & (status::FILE_PRIVATE | status::FILE_SHARED) != 0;
-            let fd = if vma.status & status::ANON_SHARED != 0 {
+            let fd = if is_shared_anonymous(vma) {
                 match injected.get(&vma.shmid) {
                     Some(fd) => *fd,
                     None => {

@@ -150,7 +150,7 @@ pub fn entry(mapping: &Mapping, kind: Kind, file: u64) -> VmaEntry {
         }
         Kind::SysV => {
             flags |= libc::MAP_ANONYMOUS;
-            status |= status::SYSVIPC;
+            status |= status::SYSVIPC | status::ANON_SHARED;
         }
         Kind::Memfd => {
             status |= status::MEMFD
@@ -185,8 +185,13 @@ pub fn entry(mapping: &Mapping, kind: Kind, file: u64) -> VmaEntry {
         status,
         fd: -1,
         madv: (madv != 0).then_some(madv),
-        fdflags: None,
+        fdflags: (kind == Kind::SysV).then_some(libc::O_RDWR as u32),
     }
+}
+
+/// Whether the entry maps anonymous shared memory that the memory room itself carries.
+pub fn is_shared_anonymous(entry: &VmaEntry) -> bool {
+    entry.status & (status::ANON_SHARED | status::SYSVIPC) == status::ANON_SHARED
 }
 
 /// Whether the entry's pages are stored with the task.
