@@ -8,6 +8,7 @@
 //! the mode (it drops set-user-id), times come last; those of directories when everything else is
 //! done, because every entry made in them changes them.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -101,7 +102,8 @@ pub struct Unpacked {
 pub struct Unpacker {
     root: Beneath,
     whiteouts: Whiteouts,
-    dir_times: Vec<(PathBuf, Timespec)>,
+    /// The last member of a directory counts.
+    dir_times: BTreeMap<PathBuf, Timespec>,
     done: Unpacked,
     buffer: Vec<u8>,
 }
@@ -124,7 +126,7 @@ impl Unpacker {
         Ok(Unpacker {
             root: Beneath::open(root)?,
             whiteouts,
-            dir_times: Vec::new(),
+            dir_times: BTreeMap::new(),
             done: Unpacked::default(),
             buffer: vec![0; 256 * 1024],
         })
@@ -244,7 +246,7 @@ impl Unpacker {
             drop_xattrs(&dir, meta).map_err(doing("remove an extended attribute"))?;
         }
         self.set_meta_fd(dir.as_fd(), meta)?;
-        self.dir_times.push((path, meta.mtime));
+        self.dir_times.insert(path, meta.mtime);
         Ok(())
     }
 
@@ -396,7 +398,7 @@ impl Unpacker {
     /// # Errors
     /// The directory whose times could not be set.
     pub fn finish(self) -> Result<Unpacked, UnpackError> {
-        for (path, mtime) in self.dir_times.iter().rev() {
+        for (path, mtime) in &self.dir_times {
             let set = match self.root.open_dir(path) {
                 Ok(dir) => rustix::fs::futimens(&dir, &times(*mtime)).map_err(io::Error::from),
                 // A later member or a deletion took its place.

@@ -205,11 +205,15 @@ struct Lab {
 
 impl Lab {
     fn new() -> Option<Lab> {
+        Lab::with(in_memory)
+    }
+
+    fn with(dir: impl Fn() -> std::io::Result<tempfile::TempDir>) -> Option<Lab> {
         if !rustix::process::geteuid().is_root() {
             eprintln!("skipped: needs root");
             return None;
         }
-        let dir = in_memory().expect("temporary directory");
+        let dir = dir().expect("temporary directory");
         let store = Store::open(&dir.path().join("root"), &dir.path().join("run")).expect("open");
         Some(Lab { _dir: dir, store, next: 0.into() })
     }
@@ -243,12 +247,22 @@ struct Root<'a> {
 }
 
 impl Root<'_> {
-    /// Captures the changes and applies them to a fresh root of the same image.
-    fn round_trip(&self, image: &str) -> Root<'_> {
+    /// Captures the changes and applies them to a fresh root of the same image. With `meanwhile`,
+    /// files are copied early, and that happens before the rest is captured.
+    fn round_trip(&self, image: &str, meanwhile: Option<&dyn Fn()>) -> Root<'_> {
         let out = tempfile::tempdir().expect("temporary directory");
         let parts = self.lab.store.root_fs(&self.id).expect("parts");
         let source = Source { upper: &parts.upper, lowers: &parts.lowers, excludes: &[] };
-        let captured = diff::capture(&source, out.path()).expect("capture");
+        let captured = match meanwhile {
+            None => diff::capture(&source, out.path()).expect("capture"),
+            Some(meanwhile) => {
+                // A file is copied early when its last change is a few clock ticks old.
+                std::thread::sleep(std::time::Duration::from_millis(40));
+                let early = diff::Early::begin(&source, out.path(), 1).expect("early");
+                meanwhile();
+                early.finish(&source, out.path()).expect("capture")
+            }
+        };
         let fresh = self.lab.root(image);
         let mut tar = captured
             .has_diff
@@ -284,14 +298,55 @@ proptest! {
         let root = lab.root(&image);
         changes.iter().for_each(|op| perform(&root.merged, op));
         let expected = tree(&root.merged);
-        let fresh = root.round_trip(&image);
+        let fresh = root.round_trip(&image, None);
         let found = differences(&expected, &tree(&fresh.merged));
         prop_assert!(found.is_empty(), "{found:#?}");
         // And once more, from the restored one.
-        let again = fresh.round_trip(&image);
+        let again = fresh.round_trip(&image, None);
         let found = differences(&expected, &tree(&again.merged));
         prop_assert!(found.is_empty(), "second time: {found:#?}");
     }
+}
+
+proptest! {
+    // On a disk, where nothing is copied early in memory: few, because of the syncs.
+    #![proptest_config(ProptestConfig { cases: 12, max_shrink_iters: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn files_copied_early_are_as_they_are_in_the_freeze(
+        base in proptest::collection::vec(some_op(NAMES.len() - 1), 0..20),
+        before in proptest::collection::vec(some_op(NAMES.len()), 0..40),
+        meanwhile in proptest::collection::vec(some_op(NAMES.len()), 0..20),
+    ) {
+        let Some(lab) = Lab::with(tempfile::tempdir) else { return Ok(()) };
+        let image = lab.image(&base);
+        let root = lab.root(&image);
+        before.iter().for_each(|op| perform(&root.merged, op));
+        let change = || meanwhile.iter().for_each(|op| perform(&root.merged, op));
+        let fresh = root.round_trip(&image, Some(&change));
+        let found = differences(&tree(&root.merged), &tree(&fresh.merged));
+        prop_assert!(found.is_empty(), "{found:#?}");
+    }
+}
+
+#[test]
+fn a_large_file_is_not_copied_again_in_the_freeze() {
+    let Some(lab) = Lab::with(tempfile::tempdir) else { return };
+    let image = lab.image(&[]);
+    let root = lab.root(&image);
+    for name in ["same", "changed", "gone"] {
+        std::fs::write(root.merged.join(name), vec![b'x'; 300_000]).expect("write");
+    }
+    std::thread::sleep(std::time::Duration::from_millis(40));
+    let out = tempfile::tempdir().expect("temporary directory");
+    let parts = lab.store.root_fs(&root.id).expect("parts");
+    let source = Source { upper: &parts.upper, lowers: &parts.lowers, excludes: &[] };
+    let early = diff::Early::begin(&source, out.path(), 100_000).expect("early");
+    assert_eq!(early.files(), 3);
+    std::fs::write(root.merged.join("changed"), b"short").expect("write");
+    std::fs::remove_file(root.merged.join("gone")).expect("remove");
+    let captured = early.finish(&source, out.path()).expect("capture");
+    assert_eq!((captured.packed.bytes, captured.deleted), (900_005, 1));
 }
 
 #[test]
@@ -316,7 +371,7 @@ fn a_directory_made_anew_hides_what_was_in_it() {
     deleted.sort();
     assert_eq!(deleted, ["/dir/a", "/dir/dir/a"]);
     let expected = tree(&root.merged);
-    assert!(differences(&expected, &tree(&root.round_trip(&image).merged)).is_empty());
+    assert!(differences(&expected, &tree(&root.round_trip(&image, None).merged)).is_empty());
 }
 
 #[test]
