@@ -4,34 +4,26 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use arctern_image::images::{ImageDir, ImageKind};
 use arctern_image::messages::{CgroupEntry, Fstype, MntEntry};
-use arctern_sys::mount::{
-    FSCONFIG_CMD_CREATE, FSCONFIG_CMD_RECONFIGURE, FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING,
-    FSMOUNT_CLOEXEC, FSOPEN_CLOEXEC, MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_SET_GROUP,
-    MOVE_MOUNT_T_EMPTY_PATH, MountAttr, OPEN_TREE_CLOEXEC, OPEN_TREE_CLONE, open_how,
-};
+use arctern_sys::mount::{FSCONFIG_CMD_RECONFIGURE, MOVE_MOUNT_SET_GROUP, MountAttr};
 use arctern_sys::pidfd::PidFd;
-use arctern_sys::proc::cgroup;
 use arctern_tracee::stub::Stub;
-use arctern_tracee::{Arg, Batch, CallId};
+use arctern_tracee::{Arg, CallId};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{Mode, fstat, mkdirat};
 
+use super::calls::Calls;
 use super::contents;
+use super::groups::Groups;
 use super::plan::{Plan, Propagation};
-use super::table::{self, Source, Uncarried};
+use super::table::{Source, Uncarried};
 use crate::error::{Refusal, RestoreError};
 use crate::options::External;
 use crate::restore_context::{TaskNode, failed, subject};
-use crate::state::cgroup::hierarchy::{self, Hierarchy};
-
-/// Nothing outside of the mount, no link, no other mount.
-const WITHIN: u64 = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_XDEV;
 
 /// The mounts that a restore makes.
 #[derive(Debug)]
@@ -113,19 +105,29 @@ impl MountRestore {
         }
     }
 
-    /// What will not be as it was, for a warning.
-    pub fn losses(&self) -> Option<String> {
-        let lost: Vec<&str> = self
-            .plan
-            .lost_masters
-            .iter()
-            .map(|&index| self.plan.entries[index].mountpoint.as_str())
-            .collect();
-        (!lost.is_empty())
-            .then(|| format!("mounts on the host no longer appear below {}", lost.join(", ")))
+    /// What is not as it was, for warnings.
+    pub fn losses(&self) -> Vec<String> {
+        let list = |indices: &[usize]| {
+            let paths = indices.iter().map(|&i| self.plan.entries[i].mountpoint.as_str());
+            paths.collect::<Vec<_>>().join(", ")
+        };
+        let mut losses = Vec::new();
+        if !self.plan.lost_masters.is_empty() {
+            let lost = list(&self.plan.lost_masters);
+            losses.push(format!("mounts on the host no longer appear below {lost}"));
+        }
+        if !self.plan.left_out.is_empty() {
+            let out = list(&self.plan.left_out);
+            losses.push(format!("what was mounted at {out} is not there and is left out"));
+        }
+        losses
     }
 
-    fn failed(&self, index: usize, what: String) -> impl FnOnce(io::Error) -> RestoreError + use<> {
+    pub(super) fn failed(
+        &self,
+        index: usize,
+        what: String,
+    ) -> impl FnOnce(io::Error) -> RestoreError + use<> {
         let part = format!("mount {}", self.plan.entries[index].mountpoint);
         failed(subject(self.task.pid, &self.task.comm, part), what)
     }
@@ -135,13 +137,49 @@ impl MountRestore {
     ///
     /// `own_cgroups` says whether the task has a cgroup namespace of its own by now.
     pub fn build(&mut self, stub: &Stub, own_cgroups: bool) -> Result<(), RestoreError> {
-        let handles = self.make(stub, own_cgroups)?;
+        let groups = self.find_groups(stub, own_cgroups)?;
+        let handles = self.make(stub, &groups)?;
         self.fill(stub, &handles)?;
         self.attach(stub, &handles)
     }
 
+    /// The host's directories for the mounts of control groups. Where the host does not have a
+    /// hierarchy of version 1, its mounts are left out: mounting it would change the host's
+    /// controllers.
+    fn find_groups(
+        &mut self,
+        stub: &Stub,
+        own_cgroups: bool,
+    ) -> Result<HashMap<usize, PathBuf>, RestoreError> {
+        let mut found = HashMap::new();
+        let failed = self.failed(0, "look at the mounted cgroup hierarchies".to_owned());
+        let groups = match Groups::of(stub.tid(), own_cgroups, &self.plan.entries, &self.cgroups) {
+            Ok(Some(groups)) => groups,
+            Ok(None) => return Ok(found),
+            Err(error) => return Err(failed(error)),
+        };
+        for index in 0..self.plan.entries.len() {
+            let entry = &self.plan.entries[index];
+            let planned = self.plan.mounts.iter().find(|mount| mount.index == index);
+            match planned.map(|mount| &mount.source) {
+                Some(Source::Fresh | Source::CgroupDir) => {}
+                _ => continue,
+            }
+            match groups.directory(entry) {
+                Some(dir) => drop(found.insert(index, dir)),
+                None if entry.fstype == Fstype::Cgroup as u32 => self.plan.leave_out(index),
+                None => {}
+            }
+        }
+        Ok(found)
+    }
+
     /// Makes everything that needs no other mount of the tree, detached.
-    fn make(&self, stub: &Stub, own_cgroups: bool) -> Result<HashMap<usize, Handle>, RestoreError> {
+    fn make(
+        &self,
+        stub: &Stub,
+        groups: &HashMap<usize, PathBuf>,
+    ) -> Result<HashMap<usize, Handle>, RestoreError> {
         let mut calls = Calls::new(self);
         let root = calls.batch.c_string(b"/");
         let flags = libc::MS_REC | libc::MS_SLAVE;
@@ -152,13 +190,6 @@ impl MountRestore {
             libc::SYS_mount,
             &[0.into(), root.into(), 0.into(), flags.into(), 0.into()],
         );
-        let cgroups = [Fstype::Cgroup as u32, Fstype::Cgroup2 as u32];
-        let hierarchies = if self.plan.entries.iter().any(|e| cgroups.contains(&e.fstype)) {
-            let mounted = hierarchy::mounted();
-            mounted.map_err(self.failed(0, "find the mounted cgroup hierarchies".to_owned()))?
-        } else {
-            Vec::new()
-        };
         let mut pending = Vec::new();
         for mount in &self.plan.mounts {
             let index = mount.index;
@@ -169,21 +200,14 @@ impl MountRestore {
                     (calls.clone_of(index, &path), None)
                 }
                 Source::HostDevpts => (calls.clone_of(index, Path::new("/dev/pts")), None),
-                Source::CgroupDir => {
-                    let dir = self.group_dir(stub, &self.plan.entries[index], &hierarchies);
-                    let dir = dir.map_err(self.failed(index, "find its group".to_owned()))?;
-                    (calls.clone_of(index, &dir), None)
-                }
-                Source::Fresh => {
-                    let entry = &self.plan.entries[index];
-                    match mounted_hierarchy(stub, entry, own_cgroups, &hierarchies) {
-                        Some(dir) => (calls.clone_of(index, &dir), None),
-                        None => {
-                            let (fd, context) = calls.new_file_system(index, entry);
-                            (fd, Some(context))
-                        }
+                Source::CgroupDir | Source::Fresh => match groups.get(&index) {
+                    Some(dir) => (calls.clone_of(index, dir), None),
+                    None => {
+                        let entry = &self.plan.entries[index];
+                        let (fd, context) = calls.new_file_system(index, entry);
+                        (fd, Some(context))
                     }
-                }
+                },
                 Source::Bind(..) => continue,
             };
             pending.push((index, mount_fd, context));
@@ -347,33 +371,6 @@ impl MountRestore {
             }
         }
     }
-
-    /// The host's directory of the group that stands for the tree's own, for a mount of version 1
-    /// without a cgroup namespace.
-    fn group_dir(
-        &self,
-        stub: &Stub,
-        entry: &MntEntry,
-        hierarchies: &[Hierarchy],
-    ) -> io::Result<PathBuf> {
-        let controllers = hierarchy::controllers(&options(entry));
-        let not_found = || io::Error::from(io::ErrorKind::NotFound);
-        let hierarchy =
-            hierarchies.iter().find(|h| h.controllers == controllers).ok_or_else(not_found)?;
-        let groups = cgroup::read(stub.tid(), stub.tid())?;
-        let now = groups.iter().find(|m| m.controllers == controllers).ok_or_else(not_found)?;
-        // The mount showed the tree's group or one some levels above it.
-        let levels = self
-            .cgroups
-            .sets
-            .iter()
-            .flat_map(|set| &set.ctls)
-            .filter(|member| member.name == controllers)
-            .find_map(|member| Path::new(&member.path).strip_prefix(&entry.root).ok())
-            .map_or(0, |below| below.components().count());
-        let group = Path::new(&now.path).ancestors().nth(levels).unwrap_or(Path::new("/"));
-        hierarchy.dir(&group.to_string_lossy()).ok_or_else(not_found)
-    }
 }
 
 impl std::fmt::Display for MountRestore {
@@ -388,33 +385,6 @@ struct Handle {
     mount: i32,
     /// The configuration of a new file system.
     context: Option<i32>,
-}
-
-/// The host's directory that a new mount of a hierarchy would show. A hierarchy is one file
-/// system however often it is mounted, and a mount of version 2 takes 10 ms where a bind takes
-/// 20 us. None for other file systems and for hierarchies that the host has not mounted.
-fn mounted_hierarchy(
-    stub: &Stub,
-    entry: &MntEntry,
-    own_cgroups: bool,
-    hierarchies: &[Hierarchy],
-) -> Option<PathBuf> {
-    let controllers = match table::file_system_name(entry.fstype)? {
-        "cgroup2" => String::new(),
-        "cgroup" => hierarchy::controllers(&options(entry)),
-        _ => return None,
-    };
-    let hierarchy = hierarchies.iter().find(|h| h.controllers == controllers)?;
-    if !own_cgroups {
-        return hierarchy.dir("/");
-    }
-    let groups = cgroup::read(stub.tid(), stub.tid()).ok()?;
-    let group = groups.iter().find(|group| group.controllers == controllers)?;
-    hierarchy.dir(&group.path)
-}
-
-fn options(entry: &MntEntry) -> Vec<String> {
-    entry.options.split(',').map(str::to_owned).collect()
 }
 
 fn cause(why: Uncarried) -> &'static str {
@@ -467,129 +437,4 @@ fn make_place(root: &OwnedFd, path: &Path, directory: bool) -> io::Result<()> {
         at = Some(openat2(above, *name, within(OFlag::O_PATH | OFlag::O_DIRECTORY))?);
     }
     Ok(())
-}
-
-/// A batch that knows which mount each call is about.
-struct Calls<'a> {
-    restore: &'a MountRestore,
-    batch: Batch,
-    labels: Vec<(CallId, usize, &'static str)>,
-}
-
-impl<'a> Calls<'a> {
-    fn new(restore: &'a MountRestore) -> Self {
-        Calls { restore, batch: Batch::new(), labels: Vec::new() }
-    }
-
-    fn call(&mut self, index: usize, what: &'static str, nr: i64, args: &[Arg]) -> CallId {
-        let call = self.batch.call(nr, args);
-        self.labels.push((call, index, what));
-        call
-    }
-
-    /// Runs the calls; the first failed one becomes the error.
-    fn run(mut self, stub: &Stub) -> Result<Batch, RestoreError> {
-        stub.run(&mut self.batch)?;
-        for (call, index, what) in self.labels {
-            if let Err(error) = self.batch.result(call) {
-                return Err(self.restore.failed(index, what.to_owned())(error));
-            }
-        }
-        Ok(self.batch)
-    }
-
-    fn path(&mut self, path: &Path) -> Arg {
-        self.batch.c_string(path.as_os_str().as_bytes()).into()
-    }
-
-    fn clone_of(&mut self, index: usize, path: &Path) -> CallId {
-        let path = self.path(path);
-        let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC;
-        let args = [libc::AT_FDCWD.into(), path, flags.into()];
-        self.call(index, "find its source on the host", libc::SYS_open_tree, &args)
-    }
-
-    fn clone_of_fd(&mut self, index: usize, fd: CallId) -> CallId {
-        let empty = self.path(Path::new(""));
-        let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH as u32;
-        self.call(index, "bind it", libc::SYS_open_tree, &[fd.into(), empty, flags.into()])
-    }
-
-    fn open(&mut self, index: usize, what: &'static str, fd: Arg, below: &str) -> CallId {
-        let below = self.path(Path::new(below));
-        let how = self.batch.bytes(&open_how(libc::O_PATH | libc::O_CLOEXEC, WITHIN));
-        self.call(index, what, libc::SYS_openat2, &[fd, below, how.into(), how.len().into()])
-    }
-
-    fn config(&mut self, index: usize, context: Arg, key: &str, value: Option<&str>) {
-        let key = self.path(Path::new(key));
-        let command = if value.is_some() { FSCONFIG_SET_STRING } else { FSCONFIG_SET_FLAG };
-        let value = value.map_or(Arg::Value(0), |value| self.path(Path::new(value)));
-        let args = [context, command.into(), key, value, 0.into()];
-        self.call(index, "set an option of its file system", libc::SYS_fsconfig, &args);
-    }
-
-    fn config_command(&mut self, index: usize, context: Arg, command: u32) {
-        let args = [context, command.into(), 0.into(), 0.into(), 0.into()];
-        self.call(index, "set up its file system", libc::SYS_fsconfig, &args);
-    }
-
-    /// A new file system: its mount, and its configuration.
-    fn new_file_system(&mut self, index: usize, entry: &MntEntry) -> (CallId, CallId) {
-        let name = table::file_system_name(entry.fstype).unwrap_or_default();
-        let name_arg = self.path(Path::new(name));
-        let args = [name_arg, FSOPEN_CLOEXEC.into()];
-        let context = self.call(index, "open its file system", libc::SYS_fsopen, &args);
-        if !entry.source.is_empty() {
-            self.config(index, context.into(), "source", Some(&entry.source));
-        }
-        // The others are one file system for everybody: their options are the host's.
-        if matches!(name, "tmpfs" | "devpts" | "proc" | "cgroup" | "mqueue") {
-            for option in entry.options.split(',').filter(|option| !option.is_empty()) {
-                match option.split_once('=') {
-                    None if option == "newinstance" => {}
-                    Some(("release_agent", _)) => {}
-                    Some((key, value)) => self.config(index, context.into(), key, Some(value)),
-                    None => self.config(index, context.into(), option, None),
-                }
-            }
-        }
-        let read_only = entry.sb_flags.unwrap_or(0) & libc::MS_RDONLY as u32 != 0;
-        if read_only && matches!(name, "proc" | "sysfs" | "devpts" | "mqueue") {
-            self.config(index, context.into(), "ro", None);
-        }
-        self.config_command(index, context.into(), FSCONFIG_CMD_CREATE);
-        let args = [context.into(), FSMOUNT_CLOEXEC.into(), 0.into()];
-        let mount = self.call(index, "mount its file system", libc::SYS_fsmount, &args);
-        (mount, context)
-    }
-
-    fn attributes(&mut self, index: usize, fd: Arg, attr: MountAttr) {
-        let empty = self.path(Path::new(""));
-        let attr = self.batch.bytes(&attr.to_bytes());
-        let args = [fd, empty, libc::AT_EMPTY_PATH.into(), attr.into(), MountAttr::SIZE.into()];
-        self.call(index, "set its flags", libc::SYS_mount_setattr, &args);
-    }
-
-    fn move_mount(&mut self, index: usize, what: &'static str, from: Arg, to: Arg, flags: u32) {
-        let empty = self.path(Path::new(""));
-        let flags = flags | MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH;
-        self.call(index, what, libc::SYS_move_mount, &[from, empty, to, empty, flags.into()]);
-    }
-
-    /// Makes a detached mount the root: it is attached over its directory on the host, the old root
-    /// comes to lie on top of it and is taken off (pivot_root(2), notes).
-    fn pivot(&mut self, index: usize, fd: Arg, over: &Path) {
-        let empty = self.path(Path::new(""));
-        let over = self.path(over);
-        let here = self.path(Path::new("."));
-        let top = self.path(Path::new("/"));
-        let args = [fd, empty, libc::AT_FDCWD.into(), over, MOVE_MOUNT_F_EMPTY_PATH.into()];
-        self.call(index, "attach the root", libc::SYS_move_mount, &args);
-        self.call(index, "enter the root", libc::SYS_fchdir, &[fd]);
-        self.call(index, "make it the root", libc::SYS_pivot_root, &[here, here]);
-        let args = [here, libc::MNT_DETACH.into()];
-        self.call(index, "detach the old root", libc::SYS_umount2, &args);
-        self.call(index, "enter the root", libc::SYS_chdir, &[top]);
-    }
 }

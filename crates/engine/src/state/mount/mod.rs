@@ -21,8 +21,10 @@
 //! parents first, and last the propagation is set, so that nothing propagates while it is built.
 
 mod build;
+mod calls;
 mod capture;
 mod contents;
+mod groups;
 mod plan;
 mod table;
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::fmt;
 use std::path::Path;
 
-use arctern_image::messages::MntEntry;
+use arctern_image::messages::{Fstype, MntEntry};
 
 use super::table::{self, Source, Uncarried};
 
@@ -46,6 +46,8 @@ pub struct Plan {
     pub outer_slaves: Vec<usize>,
     /// Mounts that were slaves of a group of the host's and cannot be again.
     pub lost_masters: Vec<usize>,
+    /// Mounts that are not made, since what they showed cannot be there.
+    pub left_out: Vec<usize>,
 }
 
 impl Plan {
@@ -92,7 +94,47 @@ impl Plan {
         let (outer_slaves, lost_masters) = outer
             .into_iter()
             .partition(|&i| matches!(sources[i], Source::Root | Source::External(_)));
-        Ok(Plan { entries, mounts, propagation, outer_slaves, lost_masters })
+        let left_out = Vec::new();
+        let mut plan = Plan { entries, mounts, propagation, outer_slaves, lost_masters, left_out };
+        // A new devpts has no terminals yet, so none can be bound, as on /dev/console.
+        let terminals: Vec<usize> =
+            plan.mounts.iter().filter(|m| plan.is_terminal(m)).map(|m| m.index).collect();
+        for index in terminals {
+            plan.leave_out(index);
+        }
+        Ok(plan)
+    }
+
+    fn is_terminal(&self, mount: &Planned) -> bool {
+        match &mount.source {
+            Source::Bind(from, below) => {
+                self.entries[*from].fstype == Fstype::Devpts as u32
+                    && !matches!(below.as_str(), "" | "ptmx")
+            }
+            _ => false,
+        }
+    }
+
+    /// Takes a mount out of the plan, with what is mounted on it and what is a piece of it.
+    pub fn leave_out(&mut self, index: usize) {
+        let mut out = vec![index];
+        // Parents and sources come before what needs them.
+        for mount in &self.mounts {
+            let needs = |other: usize| out.contains(&other);
+            let on = mount.place.as_ref().is_some_and(|(parent, _)| needs(*parent));
+            let of = matches!(&mount.source, Source::Bind(from, _) if needs(*from));
+            if (on || of) && !out.contains(&mount.index) {
+                out.push(mount.index);
+            }
+        }
+        self.mounts.retain(|mount| !out.contains(&mount.index));
+        self.propagation.retain(|step| match step {
+            Propagation::Share(a) | Propagation::Enslave(a) | Propagation::Unbindable(a) => {
+                !out.contains(a)
+            }
+            Propagation::Join(a, b) => !out.contains(a) && !out.contains(b),
+        });
+        self.left_out.extend(out);
     }
 }
 
@@ -225,6 +267,9 @@ impl fmt::Display for Plan {
         for slave in &self.outer_slaves {
             writeln!(f, "{} stays a slave of the host", path(*slave))?;
         }
+        for index in &self.left_out {
+            writeln!(f, "{} is left out", path(*index))?;
+        }
         Ok(())
     }
 }
@@ -268,6 +313,23 @@ mod tests {
         let plan = Plan::new(entries(text, &[])).unwrap().to_string();
         let first: Vec<&str> = plan.lines().map(|l| l.split(':').next().unwrap()).collect();
         assert_eq!(first, ["/", "/whole", "/bound", "/bound/inner"]);
+    }
+
+    #[test]
+    fn a_console_is_left_out_with_what_is_on_it() {
+        let text = "\
+1 0 8:1 / / rw - ext4 a rw
+2 1 0:5 / /dev/pts rw - devpts d rw
+3 1 0:5 /0 /dev/console rw - devpts d rw
+4 1 0:5 /ptmx /dev/ptmx rw - devpts d rw
+5 3 0:6 / /dev/console rw shared:1 - tmpfs t rw
+";
+        let plan = Plan::new(entries(text, &[])).unwrap();
+        let made: Vec<&str> =
+            plan.mounts.iter().map(|m| plan.entries[m.index].mountpoint.as_str()).collect();
+        assert_eq!(made, ["/", "/dev/pts", "/dev/ptmx"]);
+        assert!(plan.propagation.is_empty());
+        assert_eq!(plan.left_out.len(), 2);
     }
 
     #[test]

@@ -290,14 +290,14 @@ impl<'a> NamespaceRestore<'a> {
             ipc.build(stub.tid(), events)?;
         }
         // Last: afterwards the host is out of sight.
-        if let Some(losses) = self.mounts.as_ref().and_then(MountRestore::losses) {
-            events.event(Event::Warning(losses));
-        }
         let own_cgroups = *self.origin(Kind::Cgroup) == Origin::Made;
-        match &mut self.mounts {
-            Some(mounts) => mounts.build(stub, own_cgroups),
-            None => Ok(()),
+        if let Some(mounts) = &mut self.mounts {
+            mounts.build(stub, own_cgroups)?;
+            for loss in mounts.losses() {
+                events.event(Event::Warning(loss));
+            }
         }
+        Ok(())
     }
 
     fn join(&self, ctx: &mut RestoreContext, stub: &Stub, kind: Kind) -> Result<(), RestoreError> {
