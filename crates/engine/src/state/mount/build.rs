@@ -25,6 +25,9 @@ use crate::error::{Refusal, RestoreError};
 use crate::options::External;
 use crate::restore_context::{TaskNode, failed, subject};
 
+/// More mounts than this are no namespace of anybody's.
+const MOST_MOUNTS: usize = 20_000;
+
 /// The mounts that a restore makes.
 #[derive(Debug)]
 pub struct MountRestore {
@@ -49,6 +52,10 @@ impl MountRestore {
         externals: &[External],
     ) -> Result<Self, RestoreError> {
         let entries: Vec<MntEntry> = images.read_all(ImageKind::Mountpoints, id)?;
+        if entries.len() > MOST_MOUNTS {
+            let text = format!("{} mounts in one namespace", entries.len());
+            return Err(RestoreError::Inconsistent(text));
+        }
         let plan = Plan::new(entries).map_err(|uncarried| {
             let refuse = |(path, why): (String, Uncarried)| Refusal {
                 subject: subject(task.pid, &task.comm, format!("mount {path}")),

@@ -151,6 +151,17 @@ impl NamespaceCollector {
                 }
             }
         }
+        if !self.is_nested(Kind::Ipc) {
+            for task in &tree.tasks {
+                for mapping in task.mappings.iter().filter(|m| m.name.starts_with("/SYSV")) {
+                    refusals.push(task.refuse(
+                        format!("mapping {:x}-{:x} ({})", mapping.start, mapping.end, mapping.name),
+                        "System V shared memory of an IPC namespace outside of the tree",
+                        "run it in an IPC namespace of its own (unshare --ipc)",
+                    ));
+                }
+            }
+        }
         let root = &tree.tasks[0];
         if self.is_nested(Kind::User) {
             refusals.push(root.refuse(
