@@ -79,6 +79,8 @@ pub struct FdInfo {
     pub locks: Vec<Lock>,
     /// Counter of an eventfd.
     pub eventfd_count: Option<u64>,
+    /// Number that no other eventfd has (kernel 5.2), 0 without one.
+    pub eventfd_id: i32,
     /// EFD_SEMAPHORE (kernel 6.5).
     pub eventfd_semaphore: bool,
     /// Mask of a signalfd.
@@ -119,6 +121,7 @@ pub fn parse(text: &str) -> Result<FdInfo, ParseError> {
             "eventfd-count" => {
                 info.eventfd_count = Some(u64::from_str_radix(value, 16).map_err(|_| bad())?);
             }
+            "eventfd-id" => info.eventfd_id = value.parse().map_err(|_| bad())?,
             "eventfd-semaphore" => info.eventfd_semaphore = value == "1",
             "sigmask" => info.sigmask = Some(u64::from_str_radix(value, 16).map_err(|_| bad())?),
             "clockid" => timer(&mut info).clock = value.parse().map_err(|_| bad())?,
@@ -289,6 +292,7 @@ mod tests {
         let info = parse("eventfd-count:               1f\neventfd-id: 4\neventfd-semaphore: 1\n");
         let info = info.unwrap();
         assert_eq!((info.eventfd_count, info.eventfd_semaphore), (Some(31), true));
+        assert_eq!(info.eventfd_id, 4);
         assert_eq!(parse("sigmask:\t0000000000000200\n").unwrap().sigmask, Some(0x200));
         assert_eq!(parse("Pid:\t7835\nNSpid:\t7835\t4\n").unwrap().pidfd, [7835, 4]);
         assert_eq!(parse("Pid:\t-1\nNSpid:\t-1\n").unwrap().pidfd, [-1]);

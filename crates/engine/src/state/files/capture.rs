@@ -41,8 +41,8 @@ pub struct FileOptions {
 }
 
 /// What identifies a description before the kernel is asked whether two are one: device, inode,
-/// position, flags, mount.
-type Bucket = (u64, u64, i64, u32, i32);
+/// position, flags, mount, number of the eventfd.
+type Bucket = (u64, u64, i64, u32, i32, i32);
 
 /// A description that was met before, and one descriptor that leads to it.
 #[derive(Clone, Copy, Debug)]
@@ -178,7 +178,7 @@ impl FileCollector {
         let stat = fstat(&file).map_err(|e| failed("look at the file")(e.into()))?;
         let cloexec = u32::from(info.flags & libc::O_CLOEXEC as u32 != 0);
         let flags = info.flags & !(libc::O_CLOEXEC as u32);
-        let bucket = (stat.st_dev, stat.st_ino, info.pos, flags, info.mnt_id);
+        let bucket = (stat.st_dev, stat.st_ino, info.pos, flags, info.mnt_id, info.eventfd_id);
         let place = self
             .find_known(bucket, task.pid, fd)
             .map_err(|e| failed("compare it with other descriptors")(e))?;

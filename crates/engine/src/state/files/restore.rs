@@ -259,6 +259,8 @@ impl FilesRestore {
     ) {
         let terminals = self.files.values().filter_map(|file| file.tty.as_deref()?.regf_id);
         let terminals: HashSet<u32> = terminals.collect();
+        // Many descriptors may lead to one file, `/dev/null` for instance.
+        let mut seen = HashSet::new();
         for (id, file) in &self.files {
             let Some(reg) = &file.reg else { continue };
             let special = self.remaps.contains_key(id)
@@ -267,7 +269,8 @@ impl FilesRestore {
                 || self.is_remap_target(*id)
                 // A terminal's path appears when its other side is opened.
                 || terminals.contains(id);
-            if special || !wanted(reg) {
+            let same = (&reg.name, reg.size, reg.mode, &reg.build_id);
+            if special || !wanted(reg) || !seen.insert(same) {
                 continue;
             }
             if let Some((cause, remedy)) = regular::difference(root, reg) {

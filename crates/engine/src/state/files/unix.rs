@@ -9,7 +9,7 @@
 //! data. Not kept: the credentials of the peer (SO_PEERCRED), addresses of the senders of unread
 //! datagrams. Credentials of unread messages are kept where the reader asks for them (SO_PASSCRED).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -45,6 +45,8 @@ pub(super) struct Collected {
     /// All sockets of the network namespaces that were met, by the namespace's inode.
     namespaces: HashMap<u64, HashMap<u32, UnixSocket>>,
     members: Vec<Member>,
+    /// Inodes of sockets that were refused: their peers need no word of their own.
+    refused: HashSet<u32>,
 }
 
 #[derive(Debug)]
@@ -92,6 +94,7 @@ impl FileCollector {
             ));
         };
         if d.info.scm_fds != 0 {
+            self.unix.refused.insert(ino);
             refusals.push(d.refuse(
                 format!("{} descriptor(s) sent to it wait to be received", d.info.scm_fds),
                 "try again when the program has received them",
@@ -230,7 +233,7 @@ impl FileCollector {
                 continue;
             }
             let Some(peer) = socket.peer.filter(|peer| *peer != 0) else { continue };
-            if inside.contains_key(&peer) {
+            if inside.contains_key(&peer) || self.unix.refused.contains(&peer) {
                 continue;
             }
             let name = sockets.get(&peer).map(|peer| shown(&peer.name)).unwrap_or_default();
