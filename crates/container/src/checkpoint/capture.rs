@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use arctern_engine::options::{AfterCapture, CaptureOptions, Event, Events, External, HookError};
+use arctern_storage::diff;
 
 use super::archive::Archive;
 use super::{CheckpointOptions, Checkpointed, NETNS_KEY, discard, streams};
@@ -24,6 +25,9 @@ const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest deleted file that goes into the images: as much as a container may reasonably hold; the
 /// engine names the file when it is larger.
 const GHOST_LIMIT: u64 = 1 << 30;
+
+/// Smallest changed file, in bytes, that is copied before the freeze instead of in it.
+const EARLY_FILES: u64 = 1 << 20;
 
 impl Host {
     /// Captures a running container. After a failure it runs on and nothing is left.
@@ -127,15 +131,17 @@ impl Host {
         let excludes: Vec<_> = binds.iter().map(|(destination, _)| destination.clone()).collect();
         let with_rootfs = archive.is_some() && !options.ignore_rootfs;
 
+        let source = diff::Source { upper: &root.upper, lowers: &root.lowers, excludes: &excludes };
+        let mut early = match with_rootfs {
+            true => diff::Early::begin(&source, &paths.capture_dir(), EARLY_FILES)
+                .map_err(Error::storage)?,
+            false => diff::Early::default(),
+        };
+
         let mut while_frozen = || -> std::result::Result<(), HookError> {
             streams::save(&paths.run, pid, &images)?;
             if with_rootfs {
-                let source = arctern_storage::diff::Source {
-                    upper: &root.upper,
-                    lowers: &root.lowers,
-                    excludes: &excludes,
-                };
-                arctern_storage::diff::capture(&source, &paths.capture_dir())?;
+                std::mem::take(&mut early).finish(&source, &paths.capture_dir())?;
             }
             Ok(())
         };

@@ -129,7 +129,7 @@ fn create(path: &Path) -> io::Result<BufWriter<File>> {
 fn notes_every_write(dir: &Path) -> bool {
     /// `TMPFS_MAGIC` and `RAMFS_MAGIC`, include/uapi/linux/magic.h.
     const IN_MEMORY: [i64; 2] = [0x0102_1994, 0x8584_58f6];
-    rustix::fs::statfs(dir).is_ok_and(|fs| !IN_MEMORY.contains(&i64::from(fs.f_type)))
+    rustix::fs::statfs(dir).is_ok_and(|fs| !IN_MEMORY.contains(&fs.f_type))
 }
 
 /// What tells that a file is still as it was.
