@@ -126,9 +126,13 @@ impl Drop for Restored {
 }
 
 fn restore(images: &ImageDir, pid: i32, root: Option<&Path>, externals: &[External]) -> Restored {
+    let options = NamespaceRestoreOptions { root, externals, inherit_fds: &[], join: &[] };
+    restore_with(images, pid, options)
+}
+
+fn restore_with(images: &ImageDir, pid: i32, options: NamespaceRestoreOptions<'_>) -> Restored {
     let ids = images.read_one(ImageKind::Ids, 1).unwrap();
     let task = TaskNode { pid, comm: "sh".to_owned(), ids, ..TaskNode::default() };
-    let options = NamespaceRestoreOptions { root, externals, inherit_fds: &[], join: &[] };
     let mut namespaces = NamespaceRestore::load(images, &task, &options).unwrap();
     let mut refusals = Vec::new();
     namespaces.check(&mut refusals);
@@ -371,4 +375,42 @@ for kind, text in ((5, b'five'), (6, b'sixth message')):
     assert_eq!(before.5, Some((6, b"sixth message".to_vec())));
     assert_eq!(before.6, "1234\n");
     assert_eq!(&before.3[4096..4114], b"in the second page");
+}
+
+#[test]
+fn external_namespaces_are_joined() {
+    let program = Program::start(&["--pid", "--net", "--uts"], "hostname kept");
+    let inode = |pid: Pid, name: &str| proc::namespace(pid, name).unwrap().unwrap();
+    let externals = [
+        External::PidNs { ino: inode(program.pid, "pid"), name: "pids".to_owned() },
+        External::NetNs { ino: inode(program.pid, "net"), name: "net".to_owned() },
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let images = ImageDir::open(dir.path()).unwrap();
+    let refused = capture(&mut program.freeze(), &externals, &images);
+    assert!(refused.is_empty(), "{refused:?}");
+
+    let namespace = |name: &str| fs::File::open(proc::path(program.pid, name)).unwrap().into();
+    let inherit =
+        [("pids".to_owned(), namespace("ns/pid")), ("net".to_owned(), namespace("ns/net"))];
+    let options =
+        NamespaceRestoreOptions { root: None, externals: &[], inherit_fds: &inherit, join: &[] };
+    let restored = restore_with(&images, 77, options);
+    let stub = restored.stub.tid();
+    for name in ["pid", "net"] {
+        assert_eq!(inode(stub, name), inode(program.pid, name), "{name}");
+    }
+    assert_ne!(inode(stub, "uts"), inode(program.pid, "uts"));
+    assert!(proc::read(stub, "status").unwrap().contains("\t77\n"), "its pid inside");
+    let own = Pid(std::process::id() as i32);
+    assert_eq!(inode(own, "pid"), inode(own, "pid_for_children"), "we are back home");
+
+    let options =
+        NamespaceRestoreOptions { root: None, externals: &[], inherit_fds: &[], join: &[] };
+    let ids = images.read_one(ImageKind::Ids, 1).unwrap();
+    let task = TaskNode { pid: 77, ids, ..TaskNode::default() };
+    let mut refusals = Vec::new();
+    NamespaceRestore::load(&images, &task, &options).unwrap().check(&mut refusals);
+    let parts: Vec<_> = refusals.iter().map(|r| r.subject.part.as_str()).collect();
+    assert_eq!(parts, ["pid namespace", "net namespace"]);
 }
