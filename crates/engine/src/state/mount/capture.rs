@@ -11,9 +11,10 @@ use arctern_image::messages::{Fstype, MntEntry};
 use arctern_sys::mount::clone_mount;
 use arctern_sys::namespace::{self, Kind};
 use arctern_sys::proc::mountinfo::{self, Mount};
+use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::stat::fstat;
+use nix::sys::stat::{Mode, fstat};
 
 use super::contents;
 use super::table::{self, Source, Uncarried};
@@ -26,7 +27,7 @@ use crate::tree::FrozenTask;
 pub struct MountCollector {
     /// Newest first, as CRIU has them.
     entries: Vec<MntEntry>,
-    /// Private copies of the tmpfs mounts whose contents are captured, by device number.
+    /// The tmpfs whose contents are captured, by device number.
     tmpfs: HashMap<u32, OwnedFd>,
 }
 
@@ -183,7 +184,7 @@ fn look(
             }
         }
         if entry.fstype == Fstype::Tmpfs as u32 {
-            match copy_of(entry)? {
+            match directory_of(entries, entry)? {
                 Some(fd) => drop(inside.tmpfs.insert(entry.root_dev, fd)),
                 None => covered.push(index),
             }
@@ -202,7 +203,7 @@ fn look(
             // Fails if it went away together with one that hid another mount.
             nix::mount::umount2(hiding, MntFlags::MNT_DETACH).ok();
         }
-        match copy_of(entry)? {
+        match directory_of(entries, entry)? {
             Some(fd) => drop(inside.tmpfs.insert(entry.root_dev, fd)),
             None => inside.unreachable.push(index),
         }
@@ -210,11 +211,25 @@ fn look(
     Ok(inside)
 }
 
-/// A private copy of a mount, None if its path leads to another one.
-fn copy_of(entry: &MntEntry) -> io::Result<Option<OwnedFd>> {
-    let fd = match clone_mount(Path::new(&entry.mountpoint)) {
+/// The root directory of a mount, with nothing mounted in it; None if its path leads to another
+/// mount.
+fn directory_of(entries: &[MntEntry], entry: &MntEntry) -> io::Result<Option<OwnedFd>> {
+    let path = Path::new(&entry.mountpoint);
+    // A private copy has no mounts in it. Taking one down again makes the kernel wait, so that it
+    // is made only where there are some.
+    let fd = if entries.iter().any(|other| other.parent_mnt_id == entry.mnt_id) {
+        clone_mount(path)
+    } else {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        open(path, flags, Mode::empty()).map_err(io::Error::from)
+    };
+    let fd = match fd {
         Ok(fd) => fd,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+        {
+            return Ok(None);
+        }
         Err(error) => return Err(error),
     };
     Ok((device_word(fstat(&fd)?.st_dev) == entry.root_dev).then_some(fd))
