@@ -103,4 +103,22 @@ pub struct InetSkEntry {
     #[prost(message, optional, tag = "20")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tcp_opts: Option<TcpOptsEntry>,
+    /// Arctern's own, passed over by CRIU: options that differ from those of a new socket.
+    #[prost(message, repeated, tag = "4096")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub more_opts: Vec<SocketOption>,
+}
+
+/// A socket option whose value is an int (Arctern's own message).
+#[derive(Clone, PartialEq, Eq, prost::Message, serde::Serialize)]
+pub struct SocketOption {
+    /// Level of setsockopt(2).
+    #[prost(int32, required, tag = "1")]
+    pub level: i32,
+    /// Name of the option.
+    #[prost(int32, required, tag = "2")]
+    pub name: i32,
+    /// Its value.
+    #[prost(int32, required, tag = "3")]
+    pub value: i32,
 }

@@ -2,14 +2,15 @@
 //!
 //! State comes from the socket itself: TCP_INFO, getsockname(2), getpeername(2) and options.
 //! Refused: TCP connections in any state, connections that wait to be accepted, unread datagrams,
-//! other protocols (raw, ICMP, SCTP, MPTCP), sockets of another network namespace. Not kept, as the
-//! format has no place for them: memberships of multicast groups, options of TCP beyond the common
-//! ones.
+//! other protocols (raw, ICMP, SCTP, MPTCP), sockets of another network namespace. Options that
+//! CRIU's images do not know are kept in a field of our own, which it passes over. Not kept:
+//! memberships of multicast groups, which the kernel does not tell.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 
 use arctern_image::messages::{
-    FdTypes, FileEntry, InetSkEntry, IpOptsEntry, SkShutdown, TcpOptsEntry,
+    FdTypes, FileEntry, InetSkEntry, IpOptsEntry, SkShutdown, SocketOption, TcpOptsEntry,
 };
 use arctern_sys::fd::{socket_address, socket_int, socket_option};
 
@@ -152,10 +153,73 @@ impl FileCollector {
                 ns_id: Some(self.options.net_ns_id),
                 shutdown: None,
                 tcp_opts: Some(tcp_opts),
+                more_opts: more_options(&d.file, proto, v6),
             })),
             ..entry(FdTypes::Inetsk, id)
         }))
     }
+}
+
+/// Options that CRIU's images have no place for: who has them, level, name, value of a new socket.
+const MORE: [(Family, i32, i32, i32); 29] = [
+    (Family::Any, libc::SOL_SOCKET, libc::SO_TIMESTAMP, 0),
+    (Family::Any, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 0),
+    (Family::Any, libc::SOL_SOCKET, libc::SO_TIMESTAMPING, 0),
+    (Family::Any, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 0),
+    (Family::Tcp, libc::IPPROTO_TCP, libc::TCP_SYNCNT, 6),
+    (Family::Tcp, libc::IPPROTO_TCP, libc::TCP_LINGER2, 60),
+    (Family::Tcp, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 0),
+    (Family::Tcp, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, 0),
+    (Family::Tcp, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 0),
+    (Family::Tcp, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, 0),
+    (Family::Udp, libc::IPPROTO_UDP, UDP_SEGMENT, 0),
+    (Family::Udp, libc::IPPROTO_UDP, UDP_GRO, 0),
+    (Family::V4, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, 1),
+    (Family::V4, libc::IPPROTO_IP, libc::IP_RECVERR, 0),
+    (Family::V4, libc::IPPROTO_IP, libc::IP_RECVTTL, 0),
+    (Family::V4, libc::IPPROTO_IP, libc::IP_RECVTOS, 0),
+    (Family::V4, libc::IPPROTO_IP, libc::IP_TRANSPARENT, 0),
+    (Family::V4, libc::IPPROTO_IP, libc::IP_RECVORIGDSTADDR, 0),
+    (Family::V4, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 0),
+    (Family::V4, libc::IPPROTO_IP, libc::IP_MULTICAST_TTL, 1),
+    (Family::V4, libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP, 1),
+    (Family::V6, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, 1),
+    (Family::V6, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 0),
+    (Family::V6, libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 0),
+    (Family::V6, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 0),
+    (Family::V6, libc::IPPROTO_IPV6, libc::IPV6_TCLASS, 0),
+    (Family::V6, libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT, 0),
+    (Family::V6, libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS, 1),
+    (Family::V6, libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP, 1),
+];
+const UDP_SEGMENT: i32 = 103;
+const UDP_GRO: i32 = 104;
+
+/// Which sockets have an option.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Family {
+    Any,
+    Tcp,
+    Udp,
+    V4,
+    V6,
+}
+
+fn more_options(socket: &OwnedFd, proto: i32, v6: bool) -> Vec<SocketOption> {
+    let tcp = proto == libc::IPPROTO_TCP;
+    let options = MORE.iter().filter(|(family, ..)| match family {
+        Family::Any => true,
+        Family::Tcp => tcp,
+        Family::Udp => proto == libc::IPPROTO_UDP,
+        Family::V4 => !v6,
+        Family::V6 => v6,
+    });
+    options
+        .filter_map(|&(_, level, name, default)| {
+            let value = socket_int(socket, level, name).ok()?;
+            (value != default).then_some(SocketOption { level, name, value })
+        })
+        .collect()
 }
 
 /// State and backlog of a TCP socket; None if it was refused.
@@ -298,6 +362,10 @@ pub(super) fn open(o: &mut Opener<'_>, socket: &InetSkEntry) -> Result<i32, Rest
         set(o, fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1);
     }
     sockopts::set_before_bind(o, fd, &socket.opts);
+    // Some of them decide about bind and listen.
+    for option in &socket.more_opts {
+        set(o, fd, option.level, option.name, option.value);
+    }
     let ip = socket.ip_opts.clone().unwrap_or_default();
     let level = if v6 { libc::IPPROTO_IPV6 } else { libc::IPPROTO_IP };
     if ip.freebind() {
@@ -371,6 +439,18 @@ mod tests {
         assert_eq!(words(Some("127.0.0.1:1".parse().unwrap()), false), (vec![16777343], 1));
         assert_eq!(words(None, true), (vec![0; 4], 0));
         assert!(sockaddr(2, &[1, 2], 80).is_none() && sockaddr(2, &[1], 65536).is_none());
+    }
+
+    #[test]
+    fn only_changed_options_are_kept() {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let fd = OwnedFd::from(socket);
+        assert_eq!(more_options(&fd, libc::IPPROTO_TCP, false), []);
+        arctern_sys::fd::set_socket_int(&fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 777)
+            .unwrap();
+        let kept = more_options(&fd, libc::IPPROTO_TCP, false);
+        let (level, name) = (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT);
+        assert_eq!(kept, [SocketOption { level, name, value: 777 }]);
     }
 
     #[test]
