@@ -175,3 +175,36 @@ fn groups_below_the_roots_are_made_and_removed() {
     drop(cgroups);
     assert!(!group.0.join("inner").exists());
 }
+
+#[test]
+fn a_made_cpuset_takes_tasks() {
+    let Some(group) = Group::make("cgroup", "cpuset", "cpuset") else {
+        eprintln!("skipped: the cpuset hierarchy is not mounted here");
+        return;
+    };
+    for name in ["cpuset.cpus", "cpuset.mems"] {
+        let above = fs::read_to_string(group.0.parent().unwrap().join(name)).unwrap();
+        fs::write(group.0.join(name), above.trim()).unwrap();
+    }
+    let member = |path: &str| CgMemberEntry {
+        name: "cpuset".to_owned(),
+        path: path.to_owned(),
+        cgns_prefix: None,
+    };
+    let entry = CgroupEntry {
+        sets: vec![
+            CgSetEntry { id: 2, ctls: vec![member("/old")] },
+            CgSetEntry { id: 3, ctls: vec![member("/old/inner")] },
+        ],
+        controllers: Vec::new(),
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let images = ImageDir::open(dir.path()).unwrap();
+    images.write_one(ImageKind::Cgroup, 0, &entry).unwrap();
+    let spinner = Spinner::start();
+    let mut cgroups = CgroupRestore::load(&images).unwrap();
+    cgroups.enter(spinner.pid(), 2, std::slice::from_ref(&group.0)).unwrap();
+    cgroups.place(3, spinner.pid()).unwrap();
+    assert!(group_of(spinner.pid(), "cpuset").ends_with("/inner"));
+    drop(spinner);
+}

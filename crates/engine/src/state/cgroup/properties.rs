@@ -121,6 +121,20 @@ pub fn read(dir: &Path, controllers: &str) -> Vec<CgroupPropEntry> {
     found
 }
 
+/// Gives a group of version 1 without processors or memory nodes those of the group above it: it
+/// takes no tasks before. A group that has some, or another controller, is left alone.
+pub fn inherit_cpuset(dir: &Path) {
+    for name in ["cpuset.cpus", "cpuset.mems"] {
+        let empty = fs::read_to_string(dir.join(name)).is_ok_and(|text| text.trim().is_empty());
+        let above = dir.parent().and_then(|above| fs::read_to_string(above.join(name)).ok());
+        // Of version 2 an empty set means the one above by itself.
+        if let (true, true, Some(above)) = (empty, dir.join("tasks").exists(), above) {
+            // If it fails, so does the move of the task, which says more.
+            fs::write(dir.join(name), above.trim()).ok();
+        }
+    }
+}
+
 /// Puts a setting back. Returns what could not be done, for a warning.
 pub fn write(dir: &Path, property: &CgroupPropEntry) -> Result<(), String> {
     // Nothing but a file of the group itself: the name comes from the images.

@@ -112,6 +112,7 @@ impl CgroupRestore {
             Ok(()) => {
                 self.made.push(dir.to_owned());
                 self.configure(dir);
+                properties::inherit_cpuset(dir);
                 Ok(())
             }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
