@@ -462,7 +462,9 @@ fn accepts() -> [(&'static str, Step); 2] {
     use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
     let name = format!("arctern-busy-{}", std::process::id());
     let address = SocketAddr::from_abstract_name(name).expect("name");
-    let listener = UnixListener::bind_addr(&address).expect("bind");
+    // Listens until the program's end: the connector may be the last to stop.
+    let listener: &UnixListener =
+        Box::leak(Box::new(UnixListener::bind_addr(&address).expect("bind")));
     let accept: Step = Box::new(move || match listener.accept() {
         Ok(_) => Ok(()),
         Err(error) => Err(format!("accept: {error}")),
