@@ -18,6 +18,7 @@ use crate::error::{CaptureError, Refusal, Subject};
 use crate::faults::Faults;
 use crate::freeze::{Frozen, freeze};
 use crate::options::{AfterCapture, CaptureOptions, CaptureReport, Event, Events};
+use crate::plan::{PlannedTask, plan};
 use crate::state::cgroup::CgroupCollector;
 use crate::state::files::{FileCollector, FileOptions};
 use crate::state::memory::{dump, vma};
@@ -87,6 +88,10 @@ pub fn capture(
     report.processes = tree.tasks.len() as u64;
     report.threads = tree.tasks.iter().map(|t| t.threads.len() as u64).sum();
     check_tree(tree, &mut refusals);
+    if let Err(list) = plan(&planned_tasks(tree), options.shell_job) {
+        // What the restore could not arrange must not be killed.
+        refusals.extend(list);
+    }
 
     step(events, 1)?;
     let ns_options = NamespaceOptions { externals: &options.externals };
@@ -268,6 +273,20 @@ fn release(frozen: Frozen, after: AfterCapture) -> Result<(), CaptureError> {
         AfterCapture::Resume => frozen.resume(),
         AfterCapture::Stop => frozen.leave_stopped(),
     }
+}
+
+fn planned_tasks(tree: &FrozenTree) -> Vec<PlannedTask> {
+    let inner = |ids: &[i32], outer: i32| ids.last().copied().unwrap_or(outer);
+    let planned = |task: &FrozenTask| PlannedTask {
+        pid: task.inner_pid,
+        parent: task.parent,
+        sid: inner(&task.status.ns_sid, task.stat.session),
+        pgid: inner(&task.status.ns_pgid, task.stat.pgrp),
+        zombie: task.is_zombie(),
+        common_memory: false,
+        comm: task.stat.comm.clone(),
+    };
+    tree.tasks.iter().map(planned).collect()
 }
 
 /// Refusals about tasks as such.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use arctern_sys::kcmp::{Kind, kcmp};
 use arctern_sys::pidfd::PidFd;
 use arctern_sys::proc::{self, smaps, stat, status};
+use arctern_sys::ptrace::WaitStatus;
 use arctern_sys::{Pid, ptrace};
 use arctern_tracee::live::{LiveSession, ThreadSignals, Vdso};
 use arctern_tracee::thread::{StoppedThread, accept_stop};
@@ -136,9 +137,12 @@ impl Drop for Seized {
         for tid in self.threads.values().flatten() {
             // A thread that has not stopped (it waits for a device) cannot be detached now; it is when
             // this process ends, and it goes on either way.
-            if self.stopped.contains(tid) || matches!(ptrace::try_wait(*tid), Ok(Some(_))) {
-                let _ = ptrace::detach(*tid, 0);
-            }
+            let signal = match (self.stopped.contains(tid), ptrace::try_wait(*tid)) {
+                (false, Ok(Some(WaitStatus::Signal(signal)))) => signal,
+                (true, _) | (_, Ok(Some(_))) => 0,
+                _ => continue,
+            };
+            let _ = ptrace::detach(*tid, signal);
         }
     }
 }
@@ -181,7 +185,13 @@ pub fn freeze(
             wait_all(&mut seized, &signals, since + timeout, timeout)?;
             for at in 0..seized.order.len() {
                 let pid = seized.order[at];
-                for child in proc::children(pid).map_err(kernel(pid, "list its children"))? {
+                let children = match proc::children(pid) {
+                    Ok(children) => children,
+                    // It was reaped meanwhile.
+                    Err(e) if is_gone(&e) => continue,
+                    Err(e) => return Err(kernel(pid, "list its children")(e)),
+                };
+                for child in children {
                     if !seized.order.contains(&child) {
                         seized.order.push(child);
                         seized.parents.insert(child, pid);
@@ -209,9 +219,7 @@ fn comm(pid: Pid) -> String {
 
 /// Seizes and interrupts the threads of `pid` that are not yet ours. True if there was a new one.
 fn seize_threads(seized: &mut Seized, pid: Pid, refusals: &mut Vec<Refusal>) -> io::Result<bool> {
-    let gone = |e: &io::Error| {
-        e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH)
-    };
+    let gone = is_gone;
     let tids = match proc::threads(pid) {
         Ok(tids) => tids,
         Err(e) if gone(&e) => return Ok(false),
@@ -260,6 +268,11 @@ fn seize_threads(seized: &mut Seized, pid: Pid, refusals: &mut Vec<Refusal>) -> 
     Ok(grown)
 }
 
+/// Whether an error about a process means that it is gone.
+fn is_gone(e: &io::Error) -> bool {
+    e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH)
+}
+
 /// Whether a process is in group stop.
 fn is_halted(pid: Pid) -> bool {
     stat::read(pid).is_ok_and(|stat| stat.state == 'T')
@@ -283,13 +296,21 @@ fn wait_all(
         for (pid, tid) in waiting {
             match ptrace::try_wait(tid) {
                 Ok(None) => left.push((pid, tid)),
-                Ok(Some(status)) => match accept_stop(tid, status)? {
-                    Some(true) => {
-                        seized.stopped.insert(tid);
+                Ok(Some(status)) => {
+                    if let WaitStatus::Event { event: ptrace::EVENT_STOP, signal } = status
+                        && signal != libc::SIGTRAP
+                    {
+                        // Not our stop: somebody stopped the process meanwhile.
+                        seized.halted.insert(pid);
                     }
-                    Some(false) => forget(seized, pid, tid),
-                    None => left.push((pid, tid)),
-                },
+                    match accept_stop(tid, status)? {
+                        Some(true) => {
+                            seized.stopped.insert(tid);
+                        }
+                        Some(false) => forget(seized, pid, tid),
+                        None => left.push((pid, tid)),
+                    }
+                }
                 Err(_) => forget(seized, pid, tid),
             }
         }
@@ -338,13 +359,19 @@ fn build(
                 (Subject { pid: pid.0, comm: comm(pid), part: String::new() }, what.to_owned());
             move |source: io::Error| CaptureError::Kernel { subject, what, source }
         };
-        let parent = seized.parents.get(&pid).map(|p| index_of[p]);
+        let parent = match seized.parents.get(&pid) {
+            None => None,
+            Some(parent) => match index_of.get(parent) {
+                Some(index) => Some(*index),
+                None => return Err(failed("find its parent")(io::ErrorKind::NotFound.into())),
+            },
+        };
         let tids = seized.threads.get(&pid).cloned().unwrap_or_default();
         let leader_is_dead = seized.zombies.contains(&pid);
         let mut stat = match stat::read(pid) {
             Ok(stat) => stat,
-            // A zombie that its parent reaped before that stopped.
-            Err(_) if leader_is_dead && tids.is_empty() => continue,
+            // It was reaped before its parent stopped.
+            Err(_) if tids.is_empty() => continue,
             Err(e) => return Err(failed("read its state")(e)),
         };
         if seized.halted.contains(&pid) {

@@ -464,6 +464,12 @@ impl Build<'_, '_> {
         let base = self.ctx.base();
         let current = self.channel.as_raw_fd();
         let mut batch = arctern_tracee::Batch::new();
+        // Numbers above the caller's own limit may be needed.
+        use nix::sys::resource::{Resource, getrlimit};
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+        let limit = batch.bytes(&[hard.to_ne_bytes(), hard.to_ne_bytes()].concat());
+        let resource = libc::RLIMIT_NOFILE as i32;
+        batch.call(libc::SYS_prlimit64, &[0.into(), resource.into(), limit.into(), 0.into()]);
         if current != base {
             batch.call(libc::SYS_dup3, &[current.into(), base.into(), 0.into()]);
         } else {

@@ -23,6 +23,7 @@ use crate::thread::StoppedThread;
 /// Room for one thread's signal frame and calls when several threads run at a time. The frame of a
 /// processor with AMX takes 12 KiB.
 const SLOT_SIZE: u64 = 32 * 1024;
+const HEADROOM: u64 = 8 * 1024;
 const DATA_SIZE: u64 = 1024 * 1024;
 /// Room that the gadget needs in the vDSO: the loop and a trampoline.
 const CAVE_SIZE: u64 = 512;
@@ -157,6 +158,8 @@ impl LiveSession {
         batch: &Batch,
         slot: Slot,
     ) -> Result<Started, TraceeError> {
+        // Below the frame there is room for a handler that runs while nobody traces.
+        let slot = Slot { at: slot.at.offset(HEADROOM), size: slot.size - HEADROOM };
         let stop = self.stop_signal(thread);
         let request = TraceeError::request;
         let frame = SigFrame::new(thread, slot.at.0);
@@ -177,7 +180,7 @@ impl LiveSession {
         }
         memory::write(self.pid, calls_at, &bytes)
             .map_err(request(thread.tid, "write the memory"))?;
-        self.block_signals(thread, stop.signal)?;
+        thread.disturbed = true;
         let mut regs = thread.registers;
         regs.rip = self.cave;
         regs.rsp = slot.at.0;
@@ -185,8 +188,11 @@ impl LiveSession {
         regs.r13 = with_stop.len() as u64;
         regs.rax = 0;
         regs.orig_rax = u64::MAX;
+        // Registers first: if we die in between, the thread runs the gadget with its own mask and
+        // gets home. The other way round it would go on with every signal blocked.
         ptrace::set_registers(thread.tid, &regs)
             .map_err(request(thread.tid, "set the registers"))?;
+        self.block_signals(thread, stop.signal)?;
         ptrace::cont(thread.tid, 0).map_err(request(thread.tid, "resume"))?;
         Ok(Started { signal: stop.signal, calls_at, with_stop })
     }
@@ -269,7 +275,7 @@ impl LiveSession {
         let trampoline = gadget::trampoline(stop, &recovery);
         let at = self.cave + TRAMPOLINE_OFFSET;
         self.poke(thread.tid, at, &trampoline.code)?;
-        self.block_signals(thread, stop.signal)?;
+        thread.disturbed = true;
         let mut regs = thread.registers;
         regs.rip = at;
         regs.rax = nr as u64;
@@ -277,6 +283,7 @@ impl LiveSession {
         [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = args;
         ptrace::set_registers(thread.tid, &regs)
             .map_err(TraceeError::request(thread.tid, "set the registers"))?;
+        self.block_signals(thread, stop.signal)?;
         ptrace::cont(thread.tid, 0).map_err(TraceeError::request(thread.tid, "resume"))?;
         self.wait_for_stop(thread.tid, stop.signal, at + trampoline.stop_offset, None)?;
         let result = ptrace::registers(thread.tid)

@@ -217,7 +217,7 @@ impl Stub {
     }
 
     /// Runs one call that blocks and interrupts it. Some: the registers with the kernel's restart
-    /// code; None if the call was over before.
+    /// code; None if the call was over before, and its result is in the batch.
     pub fn run_and_interrupt(
         &self,
         batch: &mut Batch,
@@ -235,7 +235,10 @@ impl Stub {
                     // It has not reached the call yet.
                     ptrace::cont(self.tid, 0).map_err(TraceeError::request(self.tid, "resume"))?;
                 }
-                WaitStatus::Signal(libc::SIGTRAP) => return Ok(None),
+                WaitStatus::Signal(libc::SIGTRAP) => {
+                    self.read_back(batch)?;
+                    return Ok(None);
+                }
                 other => return Err(self.unexpected(other)),
             }
         }

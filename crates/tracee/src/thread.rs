@@ -54,10 +54,7 @@ impl StoppedThread {
 
     /// Puts registers and signal mask back as they were at the stop.
     pub fn restore(&mut self) -> Result<(), TraceeError> {
-        ptrace::set_registers(self.tid, &self.registers)
-            .map_err(TraceeError::request(self.tid, "set the registers"))?;
-        ptrace::set_signal_mask(self.tid, self.mask)
-            .map_err(TraceeError::request(self.tid, "set the signal mask"))?;
+        self.put_back()?;
         self.disturbed = false;
         Ok(())
     }
@@ -65,10 +62,11 @@ impl StoppedThread {
     /// Puts registers and signal mask back between two batches of remote calls, so that a thread
     /// that merely waits for its turn goes on unharmed if its tracer dies.
     pub(crate) fn put_back(&self) -> Result<(), TraceeError> {
-        ptrace::set_registers(self.tid, &self.registers)
-            .map_err(TraceeError::request(self.tid, "set the registers"))?;
+        // The mask first: if we die in between, the gadget still leads the thread home.
         ptrace::set_signal_mask(self.tid, self.mask)
-            .map_err(TraceeError::request(self.tid, "set the signal mask"))
+            .map_err(TraceeError::request(self.tid, "set the signal mask"))?;
+        ptrace::set_registers(self.tid, &self.registers)
+            .map_err(TraceeError::request(self.tid, "set the registers"))
     }
 
     /// Lets the thread go on as it was. A thread that died meanwhile is no error.

@@ -237,9 +237,17 @@ impl Memory {
                 vdso = Some(vma.start);
                 continue;
             }
-            if kept.contains(vma) {
-                continue;
-            }
+            // What a kept mapping has beyond the common part is new.
+            let tail;
+            let vma = match kept.end_of(vma.start) {
+                Some(end) if end >= vma.end => continue,
+                Some(end) => {
+                    let pgoff = vma.pgoff + (end - vma.start);
+                    tail = VmaEntry { start: end, pgoff, ..vma.clone() };
+                    &tail
+                }
+                None => vma,
+            };
             let len = vma.end - vma.start;
             if vma.status & status::SYSVIPC != 0 {
                 const SHM_RDONLY: i32 = 0o10000;
@@ -638,7 +646,13 @@ struct Kept {
 
 impl Kept {
     fn contains(&self, vma: &VmaEntry) -> bool {
-        self.vmas.binary_search_by_key(&vma.start, |v| v.start).is_ok()
+        self.end_of(vma.start).is_some()
+    }
+
+    /// The end of the kept part of the mapping that begins at `start`.
+    fn end_of(&self, start: u64) -> Option<u64> {
+        let index = self.vmas.binary_search_by_key(&start, |v| v.start).ok()?;
+        Some(self.vmas[index].end)
     }
 
     fn covers(&self, vaddr: u64) -> bool {
@@ -657,10 +671,12 @@ fn is_inherited(child: &VmaEntry, parent: &VmaEntry) -> bool {
     let not_forked = 1u64 << libc::MADV_DONTFORK | 1u64 << libc::MADV_WIPEONFORK;
     parent.madv.unwrap_or(0) & not_forked == 0
         && child.madv.unwrap_or(0) & not_forked == 0
-        && (child.start, child.end, child.pgoff, child.shmid)
-            == (parent.start, parent.end, parent.pgoff, parent.shmid)
-        && (child.flags, child.status & !status::HEAP)
-            == (parent.flags, parent.status & !status::HEAP)
+        && (child.start, child.pgoff, child.shmid) == (parent.start, parent.pgoff, parent.shmid)
+        // A heap or an arena may have grown or shrunk since the fork; a stack grows at its start.
+        && (child.end == parent.end || child.flags & libc::MAP_GROWSDOWN as u32 == 0)
+        // A fork does not inherit locks.
+        && (child.flags | libc::MAP_LOCKED as u32, child.status & !status::HEAP)
+            == (parent.flags | libc::MAP_LOCKED as u32, parent.status & !status::HEAP)
         && child.status & (status::SYSVIPC | status::VVAR | status::VDSO) == 0
 }
 
@@ -689,8 +705,8 @@ fn unmap_rest(
         let mut theirs = parent.mapped().peekable();
         for vma in space.mapped() {
             while theirs.next_if(|p| p.start < vma.start).is_some() {}
-            if theirs.peek().is_some_and(|p| is_inherited(vma, p)) {
-                kept.vmas.push(vma.clone());
+            if let Some(p) = theirs.peek().filter(|p| is_inherited(vma, p)) {
+                kept.vmas.push(VmaEntry { end: vma.end.min(p.end), ..vma.clone() });
             }
         }
         kept.vdso = match (space.vdso(), parent.vdso()) {
@@ -718,7 +734,7 @@ fn unmap_rest(
         // The pages are written through these mappings; protections follow.
         let mut calls = Calls::new(stub, "make memory writable");
         let read_write = libc::PROT_READ | libc::PROT_WRITE;
-        for vma in kept.vmas.iter().filter(|v| has_private_pages(v)) {
+        for vma in kept.vmas.iter().filter(|v| space.has_stored_pages(v)) {
             let prot = vma.prot as i32 & 7 | read_write;
             calls.call(
                 libc::SYS_mprotect,
@@ -739,22 +755,27 @@ fn protect(stub: &Stub, space: &AddressSpace, kept: &Kept) -> Result<(), Restore
         if vma.status & (status::VDSO | status::VVAR) != 0 {
             continue;
         }
-        let opened = space.has_stored_pages(vma) || kept.contains(vma);
-        if opened && vma.prot & read_write != read_write {
+        // A kept mapping may have another protection in the parent; an equal one costs nothing.
+        let opened = space.has_stored_pages(vma) && vma.prot & read_write != read_write;
+        if opened || kept.contains(vma) {
             calls.call(libc::SYS_mprotect, &[start, len, (vma.prot & 7).into()])?;
         }
         let madv = vma.madv.unwrap_or(0);
         for (_, advice) in ADVICE.iter().filter(|(_, advice)| madv & 1 << advice != 0) {
             calls.call(libc::SYS_madvise, &[start, len, (*advice).into()])?;
         }
-        if vma.flags & libc::MAP_LOCKED as u32 != 0 {
-            const MLOCK_ONFAULT: i32 = 1;
-            calls.call(libc::SYS_mlock2, &[start, len, MLOCK_ONFAULT.into()])?;
-        }
     }
     for guard in space.mm.vmas.iter().filter(|v| v.status & status::GUARD != 0) {
         let (start, len) = (guard.start, guard.end - guard.start);
         calls.call(libc::SYS_madvise, &[start.into(), len.into(), MADV_GUARD_INSTALL.into()])?;
+    }
+    // Guard pages cannot be made in locked memory.
+    for vma in space.mapped() {
+        let (start, len) = (Arg::from(vma.start), Arg::from(vma.end - vma.start));
+        if vma.flags & libc::MAP_LOCKED as u32 != 0 {
+            const MLOCK_ONFAULT: i32 = 1;
+            calls.call(libc::SYS_mlock2, &[start, len, MLOCK_ONFAULT.into()])?;
+        }
     }
     calls.finish()
 }

@@ -1,11 +1,12 @@
 //! Putting it into a task under construction.
 
 use arctern_image::messages::{
-    CoreEntry, CredsEntry, SeccompMode, SignalQueueEntry, TaskCoreEntry, ThreadCoreEntry,
+    CoreEntry, CredsEntry, SeccompMode, SignalQueueEntry, TaskCoreEntry, TaskRlimitsEntry,
+    ThreadCoreEntry,
 };
 use arctern_sys::ptrace::{self, WaitStatus};
 use arctern_sys::{PAGE_SIZE, Pid};
-use arctern_tracee::stub::Stub;
+use arctern_tracee::stub::{BATCH_ROOM, Stub};
 use arctern_tracee::{Batch, CallId, TraceeError};
 
 use super::{catchable_signals, task_state};
@@ -173,6 +174,7 @@ pub fn thread(stub: &Stub, inner: (i32, i32), core: &CoreEntry) -> Result<(), Re
         );
     }
     for info in signals(thread.signals_p.as_ref()) {
+        run_if_full(stub, &mut batch)?;
         let piece = batch.bytes(info);
         batch.call(
             libc::SYS_rt_tgsigqueueinfo,
@@ -180,6 +182,7 @@ pub fn thread(stub: &Stub, inner: (i32, i32), core: &CoreEntry) -> Result<(), Re
         );
     }
     for info in signals(core.tc.as_ref().and_then(|tc| tc.signals_s.as_ref())) {
+        run_if_full(stub, &mut batch)?;
         let piece = batch.bytes(info);
         batch.call(libc::SYS_rt_sigqueueinfo, &[tgid.into(), signo(info).into(), piece.into()]);
     }
@@ -203,6 +206,15 @@ pub fn affinity(stub: &Stub, cpus: &[usize], events: &mut dyn Events) -> Result<
             "thread {}: cannot bind it to the processors {cpus:?}: {e}",
             stub.tid()
         )));
+    }
+    Ok(())
+}
+
+/// A queue of signals may be longer than one batch.
+fn run_if_full(stub: &Stub, batch: &mut Batch) -> Result<(), RestoreError> {
+    if batch.size() > BATCH_ROOM / 2 {
+        stub.run_all(batch, "restore queued signals")?;
+        *batch = Batch::new();
     }
     Ok(())
 }
@@ -342,6 +354,7 @@ pub fn limits(
         .map(|(resource, _)| arctern_sys::proc::limits::NAMES[*resource])
         .collect();
     if !refused.is_empty() {
+        within_ceiling(stub, limits, &batch, &calls)?;
         events.event(Event::Warning(format!(
             "process {}: cannot raise limits without CAP_SYS_RESOURCE: {}",
             stub.tid(),
@@ -349,6 +362,27 @@ pub fn limits(
         )));
     }
     Ok(())
+}
+
+/// Limits that were refused because their ceiling cannot be raised: as much of them as the ceiling
+/// here allows.
+fn within_ceiling(
+    stub: &Stub,
+    limits: &TaskRlimitsEntry,
+    tried: &Batch,
+    calls: &[(usize, CallId)],
+) -> Result<(), RestoreError> {
+    let here = arctern_sys::proc::limits::read(stub.tid())
+        .map_err(failed(subject(stub.tid().0, "", ""), "read its limits"))?;
+    let mut batch = Batch::new();
+    for (resource, _) in calls.iter().filter(|(_, call)| tried.result(*call).is_err()) {
+        let (wanted, hard) = (&limits.rlimits[*resource], here[*resource].hard);
+        let mut bytes = wanted.cur.min(hard).to_ne_bytes().to_vec();
+        bytes.extend(wanted.max.min(hard).to_ne_bytes());
+        let new = batch.bytes(&bytes);
+        batch.call(libc::SYS_prlimit64, &[0.into(), (*resource).into(), new.into(), 0.into()]);
+    }
+    Ok(stub.run(&mut batch)?)
 }
 
 /// Interval timers, POSIX timers and dumpable: the last calls in the process.
@@ -509,16 +543,22 @@ pub fn prepare_registers(
         Resumption::Begin { call, args, left, rip } => {
             registers.rip = rip;
             match begin(stub, call, args, left)? {
-                Some((code, number)) => {
+                Begun::Waiting { code, number } => {
                     registers.rax = code;
                     registers.orig_rax = number;
                 }
-                // Its time is over, or what it waits for is there: it runs again and sees that.
-                None if call == libc::SYS_poll || call == libc::SYS_futex => {
+                // What it waits for is there: it runs again and sees that.
+                Begun::Over(Ok(0)) if call == libc::SYS_poll => registers.rax = 0,
+                Begun::Over(Err(e))
+                    if call == libc::SYS_futex && e.raw_os_error() == Some(libc::ETIMEDOUT) =>
+                {
+                    registers.rax = -i64::from(libc::ETIMEDOUT) as u64;
+                }
+                Begun::Over(_) if call == libc::SYS_poll || call == libc::SYS_futex => {
                     registers.rax = call as u64;
                     registers.rip = rip.wrapping_sub(2);
                 }
-                None => registers.rax = 0,
+                Begun::Over(_) => registers.rax = 0,
             }
         }
     }
@@ -527,34 +567,37 @@ pub fn prepare_registers(
     Ok(FinalState { registers, xstate, mask })
 }
 
+/// What became of a call that was begun.
+enum Begun {
+    /// It waits: rax and orig_rax to resume with.
+    Waiting { code: u64, number: u64 },
+    /// It was over at once, with this result.
+    Over(std::io::Result<u64>),
+}
+
 /// Begins a call with a time limit in the thread and interrupts it, so that the kernel holds a
-/// restart block. Some: rax and orig_rax to resume with; None if the call was over at once.
-fn begin(
-    stub: &Stub,
-    call: i64,
-    args: [u64; 6],
-    left: u64,
-) -> Result<Option<(u64, u64)>, RestoreError> {
+/// restart block.
+fn begin(stub: &Stub, call: i64, args: [u64; 6], left: u64) -> Result<Begun, RestoreError> {
     let mut batch = Batch::new();
     let mut time = (left / 1_000_000_000).to_ne_bytes().to_vec();
     time.extend((left % 1_000_000_000).to_ne_bytes());
     let time = batch.bytes(&time);
     let clock = libc::CLOCK_MONOTONIC.into();
-    match call {
+    let begun = match call {
         libc::SYS_nanosleep | libc::SYS_clock_nanosleep => {
             let remainder = if call == libc::SYS_nanosleep { args[1] } else { args[3] };
-            batch
-                .call(libc::SYS_clock_nanosleep, &[clock, 0.into(), time.into(), remainder.into()]);
+            batch.call(libc::SYS_clock_nanosleep, &[clock, 0.into(), time.into(), remainder.into()])
         }
         libc::SYS_poll => {
             let milliseconds = left.div_ceil(1_000_000).min(i32::MAX as u64);
-            batch.call(call, &[args[0].into(), args[1].into(), milliseconds.into()]);
+            batch.call(call, &[args[0].into(), args[1].into(), milliseconds.into()])
         }
-        _ => {
-            batch.call(call, &[args[0].into(), args[1].into(), args[2].into(), time.into()]);
-        }
-    }
-    Ok(stub.run_and_interrupt(&mut batch)?.map(|regs| (regs.rax, regs.orig_rax)))
+        _ => batch.call(call, &[args[0].into(), args[1].into(), args[2].into(), time.into()]),
+    };
+    Ok(match stub.run_and_interrupt(&mut batch)? {
+        Some(regs) => Begun::Waiting { code: regs.rax, number: regs.orig_rax },
+        None => Begun::Over(batch.result(begun)),
+    })
 }
 
 /// Sets registers and mask: the thread then has its final state and waits in its stop.
