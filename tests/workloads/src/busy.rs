@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
+/// Whether a call with a time limit may return EINTR.
+static INTERRUPTIBLE: AtomicBool = AtomicBool::new(false);
 static STOP: AtomicBool = AtomicBool::new(false);
 static ALARMS: AtomicU64 = AtomicU64::new(0);
 static LAST_QUEUED: AtomicU64 = AtomicU64::new(0);
@@ -60,6 +62,10 @@ fn wrong(what: &str, got: i64) -> Result<(), String> {
 fn timed(what: &str, want: i64, least: Duration, call: impl FnOnce() -> i64) -> Result<(), String> {
     let start = clock(libc::CLOCK_MONOTONIC);
     let got = call();
+    let interrupted = got == -i64::from(libc::EINTR) || (got == -1 && errno() == libc::EINTR);
+    if interrupted && INTERRUPTIBLE.load(Ordering::Relaxed) {
+        return Ok(());
+    }
     if got != want {
         return wrong(what, got);
     }
@@ -88,6 +94,12 @@ extern "C" fn on_queued(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void
     if LAST_QUEUED.swap(value, Ordering::SeqCst) + 1 != value {
         OUT_OF_ORDER.fetch_add(1, Ordering::SeqCst);
     }
+}
+
+/// As [`busy`], for engines that let calls with a time limit return EINTR, as a signal would.
+pub fn busy_interruptible(stage: &Stage, checks: &mut Checks) {
+    INTERRUPTIBLE.store(true, Ordering::Relaxed);
+    busy(stage, checks);
 }
 
 /// Runs until SIGUSR1.

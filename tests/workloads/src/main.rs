@@ -89,6 +89,7 @@ const WORKLOADS: &[(&str, i32, Body)] = &[
     ("blocked-calls", NONE, calls::blocked_calls),
     ("sleeping-calls", NONE, calls::sleeping_calls),
     ("busy", NONE, busy::busy),
+    ("busy-interruptible", NONE, busy::busy_interruptible),
 ];
 
 fn main() {
