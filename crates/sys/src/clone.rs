@@ -61,10 +61,15 @@ std::arch::global_asm!(
     ".globl arctern_stub_wait",
     ".globl arctern_stub_syscall",
     "arctern_stub_wait:",
+    "mov $157, %eax", // prctl(PR_SET_PDEATHSIG, SIGKILL): until somebody traces the stub
+    "mov $1, %edi",
+    "mov $9, %esi",
+    "syscall",
+    "arctern_stub_pause:",
     "mov $34, %eax", // pause
     "arctern_stub_syscall:",
     "syscall",
-    "jmp arctern_stub_wait",
+    "jmp arctern_stub_pause",
     ".popsection",
     options(att_syntax)
 );
@@ -82,6 +87,8 @@ pub fn stub_syscall_address() -> u64 {
 /// Clones a child that executes nothing but pause(2) until somebody traces it. `flags` are
 /// `CLONE_*` flags without CLONE_VM and CLONE_THREAD; `set_tid` lists the wanted pids, innermost
 /// namespace first (empty: any). Returns the pid as the caller sees it.
+///
+/// It dies with its parent until its PR_SET_PDEATHSIG is taken back, which whoever traces it must do.
 ///
 /// The child shares nothing with the caller and inherits all descriptors, close-on-exec or not.
 pub fn spawn_stub(flags: u64, exit_signal: i32, set_tid: &[i32]) -> io::Result<Pid> {

@@ -47,6 +47,9 @@ impl Stub {
         }
         let stub = Stub { tid, gadget, area: (0, DATA_SIZE) };
         stub.block_signals()?;
+        // From here on the tracer's death kills it, and its parent's must not.
+        let args = [libc::PR_SET_PDEATHSIG as u64, 0, 0, 0, 0, 0];
+        stub.step_call(stub_syscall_address(), "prctl", libc::SYS_prctl, args)?;
         let map = |addr: u64, len: u64, prot: i32| {
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
             let args = [addr, len, prot as u64, flags as u64, u64::MAX, 0];
