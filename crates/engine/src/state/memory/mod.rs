@@ -3,9 +3,12 @@
 //! - [`vma`]: from `/proc/PID/smaps` to CRIU's entries, and what is refused.
 //! - [`dump`]: which pages hold something private, and their copying.
 //! - [`vdso`]: is the kernel's code in the task this kernel's?
+//! - [`space`]: an address space of the images, checked.
 //! - [`rebuild`]: mappings and pages put back by remote calls, copy-on-write sharing kept.
 
 pub mod dump;
+mod reads;
 pub mod rebuild;
+pub mod space;
 pub mod vdso;
 pub mod vma;

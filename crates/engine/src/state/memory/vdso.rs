@@ -7,7 +7,7 @@ use arctern_sys::memory::{self, RemoteAddr};
 use arctern_sys::proc::smaps;
 use arctern_sys::{PAGE_SIZE, Pid};
 
-use super::rebuild::AddressSpace;
+use super::space::AddressSpace;
 use super::vma::status;
 use crate::error::{Refusal, RestoreError};
 use crate::restore_context::{failed, subject};
