@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arctern_image::images::{ImageDir, ImageKind};
 use arctern_image::messages::{MmEntry, VmaEntry};
@@ -229,16 +230,15 @@ fn is_shared(task: &FrozenTask, vma: &VmaEntry) -> bool {
 
 /// Copies the pages of all plans into their files. Reports bytes as they are done.
 pub fn copy_pages(plans: &[Plan], mut progress: impl FnMut(u64)) -> Result<(), (Pid, io::Error)> {
-    let total: u64 = plans.iter().map(|p| p.stored * PAGE_SIZE).sum();
-    for plan in plans {
+    let size = |plan: &Plan| plan.stored * PAGE_SIZE;
+    let total: u64 = plans.iter().map(size).sum();
+    // Reading another process's memory asks for permission, not for being its tracer, so any
+    // thread of ours may do it. Two threads on one file wait for each other at its inode: only a
+    // large process is halved, and small ones are handed out whole.
+    let (large, small): (Vec<&Plan>, Vec<&Plan>) =
+        plans.iter().partition(|plan| size(plan) >= PARALLEL_FROM);
+    for plan in large {
         let blame = |e| (plan.pid, e);
-        if total < PARALLEL_FROM {
-            copy(plan, &plan.copies, &mut progress).map_err(blame)?;
-            restore_hidden(plan).map_err(blame)?;
-            continue;
-        }
-        // Reading another process's memory asks for permission, not for being its tracer, so any
-        // thread of ours may do it.
         let mut halves = split(&plan.copies);
         let second = halves.pop().unwrap_or_default();
         let first = halves.pop().unwrap_or_default();
@@ -252,7 +252,29 @@ pub fn copy_pages(plans: &[Plan], mut progress: impl FnMut(u64)) -> Result<(), (
         restore_hidden(plan).map_err(blame)?;
         progress(done);
     }
-    Ok(())
+    let next = AtomicUsize::new(0);
+    let take_one = |progress: &mut dyn FnMut(u64)| -> Result<bool, (Pid, io::Error)> {
+        let Some(plan) = small.get(next.fetch_add(1, Ordering::Relaxed)) else { return Ok(false) };
+        let copied = copy(plan, &plan.copies, progress).and_then(|()| restore_hidden(plan));
+        copied.map(|()| true).map_err(|e| (plan.pid, e))
+    };
+    if total < PARALLEL_FROM {
+        while take_one(&mut progress)? {}
+        return Ok(());
+    }
+    std::thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            let mut done = 0;
+            while take_one(&mut |bytes| done += bytes)? {}
+            Ok(done)
+        });
+        while take_one(&mut progress)? {}
+        let done = worker
+            .join()
+            .map_err(|_| (Pid(0), io::Error::other("a copying thread panicked")))??;
+        progress(done);
+        Ok(())
+    })
 }
 
 fn restore_hidden(plan: &Plan) -> io::Result<()> {
@@ -279,7 +301,7 @@ fn split(copies: &[Copy]) -> Vec<Vec<Copy>> {
     vec![first, second]
 }
 
-fn copy(plan: &Plan, copies: &[Copy], progress: &mut impl FnMut(u64)) -> io::Result<()> {
+fn copy(plan: &Plan, copies: &[Copy], progress: &mut dyn FnMut(u64)) -> io::Result<()> {
     let mut buffer = vec![0u8; CHUNK];
     let mut ranges: Vec<(RemoteAddr, usize)> = Vec::new();
     let mut filled = 0;
