@@ -48,7 +48,14 @@ const BUFFER_LIMIT: u64 = 256 << 20;
 /// CRIU refuses longer auxiliary vectors. Programs read theirs from the stack, which is whole.
 const AUXV_WORDS: usize = 44;
 
+/// How often a capture is tried when all that is in its way is a matter of moments.
+const ATTEMPTS: u32 = 8;
+
 /// Captures the tree under `pid` into `images_dir`, which is made if it does not exist.
+///
+/// What the program is about to take (a connection that waits to be accepted, an unread event) and
+/// what ends by itself (vfork) is not refused at once: the tasks go on for some milliseconds, longer
+/// each time, and the capture begins anew. The kernel has no event for these moments.
 ///
 /// # Errors
 /// Whatever happens, after an error the tasks go on as they were; what was written so far stays in
@@ -57,6 +64,24 @@ pub fn capture(
     pid: Pid,
     images_dir: &Path,
     mut options: CaptureOptions<'_>,
+    events: &mut dyn Events,
+) -> Result<CaptureReport, CaptureError> {
+    for attempt in 1..ATTEMPTS {
+        match attempt_capture(pid, images_dir, &mut options, events) {
+            Err(CaptureError::Refused(list)) if list.iter().all(Refusal::is_momentary) => {
+                tracing::debug!("attempt {attempt}: {} refusal(s) of a moment", list.len());
+                std::thread::sleep(std::time::Duration::from_millis(1 << attempt));
+            }
+            other => return other,
+        }
+    }
+    attempt_capture(pid, images_dir, &mut options, events)
+}
+
+fn attempt_capture(
+    pid: Pid,
+    images_dir: &Path,
+    options: &mut CaptureOptions<'_>,
     events: &mut dyn Events,
 ) -> Result<CaptureReport, CaptureError> {
     let started = Instant::now();
@@ -301,7 +326,7 @@ fn check_tree(tree: &FrozenTree, refusals: &mut Vec<Refusal>) {
             refusals.push(task.refuse(
                 "",
                 format!("shares its memory with process {} (clone or vfork)", other.pid),
-                "wait until it calls execve or exits",
+                "try again when it has called execve",
             ));
         }
     }

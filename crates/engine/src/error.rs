@@ -41,6 +41,13 @@ pub struct Refusal {
     pub remedy: String,
 }
 
+impl Refusal {
+    /// Whether the cause is one of a moment: its remedy is to try again.
+    pub fn is_momentary(&self) -> bool {
+        self.remedy.starts_with("try again")
+    }
+}
+
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.subject, self.cause)?;
