@@ -442,7 +442,7 @@ impl Build<'_, '_> {
 
     fn root(&mut self, options: &RestoreOptions<'_>) -> Result<(), RestoreError> {
         let pid = self.loaded.nodes[0].pid;
-        let host = self.namespaces.spawn_root(options.sibling, pid)?;
+        let host = while_taken(|| self.namespaces.spawn_root(options.sibling, pid))?;
         self.root_pid = Some(host);
         self.made.push(host);
         let set = self.cgroup_set(0);
@@ -546,7 +546,8 @@ impl Build<'_, '_> {
         }
         // With CLONE_PARENT the exit signal is the creator's.
         let signal = if sibling { 0 } else { libc::SIGCHLD };
-        let stub = maker.clone_child(flags, signal, &[node.pid])?;
+        let pid = node.pid;
+        let stub = while_taken(|| Ok(maker.clone_child(flags, signal, &[pid])?))?;
         self.made.push(stub.tid());
         self.stubs[task] = Some(stub);
         if let Creator::Sibling(creator) = creator {
@@ -735,6 +736,30 @@ impl Build<'_, '_> {
         }
         let _ = set_child_subreaper(was_subreaper);
     }
+}
+
+/// Tries again for a moment while a pid is taken: a task that was killed just now keeps its pid until
+/// its parent has reaped it, and nobody tells us when.
+fn while_taken<T>(mut make: impl FnMut() -> Result<T, RestoreError>) -> Result<T, RestoreError> {
+    const ATTEMPTS: u32 = 8;
+    for attempt in 1..ATTEMPTS {
+        match make() {
+            Err(e) if is_taken(&e) => {
+                std::thread::sleep(std::time::Duration::from_millis(1 << attempt));
+            }
+            other => return other,
+        }
+    }
+    make()
+}
+
+fn is_taken(error: &RestoreError) -> bool {
+    let source = match error {
+        RestoreError::Kernel { source, .. }
+        | RestoreError::Tracee(TraceeError::Call { source, .. }) => source,
+        _ => return false,
+    };
+    source.raw_os_error() == Some(libc::EEXIST)
 }
 
 /// The highest capability that this kernel knows.
