@@ -61,9 +61,20 @@ std::arch::global_asm!(
     ".globl arctern_stub_wait",
     ".globl arctern_stub_syscall",
     "arctern_stub_wait:",
+    "mov %edi, %ebx",
     "mov $157, %eax", // prctl(PR_SET_PDEATHSIG, SIGKILL): until somebody traces the stub
     "mov $1, %edi",
     "mov $9, %esi",
+    "syscall",
+    // The parent may have died before that. A parent in another pid namespace shows as 0.
+    "mov $110, %eax", // getppid
+    "syscall",
+    "test %eax, %eax",
+    "jz arctern_stub_pause",
+    "cmp %eax, %ebx",
+    "je arctern_stub_pause",
+    "mov $231, %eax", // exit_group(1)
+    "mov $1, %edi",
     "syscall",
     "arctern_stub_pause:",
     "mov $34, %eax", // pause
@@ -75,7 +86,7 @@ std::arch::global_asm!(
 );
 
 unsafe extern "C" {
-    fn arctern_stub_wait() -> !;
+    fn arctern_stub_wait(parent: i32) -> !;
     static arctern_stub_syscall: u8;
 }
 
@@ -97,6 +108,11 @@ pub fn spawn_stub(flags: u64, exit_signal: i32, set_tid: &[i32]) -> io::Result<P
         0,
         "a stub has an address space of its own"
     );
+    let parent = if flags & libc::CLONE_PARENT as u64 != 0 {
+        std::os::unix::process::parent_id()
+    } else {
+        std::process::id()
+    } as i32;
     let args = CloneArgs {
         flags,
         exit_signal: exit_signal as u64,
@@ -109,7 +125,7 @@ pub fn spawn_stub(flags: u64, exit_signal: i32, set_tid: &[i32]) -> io::Result<P
     let ret = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
     if ret == 0 {
         // SAFETY: see above; the function is a loop around one system call.
-        unsafe { arctern_stub_wait() }
+        unsafe { arctern_stub_wait(parent) }
     }
     Ok(Pid(check(ret)? as i32))
 }
