@@ -86,7 +86,7 @@ pub struct CaptureOptions<'a> {
     /// Give up freezing after this long.
     pub timeout: Duration,
     /// The caller's cgroup with a freezer (v2 directory, or v1 freezer directory), if there is one.
-    /// The engine freezes it first so that no new task can appear.
+    /// It is recorded as the tree's group; the tree itself is stopped through ptrace.
     pub freeze_cgroup: Option<PathBuf>,
     /// Called once while every task is stopped, before the memory is copied: the caller captures
     /// what must belong to the same instant (root file system, network lock). An error aborts the
