@@ -3,6 +3,7 @@
 //! The engine knows no container: it takes a process tree, the things that stay outside the images
 //! (externals) and the moments at which the caller wants to act (hooks).
 
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -71,6 +72,45 @@ pub enum External {
     },
 }
 
+/// What is done about live TCP connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TcpPolicy {
+    /// They are refused, each by name.
+    #[default]
+    Refuse,
+    /// They are carried (`--tcp-established`).
+    Established,
+    /// They are dropped: their descriptors come back as closed sockets (`--tcp-close`).
+    Close,
+}
+
+/// The two ends of a TCP connection of the tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Connection {
+    /// The end that the tree has.
+    pub local: SocketAddr,
+    /// The other end; it may belong to the tree as well.
+    pub peer: SocketAddr,
+}
+
+/// Keeps packets away from connections while there is no socket that could answer them rightly.
+///
+/// Capture: [`NetworkLock::lock`] is called once in each attempt, when every task is stopped and
+/// before any socket is changed; also without any connection, because a listener may get one. If the
+/// tasks go on, [`NetworkLock::unlock`] follows when their sockets are as they were. If they are
+/// killed the lock stays: whoever made it keeps it until the restore, or gives it up.
+///
+/// Restore: `lock` before any connection is built (the lock of the capture may still hold: then there
+/// is nothing to do), `unlock` when all are complete and nothing but the release can fail any more.
+/// After a failed restore the lock is left as it is.
+pub trait NetworkLock {
+    /// No packet reaches or leaves these connections, and none reaches the tree's listeners, from
+    /// here on.
+    fn lock(&mut self, connections: &[Connection]) -> Result<(), HookError>;
+    /// Packets pass again.
+    fn unlock(&mut self) -> Result<(), HookError>;
+}
+
 /// How one capture is made.
 pub struct CaptureOptions<'a> {
     /// What happens to the tasks after success. After a failure they always go on.
@@ -88,6 +128,13 @@ pub struct CaptureOptions<'a> {
     /// The caller's cgroup with a freezer (v2 directory, or v1 freezer directory), if there is one.
     /// It is recorded as the tree's group; the tree itself is stopped through ptrace.
     pub freeze_cgroup: Option<PathBuf>,
+    /// What is done about live TCP connections. With [`TcpPolicy::Close`] they are captured as closed
+    /// sockets, and their peers are told by a reset when the tasks are killed.
+    pub tcp: TcpPolicy,
+    /// Connections that the program has not accepted yet are left out (`--skip-in-flight`).
+    pub skip_in_flight: bool,
+    /// Locks the tree's connections; None: the caller has done so, or needs no lock.
+    pub network: Option<&'a mut dyn NetworkLock>,
     /// Called once while every task is stopped, before the memory is copied: the caller captures
     /// what must belong to the same instant (root file system, network lock). An error aborts the
     /// capture and the tasks go on.
@@ -117,6 +164,10 @@ pub struct RestoreOptions<'a> {
     pub leave_stopped: bool,
     /// Restore file locks.
     pub file_locks: bool,
+    /// What is done about the live TCP connections of the images.
+    pub tcp: TcpPolicy,
+    /// Unlocks the tree's connections; None: nothing is locked.
+    pub network: Option<&'a mut dyn NetworkLock>,
     /// Create the root task as a sibling of the caller (CLONE_PARENT) instead of a child.
     pub sibling: bool,
     /// Called when the root task exists, with its pid as the caller sees it, before namespaces are

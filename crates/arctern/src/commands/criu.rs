@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use arctern_engine::options::{AfterCapture, CaptureOptions, External, RestoreOptions};
+use arctern_engine::options::{AfterCapture, CaptureOptions, External, RestoreOptions, TcpPolicy};
 use arctern_image::images::{ImageDir, ImageKind};
 use arctern_image::messages::{DumpStatsEntry, RestoreStatsEntry, StatsEntry};
 use clap::Parser;
@@ -213,6 +213,9 @@ fn dump(args: Criu) -> anyhow::Result<u8> {
         ghost_limit: args.ghost_limit,
         timeout: Duration::from_secs(args.timeout),
         freeze_cgroup: args.freeze_cgroup.clone(),
+        tcp: TcpPolicy::Refuse,
+        skip_in_flight: false,
+        network: None,
         while_frozen: None,
         before_release: None,
     };
@@ -266,6 +269,8 @@ fn restore(args: Criu) -> anyhow::Result<u8> {
         shell_job: args.shell_job,
         leave_stopped: args.leave_stopped,
         file_locks: args.file_locks,
+        tcp: TcpPolicy::Refuse,
+        network: None,
         sibling: args.restore_sibling,
         setup_namespaces: None,
         before_resume: None,

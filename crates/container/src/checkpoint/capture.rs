@@ -5,7 +5,9 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use arctern_engine::options::{AfterCapture, CaptureOptions, Event, Events, External, HookError};
+use arctern_engine::options::{
+    AfterCapture, CaptureOptions, Event, Events, External, HookError, TcpPolicy,
+};
 use arctern_storage::diff;
 
 use super::archive::Archive;
@@ -184,6 +186,9 @@ impl Host {
             ghost_limit: GHOST_LIMIT,
             timeout: FREEZE_TIMEOUT,
             freeze_cgroup: Hierarchies::read()?.freezer(&id).filter(|dir| dir.is_dir()),
+            tcp: TcpPolicy::Refuse,
+            skip_in_flight: false,
+            network: None,
             while_frozen: Some(&mut while_frozen),
             before_release: Some(&mut before_release),
         };

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::fd::OwnedFd;
 
-use arctern_engine::options::{Event, Events, External, HookError, RestoreOptions};
+use arctern_engine::options::{Event, Events, External, HookError, RestoreOptions, TcpPolicy};
 
 use super::{NETNS_KEY, discard, streams};
 use crate::cgroup::Hierarchies;
@@ -84,6 +84,8 @@ pub(crate) fn launch(host: &mut Host, prelaunch: Prelaunch) -> Result<Launched> 
             shell_job: false,
             leave_stopped: false,
             file_locks: request.file_locks,
+            tcp: TcpPolicy::Refuse,
+            network: None,
             sibling: false,
             setup_namespaces: None,
             before_resume: Some(&mut before_resume),
