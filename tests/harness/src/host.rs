@@ -2,22 +2,23 @@
 //! not meet each other or the machine, and so that everything that is left can be found.
 
 use crate::engine::{built, source};
+use crate::place::Place;
 use crate::skips::Skip;
 use anyhow::{Context, Result, bail};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
-/// Directories and network namespace of one test.
+/// Directories and namespaces of one host of a test.
 pub struct Host {
     base: tempfile::TempDir,
-    namespace: String,
+    place: Place,
+    /// A process that holds the mount namespace, if the host has one of its own.
+    mounts: Option<Child>,
     /// Ids that commands printed: containers (and images) that were there.
     ids: Mutex<Vec<String>>,
 }
@@ -27,10 +28,31 @@ impl Host {
     pub fn new() -> Result<Self> {
         crate::process::become_reaper()?;
         let base = tempfile::Builder::new().prefix("arctern-host-").tempdir_in("/var/tmp")?;
-        let namespace = format!("arctern-{}", std::process::id());
-        run(Command::new("ip").args(["netns", "add", &namespace]))?;
-        run(Command::new("ip").args(["-n", &namespace, "link", "set", "lo", "up"]))?;
-        Ok(Self { base, namespace, ids: Mutex::default() })
+        Ok(Self { base, place: Place::new()?, mounts: None, ids: Mutex::default() })
+    }
+
+    /// A host with a mount namespace of its own: as another machine, but for the files.
+    pub fn with_mounts() -> Result<Self> {
+        let mut host = Self::new()?;
+        let mut holder = Command::new("unshare")
+            .args(["--mount", "--propagation", "private"])
+            .args(["sh", "-c", "echo ready; exec sleep infinity"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot run unshare")?;
+        let ready = holder.stdout.take().context("no output")?;
+        host.mounts = Some(holder);
+        let mut line = String::new();
+        BufReader::new(ready).read_line(&mut line)?;
+        match line.trim() {
+            "ready" => Ok(host),
+            _ => bail!("unshare --mount failed"),
+        }
+    }
+
+    /// Its network.
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// A directory of the test, for archives.
@@ -41,7 +63,10 @@ impl Host {
     /// `arctern ARGUMENTS` on this host.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}", self.namespace));
+        command.arg(format!("--net={}", self.place.path()));
+        if let Some(holder) = &self.mounts {
+            command.arg(format!("--mount=/proc/{}/ns/mnt", holder.id()));
+        }
         command.arg(built("ARCTERN", "arctern"));
         command.arg("--root").arg(self.base.path().join("root"));
         command.arg("--runroot").arg(self.base.path().join("run"));
@@ -84,17 +109,7 @@ impl Host {
 
     /// Runs a closure in a thread within this host's network.
     pub fn inside<T: Send>(&self, closure: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        let namespace = File::open(format!("/run/netns/{}", self.namespace))?;
-        std::thread::scope(|scope| {
-            scope
-                .spawn(move || {
-                    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
-                        .context("cannot enter the network namespace")?;
-                    closure()
-                })
-                .join()
-                .map_err(|_| anyhow::anyhow!("a thread panicked"))?
-        })
+        self.place.inside(closure)
     }
 
     /// A connection within this host's network, tried until the server listens (20 s at most).
@@ -146,18 +161,19 @@ impl Host {
                 ));
             }
         }
-        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        let holder = self.mounts.as_ref().map_or_else(|| "self".to_owned(), |m| m.id().to_string());
+        let mounts = fs::read_to_string(format!("/proc/{holder}/mountinfo"))?;
         left.extend(
             mounts.lines().filter(|line| line.contains(&base)).map(|line| format!("mount {line}")),
         );
-        let pids = run(Command::new("ip").args(["netns", "pids", &self.namespace]))?;
+        let pids = run(Command::new("ip").args(["netns", "pids", self.place.name()]))?;
         left.extend(
             lines(&pids).into_iter().map(|pid| format!("process in the network namespace {pid}")),
         );
-        let links = run(Command::new("ip").args(["-n", &self.namespace, "-o", "link"]))?;
+        let links = self.place.ip("-o link")?;
         left.extend(
-            lines(&links)
-                .into_iter()
+            links
+                .lines()
                 .filter(|l| !l.contains(": lo:") && l.contains("veth"))
                 .map(|l| format!("link {l}")),
         );
@@ -192,11 +208,7 @@ impl Host {
 
     /// Rules that mention an address or a port, in this host's network.
     fn rules(&self) -> Result<Vec<String>> {
-        let mut command = Command::new("nsenter");
-        command
-            .arg(format!("--net=/run/netns/{}", self.namespace))
-            .args(["nft", "list", "ruleset"]);
-        let rules = run(&mut command)?;
+        let rules = run(self.place.command("nft").args(["list", "ruleset"]))?;
         Ok(lines(&rules)
             .into_iter()
             .filter(|line| line.contains("dnat") || line.contains("drop"))
@@ -228,7 +240,10 @@ impl Drop for Host {
                 let _ = self.attempt(&["rm", "-f", "-t", "0", &id]);
             }
         }
-        let _ = Command::new("ip").args(["netns", "del", &self.namespace]).output();
+        if let Some(holder) = &mut self.mounts {
+            let _ = holder.kill();
+            let _ = holder.wait();
+        }
     }
 }
 

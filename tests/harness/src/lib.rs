@@ -2,8 +2,12 @@
 //! reason, and finding what was left behind.
 #![forbid(unsafe_code)]
 
+pub mod capture;
 pub mod engine;
 pub mod host;
+pub mod lab;
+pub mod load;
+pub mod place;
 pub mod process;
 pub mod random;
 pub mod skips;
