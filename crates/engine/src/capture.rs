@@ -126,6 +126,7 @@ fn attempt_capture(
     step(events, 2)?;
     let mut files = FileCollector::new(&FileOptions {
         shell_job: options.shell_job,
+        orphan_terminals: options.orphan_terminals && namespaces.is_nested(Kind::Mount),
         file_locks: options.file_locks,
         ghost_limit: options.ghost_limit,
         externals: options.externals.clone(),

@@ -119,6 +119,9 @@ pub struct CaptureOptions<'a> {
     pub externals: Vec<External>,
     /// Session or terminal may belong to somebody outside the tree (`--shell-job`).
     pub shell_job: bool,
+    /// Terminals of the tree's own mount namespace may have their master outside: the restore makes
+    /// it anew and hands it to its caller (CRIU's `orphan_pts_master`).
+    pub orphan_terminals: bool,
     /// Capture file locks instead of refusing them.
     pub file_locks: bool,
     /// Largest deleted file that goes into the images, in bytes.
@@ -160,6 +163,10 @@ pub struct RestoreOptions<'a> {
     pub cgroups: Vec<PathBuf>,
     /// See [`CaptureOptions::shell_job`].
     pub shell_job: bool,
+    /// Receives the new masters of terminals that were captured without theirs
+    /// ([`CaptureOptions::orphan_terminals`]), lowest index first. They are there before any task is
+    /// built, and closing them is a hangup.
+    pub orphan_terminal: Option<&'a mut dyn FnMut(OwnedFd)>,
     /// Leave the tasks in group stop.
     pub leave_stopped: bool,
     /// Restore file locks.

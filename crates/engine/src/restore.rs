@@ -18,7 +18,7 @@ use crate::options::{Event, Events, HookError, RestoreOptions, RestoreReport};
 use crate::plan::{Creator, PlannedTask, Step, plan};
 use crate::restore_context::{RestoreContext, TaskNode};
 use crate::state::cgroup::CgroupRestore;
-use crate::state::files::{FileRestoreOptions, FilesRestore};
+use crate::state::files::{FileRestoreOptions, FilesRestore, orphan_terminals};
 use crate::state::memory::rebuild::{Memory, set_mm};
 use crate::state::memory::space::{AddressSpace, find_hole, have_common_memory};
 use crate::state::memory::vdso::HostVdso;
@@ -32,6 +32,7 @@ type Hook<'a> = &'a mut dyn FnMut(i32) -> Result<(), HookError>;
 struct Hooks<'a> {
     setup_namespaces: Option<Hook<'a>>,
     before_resume: Option<Hook<'a>>,
+    orphan_terminal: Option<&'a mut dyn FnMut(OwnedFd)>,
 }
 
 /// Everything that the images say, checked.
@@ -59,6 +60,7 @@ pub fn restore(
     let mut hooks = Hooks {
         setup_namespaces: options.setup_namespaces.take(),
         before_resume: options.before_resume.take(),
+        orphan_terminal: options.orphan_terminal.take(),
     };
     let options = options;
     let images = ImageDir::open(images_dir)?;
@@ -72,6 +74,10 @@ pub fn restore(
             Vec::new()
         }
     };
+    let terminals = match hooks.orphan_terminal {
+        Some(_) => orphan_terminals(&images)?,
+        None => Vec::new(),
+    };
     let mut namespaces = NamespaceRestore::load(
         &images,
         &loaded.nodes[0],
@@ -79,6 +85,7 @@ pub fn restore(
             root: options.root.as_deref(),
             externals: &options.externals,
             inherit_fds: &options.inherit_fds,
+            terminals: &terminals,
             join: &[],
         },
     )?;
@@ -97,6 +104,7 @@ pub fn restore(
             externals: options.externals.clone(),
             file_locks: options.file_locks,
             shell_job: options.shell_job,
+            orphan_terminals: terminals.clone(),
         },
     )?;
     let root_dir = options.root.clone().unwrap_or_else(|| "/".into());
@@ -368,7 +376,11 @@ impl Build<'_, '_> {
                 if let Some(hook) = &mut hooks.setup_namespaces {
                     hook(root.tid().0).map_err(RestoreError::Hook)?;
                 }
-                self.namespaces.build(&mut self.ctx, &root, events)
+                let masters = self.namespaces.build(&mut self.ctx, &root, events)?;
+                if let Some(hook) = &mut hooks.orphan_terminal {
+                    masters.into_iter().for_each(hook);
+                }
+                Ok(())
             }
             Step::SharedFiles(task) => {
                 let stub = self.stub(task)?;

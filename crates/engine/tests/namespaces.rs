@@ -126,7 +126,8 @@ impl Drop for Restored {
 }
 
 fn restore(images: &ImageDir, pid: i32, root: Option<&Path>, externals: &[External]) -> Restored {
-    let options = NamespaceRestoreOptions { root, externals, inherit_fds: &[], join: &[] };
+    let options =
+        NamespaceRestoreOptions { root, externals, inherit_fds: &[], terminals: &[], join: &[] };
     restore_with(images, pid, options)
 }
 
@@ -393,8 +394,13 @@ fn external_namespaces_are_joined() {
     let namespace = |name: &str| fs::File::open(proc::path(program.pid, name)).unwrap().into();
     let inherit =
         [("pids".to_owned(), namespace("ns/pid")), ("net".to_owned(), namespace("ns/net"))];
-    let options =
-        NamespaceRestoreOptions { root: None, externals: &[], inherit_fds: &inherit, join: &[] };
+    let options = NamespaceRestoreOptions {
+        root: None,
+        externals: &[],
+        inherit_fds: &inherit,
+        terminals: &[],
+        join: &[],
+    };
     let restored = restore_with(&images, 77, options);
     let stub = restored.stub.tid();
     for name in ["pid", "net"] {
@@ -405,8 +411,13 @@ fn external_namespaces_are_joined() {
     let own = Pid(std::process::id() as i32);
     assert_eq!(inode(own, "pid"), inode(own, "pid_for_children"), "we are back home");
 
-    let options =
-        NamespaceRestoreOptions { root: None, externals: &[], inherit_fds: &[], join: &[] };
+    let options = NamespaceRestoreOptions {
+        root: None,
+        externals: &[],
+        inherit_fds: &[],
+        terminals: &[],
+        join: &[],
+    };
     let ids = images.read_one(ImageKind::Ids, 1).unwrap();
     let task = TaskNode { pid: 77, ids, ..TaskNode::default() };
     let mut refusals = Vec::new();

@@ -321,6 +321,16 @@ pub fn terminal_master(fd: impl AsFd) -> io::Result<(u32, bool, bool)> {
     Ok((index, locked, packet))
 }
 
+/// Lets the other side of a pseudo terminal's master be opened (TIOCSPTLCK).
+pub fn unlock_terminal(master: impl AsFd) -> io::Result<()> {
+    let locked: libc::c_int = 0;
+    // SAFETY: TIOCSPTLCK reads one int.
+    match unsafe { libc::ioctl(master.as_fd().as_raw_fd(), libc::TIOCSPTLCK, &locked) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

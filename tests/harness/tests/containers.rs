@@ -246,6 +246,38 @@ fn checkpoint_without_a_file_stays_with_the_container() -> Result<(), String> {
 }
 
 #[test]
+fn a_terminal_comes_along() -> Result<(), String> {
+    judge("containers::terminal", || {
+        let host = Host::new()?;
+        host.image("nginx", &[])?;
+        // The terminal is asked for its name each time, and written to by that name and as /dev/tty.
+        let script = "i=0; while :; do i=$((i + 1)); echo $i $(tty) > /dev/tty; sleep 0.05; done";
+        host.arctern(&["run", "-dit", "--name", "tty-0", "nginx", "sh", "-c", script])?;
+        let lines = |name: &str| -> Result<Vec<usize>> {
+            let log = host.arctern(&["logs", name])?;
+            let numbers = log.lines().map(|line| {
+                let number = line.trim_end().strip_suffix(" /dev/pts/0");
+                number.and_then(|n| n.parse().ok()).with_context(|| format!("`{line}`"))
+            });
+            numbers.collect()
+        };
+        go_round(&host, "tty", "tty.tar.gz", None, |host, name| {
+            std::thread::sleep(std::time::Duration::from_millis(300));
+            let seen = lines(name)?;
+            ensure!(seen.len() > 1, "the terminal shows {seen:?}");
+            ensure!(
+                seen.windows(2).all(|pair| pair[1] == pair[0] + 1),
+                "the terminal shows {seen:?}"
+            );
+            let mounts = host.arctern(&["exec", name, "cat", "/proc/self/mountinfo"])?;
+            let console = mounts.lines().find(|line| line.contains(" /dev/console "));
+            ensure!(console.is_some_and(|c| c.contains(" /0 ")), "the mounts are:\n{mounts}");
+            Ok(())
+        })
+    })
+}
+
+#[test]
 fn one_file_is_restored_many_times() -> Result<(), String> {
     judge("containers::clones", || {
         let host = Host::new()?;

@@ -209,6 +209,7 @@ fn dump(args: Criu) -> anyhow::Result<u8> {
             .chain(sockets.into_iter().map(|ino| External::Unix { ino }))
             .collect(),
         shell_job: args.shell_job,
+        orphan_terminals: false,
         file_locks: args.file_locks,
         ghost_limit: args.ghost_limit,
         timeout: Duration::from_secs(args.timeout),
@@ -267,6 +268,7 @@ fn restore(args: Criu) -> anyhow::Result<u8> {
         inherit_fds,
         cgroups: Vec::new(),
         shell_job: args.shell_job,
+        orphan_terminal: None,
         leave_stopped: args.leave_stopped,
         file_locks: args.file_locks,
         tcp: TcpPolicy::Refuse,

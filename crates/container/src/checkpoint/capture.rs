@@ -102,12 +102,6 @@ impl Host {
                 name()
             )));
         }
-        if record.config.terminal {
-            return Err(Error::Invalid(format!(
-                "container `{}` has a terminal, whose other end is not part of it",
-                name()
-            )));
-        }
         Ok(init.pid)
     }
 
@@ -182,6 +176,7 @@ impl Host {
             after: if stops { AfterCapture::Kill } else { AfterCapture::Resume },
             externals: externals(record, pid, &binds)?,
             shell_job: false,
+            orphan_terminals: record.config.terminal,
             file_locks: options.file_locks,
             ghost_limit: GHOST_LIMIT,
             timeout: FREEZE_TIMEOUT,

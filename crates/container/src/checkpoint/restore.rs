@@ -9,8 +9,9 @@ use super::{NETNS_KEY, discard, streams};
 use crate::cgroup::Hierarchies;
 use crate::error::{Error, Result};
 use crate::host::Host;
-use crate::runtime::{self, Stdio};
+use crate::runtime;
 use crate::shim::launch::{Launched, Pipes, Prelaunch, RestoreRequest, running};
+use crate::shim::pump::Streams;
 use crate::spec;
 
 /// Collects warnings of the engine for the user.
@@ -40,20 +41,25 @@ pub(crate) fn launch(host: &mut Host, prelaunch: Prelaunch) -> Result<Launched> 
         groups.apply(id, resources)?;
     }
 
-    let names = streams::load(&images)?;
-    let pipes = Pipes::new(config.stdin, &user)?;
-    pipes.remember(&paths.run)?;
-    let Stdio::Files { stdin, stdout, stderr } = pipes.inside else {
-        return Err(Error::Invalid(format!("container `{}` has a terminal", config.name)));
-    };
     let mut inherit: Vec<(String, OwnedFd)> = Vec::new();
-    for (name, fd) in names.into_iter().zip([stdin, stdout, stderr]) {
-        if let Some(name) = name
-            && !inherit.iter().any(|(known, _)| *known == name)
-        {
-            inherit.push((name, fd));
+    let mut outside = None;
+    if !config.terminal {
+        let pipes = Pipes::new(config.stdin, &user)?;
+        pipes.remember(&paths.run)?;
+        outside = Some(pipes.outside);
+        for (name, fd) in streams::load(&images)?.into_iter().zip(pipes.inside) {
+            if let Some(name) = name
+                && !inherit.iter().any(|(known, _)| *known == name)
+            {
+                inherit.push((name, fd));
+            }
         }
     }
+    let mut keep_master = |master| {
+        outside.get_or_insert(Streams::Terminal(master));
+    };
+    let keep: Option<&mut dyn FnMut(OwnedFd)> =
+        if config.terminal { Some(&mut keep_master) } else { None };
     if let Some(path) = &network.netns {
         let namespace = arctern_net::netns::open(path).map_err(Error::network)?;
         inherit.push((NETNS_KEY.to_owned(), namespace));
@@ -82,6 +88,7 @@ pub(crate) fn launch(host: &mut Host, prelaunch: Prelaunch) -> Result<Launched> 
             inherit_fds: inherit,
             cgroups,
             shell_job: false,
+            orphan_terminal: keep,
             leave_stopped: false,
             file_locks: request.file_locks,
             tcp: TcpPolicy::Refuse,
@@ -95,7 +102,8 @@ pub(crate) fn launch(host: &mut Host, prelaunch: Prelaunch) -> Result<Launched> 
     .map_err(|error| Error::Restore(Box::new(error)))?;
     Ok(Launched {
         pid: report.pid,
-        streams: pipes.outside,
+        // A terminal that every program has closed is gone.
+        streams: outside.unwrap_or(Streams::Closed),
         listener,
         report: Some(report),
         warnings: warnings.0,

@@ -140,7 +140,9 @@ fn start(host: &mut Host, prelaunch: Prelaunch) -> Result<Launched> {
     } else {
         let pipes = Pipes::new(config.stdin, &user)?;
         pipes.remember(&paths.run)?;
-        let pid = runtime::create(&oci, id, &paths.bundle(), pipes.inside)?;
+        let [stdin, stdout, stderr] = pipes.inside;
+        let inside = Stdio::Files { stdin, stdout, stderr };
+        let pid = runtime::create(&oci, id, &paths.bundle(), inside)?;
         (pid, pipes.outside)
     };
     running(host, id, pid, false)?;
@@ -172,8 +174,8 @@ pub(crate) fn running(host: &mut Host, id: &str, pid: i32, restored: bool) -> Re
 pub(crate) struct Pipes {
     /// Standard input is a pipe too.
     stdin: bool,
-    /// The container's ends.
-    pub inside: Stdio,
+    /// The container's ends: input, output, error.
+    pub inside: [OwnedFd; 3],
     /// The shim's ends.
     pub outside: Streams,
 }
@@ -202,7 +204,7 @@ impl Pipes {
         }
         Ok(Pipes {
             stdin,
-            inside: Stdio::Files { stdin: in_read, stdout: out_write, stderr: err_write },
+            inside: [in_read, out_write, err_write],
             outside: Streams::Pipes { stdin: in_write, stdout: out_read, stderr: err_read },
         })
     }
@@ -210,7 +212,7 @@ impl Pipes {
     /// Writes down which pipes the container has, for a checkpoint.
     pub(crate) fn remember(&self, run: &Path) -> Result<()> {
         use crate::checkpoint::streams::{remember, target};
-        let Stdio::Files { stdin, stdout, stderr } = &self.inside else { return Ok(()) };
+        let [stdin, stdout, stderr] = &self.inside;
         let stdin = if self.stdin { target(stdin)? } else { String::new() };
         remember(run, &[stdin, target(stdout)?, target(stderr)?])
     }

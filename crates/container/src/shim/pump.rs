@@ -35,6 +35,8 @@ pub enum Streams {
     },
     /// Master of the terminal.
     Terminal(OwnedFd),
+    /// The container was restored without any of them.
+    Closed,
 }
 
 #[derive(Debug)]
@@ -125,6 +127,7 @@ impl Pump {
                 let input = master.try_clone()?;
                 (vec![Output { fd: master, stream: Stream::Stdout }], Some(input), true)
             }
+            Streams::Closed => (Vec::new(), None, false),
         };
         for fd in outputs.iter().map(|o| &o.fd).chain(&input) {
             rustix::io::ioctl_fionbio(fd, true)?;

@@ -28,6 +28,8 @@ use crate::tree::FrozenTree;
 pub struct FileOptions {
     /// Terminals may belong to somebody outside of the tree.
     pub shell_job: bool,
+    /// Terminals may have their master outside of the tree, in its mount namespace.
+    pub orphan_terminals: bool,
     /// Capture file locks instead of refusing them.
     pub file_locks: bool,
     /// Largest deleted file that goes into the images, in bytes.

@@ -46,3 +46,4 @@ mod unix_restore;
 
 pub use capture::{FileCollector, FileOptions};
 pub use restore::{FileRestoreOptions, FilesRestore};
+pub use tty_restore::orphans as orphan_terminals;

@@ -30,6 +30,8 @@ pub struct FileRestoreOptions {
     pub file_locks: bool,
     /// Terminals that belong to somebody outside become the caller's own.
     pub shell_job: bool,
+    /// Indices of pseudo terminals whose new master the caller has by now.
+    pub orphan_terminals: Vec<u32>,
 }
 
 /// Restores the descriptors of a tree.
@@ -60,7 +62,7 @@ pub struct FilesRestore {
     pub(super) memfds: memfd::Inodes,
     /// Terminals, by the id of their info.
     pub(super) terminals: BTreeMap<u32, TtyInfoEntry>,
-    /// Indices of pseudo terminals whose master somebody holds.
+    /// Indices of pseudo terminals whose master somebody of the tree or the caller holds.
     pub(super) masters: HashSet<u32>,
     /// Those of them that are open by now.
     pub(super) made_masters: HashSet<u32>,
@@ -93,7 +95,6 @@ impl FilesRestore {
         let (queues, with_descriptors) = unix_restore::read_queues(images)?;
         let mut restore = FilesRestore {
             images: ImageDir::from_fd(duplicate, images.path()),
-            options,
             tasks: tasks.to_vec(),
             files: BTreeMap::new(),
             wanted: HashMap::new(),
@@ -110,13 +111,14 @@ impl FilesRestore {
             memfds: memfd::Inodes::load(images)?,
             terminals: BTreeMap::new(),
             masters: HashSet::new(),
-            made_masters: HashSet::new(),
+            made_masters: options.orphan_terminals.iter().copied().collect(),
             queues,
             with_descriptors,
             pipes: pipe::read_contents(images, ImageKind::PipesData)?,
             fifos: pipe::read_contents(images, ImageKind::FifoData)?,
             root_mounts: HashSet::new(),
             prepared: false,
+            options,
         };
         for file in images.read_all::<FileEntry>(ImageKind::Files, 0)? {
             restore.files.insert(file.id, file);
@@ -195,6 +197,7 @@ impl FilesRestore {
         self.masters = infos
             .filter(|info| info.id & 1 == 1)
             .filter_map(|info| Some(info.pty.as_ref()?.index))
+            .chain(self.options.orphan_terminals.iter().copied())
             .collect();
         self.socket_bonds(&mut bonds);
         self.terminal_bonds(&mut bonds);

@@ -8,7 +8,8 @@
 //! that.
 //!
 //! A slave whose master is outside of the tree is kept with `--shell-job` (it becomes the restorer's
-//! own terminal) or as an external `tty[RDEV:DEV]` (handed in at restore). Refused: consoles, serial
+//! own terminal), as an external `tty[RDEV:DEV]` (handed in at restore), or as an orphan of the tree's
+//! own devpts (restore makes a new master and hands it to its caller). Refused: consoles, serial
 //! lines, and unread data, which cannot be looked at without taking it.
 
 use std::collections::{BTreeMap, HashSet};
@@ -131,7 +132,7 @@ impl FileCollector {
 
     /// Refuses slaves whose master nobody in the tree has, when every descriptor is known.
     pub(super) fn resolve_terminals(&mut self, tree: &FrozenTree, refusals: &mut Vec<Refusal>) {
-        if self.options.shell_job {
+        if self.options.shell_job || self.options.orphan_terminals {
             return;
         }
         let mut seen = HashSet::new();

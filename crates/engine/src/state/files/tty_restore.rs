@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use arctern_image::images::{ImageDir, ImageKind};
 use arctern_image::messages::{TtyFileEntry, TtyInfoEntry, TtyType};
 use arctern_sys::fd::{self, Termios};
 use arctern_tracee::stub::Stub;
@@ -29,6 +30,31 @@ const TIOCSLCKTRMIOS: u64 = 0x5457;
 const TCSETS: u64 = 0x5402;
 const TIOCSPTLCK: u64 = 0x4004_5431;
 const TIOCGPTN: u64 = 0x8004_5430;
+
+/// Indices of the pseudo terminals in the images whose master nobody of the tree had, ascending.
+///
+/// # Errors
+/// The image is damaged.
+pub fn orphans(images: &ImageDir) -> Result<Vec<u32>, RestoreError> {
+    let infos: Vec<TtyInfoEntry> = images.read_all(ImageKind::TtyInfo, 0)?;
+    let has_master = |index| {
+        infos.iter().any(|i| i.id & 1 == 1 && i.pty.as_ref().is_some_and(|p| p.index == index))
+    };
+    let slaves = infos.iter().filter(|i| i.r#type == TtyType::Pty as i32 && i.id & 1 == 0);
+    let mut orphans: Vec<u32> = slaves
+        .filter_map(|info| Some(info.pty.as_ref()?.index))
+        .filter(|index| !has_master(*index))
+        .collect();
+    orphans.sort_unstable();
+    orphans.dedup();
+    match orphans.last() {
+        Some(index) if *index > MAX_INDEX => {
+            Err(RestoreError::Inconsistent(format!("pseudo terminal {index}")))
+        }
+        _ => Ok(orphans),
+    }
+}
+
 impl FilesRestore {
     fn terminal(&self, id: u32) -> Option<(&TtyFileEntry, &TtyInfoEntry)> {
         let tty = self.files.get(&id)?.tty.as_deref()?;
@@ -132,7 +158,10 @@ impl FilesRestore {
             } else if info.r#type == TtyType::Pty as i32 && self.has_master(info) {
                 let index = info.pty.as_ref().map_or(0, |pty| pty.index);
                 let path = path.unwrap_or_else(|| format!("/dev/pts/{index}").into_bytes());
-                open_path(o, &path, tty.flags)
+                let fd = open_path(o, &path, tty.flags);
+                let owner = [fd.into(), info.uid().into(), info.gid().into()];
+                o.call(libc::SYS_fchown, &owner, "give the terminal its owner");
+                fd
             } else {
                 let outside = match self.inherited(&key(info)) {
                     Some(fd) => fd.try_clone().ok(),

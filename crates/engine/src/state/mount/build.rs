@@ -19,7 +19,7 @@ use nix::sys::stat::{Mode, fstat, mkdirat};
 use super::calls::Calls;
 use super::contents;
 use super::groups::Groups;
-use super::plan::{Plan, Propagation};
+use super::plan::{Plan, Planned, Propagation};
 use super::table::{Source, Uncarried};
 use crate::error::{Refusal, RestoreError};
 use crate::options::External;
@@ -40,6 +40,8 @@ pub struct MountRestore {
     /// Contents of tmpfs, by index of the mount.
     contents: HashMap<usize, std::fs::File>,
     cgroups: CgroupEntry,
+    /// Terminals whose masters are made with their devpts.
+    terminals: Vec<u32>,
 }
 
 impl MountRestore {
@@ -50,13 +52,15 @@ impl MountRestore {
         task: &TaskNode,
         root: Option<&Path>,
         externals: &[External],
+        terminals: &[u32],
     ) -> Result<Self, RestoreError> {
         let entries: Vec<MntEntry> = images.read_all(ImageKind::Mountpoints, id)?;
         if entries.len() > MOST_MOUNTS {
             let text = format!("{} mounts in one namespace", entries.len());
             return Err(RestoreError::Inconsistent(text));
         }
-        let plan = Plan::new(entries).map_err(|uncarried| {
+        let names: Vec<String> = terminals.iter().map(u32::to_string).collect();
+        let plan = Plan::new(entries, &names).map_err(|uncarried| {
             let refuse = |(path, why): (String, Uncarried)| Refusal {
                 subject: subject(task.pid, &task.comm, format!("mount {path}")),
                 cause: cause(why).to_owned(),
@@ -87,6 +91,7 @@ impl MountRestore {
             externals: externals.collect(),
             contents,
             cgroups: images.read_optional(ImageKind::Cgroup, 0)?.unwrap_or_default(),
+            terminals: terminals.to_vec(),
         })
     }
 
@@ -142,12 +147,52 @@ impl MountRestore {
     /// Makes the mounts in `stub`, which lives in a mount namespace of its own that is still a copy
     /// of the host's. Afterwards its root and working directory are the new root.
     ///
-    /// `own_cgroups` says whether the task has a cgroup namespace of its own by now.
-    pub fn build(&mut self, stub: &Stub, own_cgroups: bool) -> Result<(), RestoreError> {
+    /// `own_cgroups` says whether the task has a cgroup namespace of its own by now. The result are
+    /// the masters of the terminals that were asked for.
+    pub fn build(&mut self, stub: &Stub, own_cgroups: bool) -> Result<Vec<OwnedFd>, RestoreError> {
         let groups = self.find_groups(stub, own_cgroups)?;
         let handles = self.make(stub, &groups)?;
         self.fill(stub, &handles)?;
-        self.attach(stub, &handles)
+        let masters = self.open_masters(stub, &handles)?;
+        self.attach(stub, &handles)?;
+        Ok(masters)
+    }
+
+    /// Opens the masters of terminals in the tree's devpts, before anything else can take their
+    /// indices. The kernel gives the lowest that is free; those passed on the way are closed again.
+    fn open_masters(
+        &self,
+        stub: &Stub,
+        handles: &HashMap<usize, Handle>,
+    ) -> Result<Vec<OwnedFd>, RestoreError> {
+        if self.terminals.is_empty() {
+            return Ok(Vec::new());
+        }
+        let is_own_devpts = |mount: &&Planned| {
+            mount.source == Source::Fresh
+                && self.plan.entries[mount.index].fstype == Fstype::Devpts as u32
+        };
+        let devpts = self.plan.mounts.iter().find(is_own_devpts).map(|mount| mount.index);
+        let Some((index, handle)) = devpts.and_then(|i| Some((i, handles.get(&i)?))) else {
+            let text = "a terminal without its master, and no devpts to make one in";
+            return Err(RestoreError::Inconsistent(text.to_owned()));
+        };
+        let open = || {
+            let mount = PidFd::open(stub.tid())?.getfd(handle.mount)?;
+            let mut masters: HashMap<u32, OwnedFd> = HashMap::new();
+            while let Some(wanted) = self.terminals.iter().find(|i| !masters.contains_key(i)) {
+                let flags = OFlag::O_RDWR | OFlag::O_NOCTTY;
+                let master = openat2(&mount, "ptmx", within(flags))?;
+                let got = arctern_sys::fd::terminal_master(&master)?.0;
+                if got > *wanted {
+                    return Err(Errno::EBUSY.into());
+                }
+                arctern_sys::fd::unlock_terminal(&master)?;
+                masters.insert(got, master);
+            }
+            Ok(self.terminals.iter().filter_map(|index| masters.remove(index)).collect())
+        };
+        open().map_err(self.failed(index, "open the masters of its terminals".to_owned()))
     }
 
     /// The host's directories for the mounts of control groups. Where the host does not have a

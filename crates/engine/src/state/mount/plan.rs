@@ -51,11 +51,14 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Orders the mounts of an image.
+    /// Orders the mounts of an image. `terminals` are the names that exist in a new devpts.
     ///
     /// # Errors
     /// The mounts that cannot be made, with the reasons.
-    pub fn new(entries: Vec<MntEntry>) -> Result<Self, Vec<(String, Uncarried)>> {
+    pub fn new(
+        entries: Vec<MntEntry>,
+        terminals: &[String],
+    ) -> Result<Self, Vec<(String, Uncarried)>> {
         let sources = table::sources(&entries);
         let uncarried: Vec<_> = entries
             .iter()
@@ -96,22 +99,23 @@ impl Plan {
             .partition(|&i| matches!(sources[i], Source::Root | Source::External(_)));
         let left_out = Vec::new();
         let mut plan = Plan { entries, mounts, propagation, outer_slaves, lost_masters, left_out };
-        // A new devpts has no terminals yet, so none can be bound, as on /dev/console.
-        let terminals: Vec<usize> =
-            plan.mounts.iter().filter(|m| plan.is_terminal(m)).map(|m| m.index).collect();
+        // A new devpts has those terminals only whose masters are made with it; others cannot be
+        // bound, as on /dev/console.
+        let missing = |m: &&Planned| plan.terminal(m).is_some_and(|name| !terminals.contains(name));
+        let terminals: Vec<usize> = plan.mounts.iter().filter(missing).map(|m| m.index).collect();
         for index in terminals {
             plan.leave_out(index);
         }
         Ok(plan)
     }
 
-    fn is_terminal(&self, mount: &Planned) -> bool {
+    /// The name in its devpts of the terminal that is bound by this mount.
+    fn terminal<'a>(&self, mount: &'a Planned) -> Option<&'a String> {
         match &mount.source {
-            Source::Bind(from, below) => {
-                self.entries[*from].fstype == Fstype::Devpts as u32
-                    && !matches!(below.as_str(), "" | "ptmx")
-            }
-            _ => false,
+            Source::Bind(from, below) => (self.entries[*from].fstype == Fstype::Devpts as u32
+                && !matches!(below.as_str(), "" | "ptmx"))
+            .then_some(below),
+            _ => None,
         }
     }
 
@@ -282,7 +286,7 @@ mod tests {
     #[test]
     fn a_container() {
         let entries = entries(samples::CONTAINER, samples::CONTAINER_EXTERNALS);
-        insta::assert_snapshot!(Plan::new(entries).unwrap());
+        insta::assert_snapshot!(Plan::new(entries, &[]).unwrap());
     }
 
     #[test]
@@ -298,7 +302,7 @@ mod tests {
 122 115 0:51 /x /mnt/p rw,relatime shared:1 - tmpfs s rw
 123 118 0:53 / /mnt/s rw unbindable - tmpfs over rw
 ";
-        insta::assert_snapshot!(Plan::new(entries(text, &[])).unwrap());
+        insta::assert_snapshot!(Plan::new(entries(text, &[]), &[]).unwrap());
     }
 
     #[test]
@@ -310,7 +314,7 @@ mod tests {
 3 2 0:6 / /bound/inner rw - proc p rw
 4 1 0:5 / /whole rw - tmpfs t rw
 ";
-        let plan = Plan::new(entries(text, &[])).unwrap().to_string();
+        let plan = Plan::new(entries(text, &[]), &[]).unwrap().to_string();
         let first: Vec<&str> = plan.lines().map(|l| l.split(':').next().unwrap()).collect();
         assert_eq!(first, ["/", "/whole", "/bound", "/bound/inner"]);
     }
@@ -324,7 +328,7 @@ mod tests {
 4 1 0:5 /ptmx /dev/ptmx rw - devpts d rw
 5 3 0:6 / /dev/console rw shared:1 - tmpfs t rw
 ";
-        let plan = Plan::new(entries(text, &[])).unwrap();
+        let plan = Plan::new(entries(text, &[]), &[]).unwrap();
         let made: Vec<&str> =
             plan.mounts.iter().map(|m| plan.entries[m.index].mountpoint.as_str()).collect();
         assert_eq!(made, ["/", "/dev/pts", "/dev/ptmx"]);
@@ -339,9 +343,9 @@ mod tests {
 2 1 0:5 / /a rw shared:1 master:2 - tmpfs t rw
 3 1 0:6 / /b rw shared:2 master:1 - tmpfs t rw
 ";
-        assert!(Plan::new(entries(text, &[])).is_ok());
+        assert!(Plan::new(entries(text, &[]), &[]).is_ok());
         let text = "1 0 8:1 / / rw - ext4 a rw\n2 3 0:5 / /a rw - tmpfs t rw\n3 2 0:6 / /a rw - tmpfs t rw\n";
-        let refused = Plan::new(entries(text, &[])).unwrap_err();
+        let refused = Plan::new(entries(text, &[]), &[]).unwrap_err();
         assert_eq!(refused.len(), 2);
     }
 }

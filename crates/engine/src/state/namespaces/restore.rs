@@ -31,6 +31,8 @@ pub struct NamespaceRestoreOptions<'a> {
     pub externals: &'a [External],
     /// Descriptors by key: external namespaces among them.
     pub inherit_fds: &'a [(String, OwnedFd)],
+    /// Pseudo terminals, by index, whose masters are made with the tree's devpts.
+    pub terminals: &'a [u32],
     /// Namespaces that are joined instead of made, whatever the images say.
     pub join: &'a [(Kind, OwnedFd)],
 }
@@ -118,7 +120,14 @@ impl<'a> NamespaceRestore<'a> {
         }
         restore.load_clocks(images)?;
         if let Some(id) = restore.made(Kind::Mount) {
-            let mounts = MountRestore::load(images, id, root, options.root, options.externals)?;
+            let mounts = MountRestore::load(
+                images,
+                id,
+                root,
+                options.root,
+                options.externals,
+                options.terminals,
+            )?;
             restore.mounts = Some(mounts);
         }
         Ok(restore)
@@ -252,13 +261,13 @@ impl<'a> NamespaceRestore<'a> {
     }
 
     /// Fills the namespaces by remote calls in the root task, which was adopted and is already in
-    /// its control groups.
+    /// its control groups. The result are the masters of [`NamespaceRestoreOptions::terminals`].
     pub fn build(
         &mut self,
         ctx: &mut RestoreContext,
         stub: &Stub,
         events: &mut dyn Events,
-    ) -> Result<(), RestoreError> {
+    ) -> Result<Vec<OwnedFd>, RestoreError> {
         let given: Vec<Kind> = Kind::ALL
             .into_iter()
             .filter(|&kind| kind != Kind::Pid && self.given(kind).is_some())
@@ -292,12 +301,13 @@ impl<'a> NamespaceRestore<'a> {
         // Last: afterwards the host is out of sight.
         let own_cgroups = *self.origin(Kind::Cgroup) == Origin::Made;
         if let Some(mounts) = &mut self.mounts {
-            mounts.build(stub, own_cgroups)?;
+            let masters = mounts.build(stub, own_cgroups)?;
             for loss in mounts.losses() {
                 events.event(Event::Warning(loss));
             }
+            return Ok(masters);
         }
-        Ok(())
+        Ok(Vec::new())
     }
 
     fn join(&self, ctx: &mut RestoreContext, stub: &Stub, kind: Kind) -> Result<(), RestoreError> {
