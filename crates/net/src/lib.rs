@@ -9,6 +9,8 @@
 //! network   operations: ensure, attach, publish, detach        files   /etc/hosts and the like
 //! conntrack forgets UDP flows of published ports
 //! error     what can go wrong                                  claim   who has a port already
+//! lock      the lock of a container, its lifetime             hold    how packets are held
+//! connections  a lock of single connections                  segment bridge ports and queues
 //! rules     our nf_tables table                                 status  Podman's network.status
 //! state     who has which address and ports                     netns   namespaces without a process
 //! route nft typed handles on rtnetlink and nf_tables            ports   -p, and is a port free
@@ -17,9 +19,12 @@
 #![forbid(unsafe_code)]
 
 mod claim;
+mod connections;
 mod conntrack;
 mod error;
 pub mod files;
+mod hold;
+mod lock;
 mod mac;
 mod netlink;
 pub mod netns;
@@ -28,11 +33,15 @@ mod nft;
 mod ports;
 mod route;
 mod rules;
+mod segment;
 mod state;
 mod status;
 
+pub use connections::ConnectionLock;
 pub use error::NetworkError;
+pub use hold::Means;
 pub use ipnet::Ipv4Net;
+pub use lock::{ContainerLock, Lock};
 pub use mac::{BadMac, Mac};
 pub use network::{AttachSpec, Bridge, DEFAULT_BRIDGE, Network, bring_up_loopback};
 pub use ports::{BadPort, PortMapping, Protocol};

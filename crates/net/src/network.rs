@@ -32,11 +32,20 @@ pub struct AttachSpec {
     pub ifname: String,
     /// Host name of the container.
     pub hostname: String,
+    /// It is restored: a lock that is kept for its address is taken over. Otherwise such a lock
+    /// of the same container is given up.
+    pub resumes: bool,
 }
 
 impl Default for AttachSpec {
     fn default() -> Self {
-        AttachSpec { ip: None, mac: None, ifname: "eth0".into(), hostname: String::new() }
+        AttachSpec {
+            ip: None,
+            mac: None,
+            ifname: "eth0".into(),
+            hostname: String::new(),
+            resumes: false,
+        }
     }
 }
 
@@ -99,15 +108,19 @@ impl Network {
         self.ensure(&mut locked, &mut self.route()?, &mut self.nft()?)
     }
 
-    fn lock(&self) -> Result<Locked, NetworkError> {
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn lock(&self) -> Result<Locked, NetworkError> {
         Ok(Locked::open(&self.dir, &self.bridge)?)
     }
 
-    fn route(&self) -> Result<Route, NetworkError> {
+    pub(crate) fn route(&self) -> Result<Route, NetworkError> {
         Route::open().doing("open", "a route netlink socket")
     }
 
-    fn nft(&self) -> Result<Nft, NetworkError> {
+    pub(crate) fn nft(&self) -> Result<Nft, NetworkError> {
         Nft::open().doing("open", "a netfilter netlink socket")
     }
 
@@ -132,9 +145,10 @@ impl Network {
         if rules::ensure(nft, name, subnet).doing("make nf_tables table", name)? {
             // The rules were flushed by somebody, or the host's tables are new: ports come back.
             for (container, lease) in &locked.state.leases {
-                rules::publish(nft, name, container, lease.ip, &lease.ports)
+                rules::publish(nft, name, None, container, lease.ip, &lease.ports)
                     .doing("publish ports of container", container)?;
             }
+            self.mend_locks(&locked.state, &link, route, nft)?;
         }
         let gateway = gateway(subnet);
         Ok(Bridge {
@@ -223,7 +237,10 @@ impl Network {
         let mut route = self.route()?;
         let mut nft = self.nft()?;
         let bridge = self.ensure(&mut locked, &mut route, &mut nft)?;
-        let ip = self.choose_address(&locked.state, container, spec.ip, bridge.subnet)?;
+        if !spec.resumes {
+            self.end(&mut locked, &mut route, &mut nft, container)?;
+        }
+        let ip = self.choose_address(&locked.state, container, spec, bridge.subnet)?;
         if let Some(old) = locked.state.leases.get(container)
             && !old.ports.is_empty()
         {
@@ -240,9 +257,10 @@ impl Network {
         };
         locked.state.last = Some(ip);
         locked.state.leases.insert(container.to_owned(), lease.clone());
+        let is_locked = locked.state.kept_lock(ip).is_some();
         // Before the kernel is touched: who kills us now leaves a record to clean up by.
         locked.save()?;
-        if let Err(error) = connect(&mut route, netns, &bridge, &lease) {
+        if let Err(error) = connect(&mut route, netns, &bridge, &lease, is_locked) {
             let _ = route.delete_link(&lease.host_veth);
             locked.state.leases.remove(container);
             locked.save()?;
@@ -255,18 +273,23 @@ impl Network {
         &self,
         state: &State,
         container: &str,
-        wanted: Option<Ipv4Addr>,
+        spec: &AttachSpec,
         subnet: Ipv4Net,
     ) -> Result<Ipv4Addr, NetworkError> {
-        if let Some(ip) = wanted {
+        if let Some(ip) = spec.ip {
             let usable = subnet.contains(&ip)
                 && ![subnet.network(), subnet.broadcast(), gateway(subnet)].contains(&ip);
             if !usable {
                 return Err(NetworkError::AddressOutside { ip, subnet });
             }
-            return match state.holder(ip) {
-                Some(holder) if holder != container => {
-                    Err(NetworkError::AddressInUse { ip, holder: holder.to_owned() })
+            if let Some(holder) = state.holder(ip)
+                && holder != container
+            {
+                return Err(NetworkError::AddressInUse { ip, holder: holder.to_owned() });
+            }
+            return match state.kept_lock(ip) {
+                Some(lock) if !spec.resumes => {
+                    Err(NetworkError::AddressInUse { ip, holder: lock.name.clone() })
                 }
                 _ => Ok(ip),
             };
@@ -302,6 +325,11 @@ impl Network {
         let mut nft = self.nft()?;
         let foreign = rules::published_elsewhere(&mut nft, &self.bridge)
             .doing("read", "the ports that other networks publish")?;
+        // Ports of a lock that was taken over are this container's now.
+        let kept = locked.state.kept_lock(lease.ip).filter(|l| !l.ports.is_empty()).cloned();
+        if let Some(lock) = locked.state.locks.get_mut(&lease.ip) {
+            lock.ports.clear();
+        }
         let mut chosen: Vec<PortMapping> = Vec::new();
         for mapping in ports {
             let mapping = claim::settle(mapping, &chosen, &locked.state, &foreign)?;
@@ -317,12 +345,21 @@ impl Network {
             lease.ports = all.clone();
         }
         locked.save()?;
-        let published = rules::publish(&mut nft, &self.bridge, container, lease.ip, &chosen)
-            .doing("publish ports of container", container);
+        let before = kept.as_ref().map(|lock| lock.publisher.as_str());
+        let published =
+            rules::publish(&mut nft, &self.bridge, before, container, lease.ip, &chosen)
+                .doing("publish ports of container", container);
         if let Err(error) = published {
+            if let Some(lock) = kept {
+                locked.state.locks.insert(lease.ip, lock);
+            }
             locked.state.leases.insert(container.to_owned(), lease);
             locked.save()?;
             return Err(error);
+        }
+        if kept.is_some() {
+            // Their flows lead to this address already.
+            return Ok(all);
         }
         conntrack::forget_udp(&chosen).doing("redirect the flows to ports of", container)?;
         Ok(all)
@@ -374,13 +411,21 @@ impl Network {
         let mut route = self.route()?;
         let mut errors = Vec::new();
         let mut note = |result: Result<(), NetworkError>| errors.extend(result.err());
+        let kept = locked.state.leave_to_lock(container);
         note(self.nft().and_then(|mut nft| {
+            if kept {
+                return Ok(());
+            }
+            self.end(&mut locked, &mut route, &mut nft, container)?;
+            if let Some(lease) = locked.state.leases.get(container) {
+                self.sweep(lease, &mut route, &mut nft)?;
+            }
             rules::unpublish(&mut nft, &self.bridge, container)
                 .doing("unpublish ports of container", container)
         }));
         let veth = self.veth_name(container);
         note(drop_link(&mut route, &veth).map(drop).doing("remove", &veth));
-        if let Some(lease) = locked.state.leases.get(container) {
+        if let Some(lease) = locked.state.leases.get(container).filter(|_| !kept) {
             let forgotten = conntrack::forget_udp(&lease.ports);
             note(forgotten.doing("end the flows to ports of", container));
             if let Ok(Some(bridge)) = route.link(&self.bridge) {
@@ -407,6 +452,9 @@ impl Network {
         let mut locked = self.lock()?;
         if let Some((holder, lease)) = locked.state.leases.iter().next() {
             return Err(NetworkError::AddressInUse { ip: lease.ip, holder: holder.clone() });
+        }
+        if let Some((ip, lock)) = locked.state.locks.iter().next() {
+            return Err(NetworkError::AddressInUse { ip: *ip, holder: lock.name.clone() });
         }
         rules::remove(&mut self.nft()?, &self.bridge)
             .doing("remove nf_tables table", &self.bridge)?;
@@ -455,6 +503,7 @@ fn connect(
     netns: BorrowedFd<'_>,
     bridge: &Bridge,
     lease: &Lease,
+    is_locked: bool,
 ) -> Result<(), NetworkError> {
     let veth = Veth {
         name: &lease.host_veth,
@@ -493,6 +542,10 @@ fn connect(
     inside.wait_running(eth, Some(netns)).doing("see the carrier of", &lease.ifname)?;
     route.wait_running(host_end, None).doing("see the carrier of", &lease.host_veth)?;
     route.wait_running(bridge.index, None).doing("see the carrier of", &bridge.name)?;
+    if is_locked {
+        // The lock has told it, for as long as it stands.
+        return Ok(());
+    }
     route.set_neighbour(bridge.index, lease.ip, lease.mac).doing("announce", lease.ip)
 }
 

@@ -11,6 +11,17 @@ use crate::netlink::{ACK, APPEND, CREATE, DUMP, Family, Messages, Reply, Socket,
 
 /// `NFPROTO_INET`.
 const INET: u8 = 1;
+
+/// What kind of packets a table sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TableFamily {
+    /// IPv4 and IPv6.
+    Inet = 1,
+    /// Frames on one device (`NFPROTO_NETDEV`).
+    Netdev = 5,
+    /// Frames on bridges (`NFPROTO_BRIDGE`).
+    Bridge = 7,
+}
 /// `NFNL_SUBSYS_NFTABLES`, in the upper byte of a message type.
 const SUBSYSTEM: u16 = 10 << 8;
 const BATCH_BEGIN: u16 = 0x10;
@@ -35,11 +46,15 @@ pub const REG2: u32 = 9;
 /// What a base chain hooks into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
-    /// `NF_INET_PRE_ROUTING`.
+    /// `NF_INET_PRE_ROUTING`, `NF_BR_PRE_ROUTING`.
     Prerouting = 0,
+    /// `NF_INET_LOCAL_IN`.
+    Input = 1,
+    /// `NF_INET_FORWARD`.
+    Forward = 2,
     /// `NF_INET_LOCAL_OUT`.
     Output = 3,
-    /// `NF_INET_POST_ROUTING`.
+    /// `NF_INET_POST_ROUTING`, `NF_BR_POST_ROUTING`.
     Postrouting = 4,
 }
 
@@ -77,6 +92,7 @@ pub struct Batch {
     messages: Messages,
     begin: u32,
     next: u32,
+    family: TableFamily,
     table: String,
 }
 
@@ -89,14 +105,23 @@ fn genmsg(family: u8, resource: u16) -> [u8; 4] {
 impl Batch {
     /// A transaction on the table `inet NAME`.
     pub fn new(table: &str) -> Self {
-        let mut batch = Batch { messages: Messages::new(), begin: 1, next: 1, table: table.into() };
+        let family = TableFamily::Inet;
+        let messages = Messages::new();
+        let mut batch = Batch { messages, begin: 1, next: 1, family, table: table.into() };
         batch.messages.begin(BATCH_BEGIN, 0, 1, &genmsg(0, SUBSYSTEM >> 8)).finish();
         batch
     }
 
+    /// What follows is about another table.
+    pub fn on(&mut self, family: TableFamily, table: &str) -> &mut Self {
+        self.family = family;
+        self.table = table.into();
+        self
+    }
+
     fn message(&mut self, kind: u16, flags: u16, fill: impl FnOnce(&mut Messages, &str)) {
         self.next += 1;
-        self.messages.begin(kind, flags | ACK, self.next, &genmsg(INET, 0));
+        self.messages.begin(kind, flags | ACK, self.next, &genmsg(self.family as u8, 0));
         fill(&mut self.messages, &self.table);
         self.messages.finish();
     }
@@ -126,6 +151,28 @@ impl Batch {
             m.be32(1, hook as u32).attr(2, &priority.to_be_bytes());
             m.end(nested);
             m.text(7, kind);
+        });
+        self
+    }
+
+    /// Makes a base chain of type `filter` that sees what arrives on one device.
+    pub fn ingress_chain(&mut self, name: &str, device: &str) -> &mut Self {
+        self.message(NEWCHAIN, CREATE, |m, table| {
+            m.text(1, table).text(3, name);
+            let nested = m.nest(4);
+            // NF_NETDEV_INGRESS
+            m.be32(1, 0).be32(2, 0).text(3, device);
+            m.end(nested);
+            m.text(7, "filter");
+        });
+        self
+    }
+
+    /// Makes a set: a map whose data nobody looks at.
+    pub fn set(&mut self, name: &str, id: u32, key_type: u32, key_len: u32) -> &mut Self {
+        self.message(NEWSET, CREATE, |m, table| {
+            m.text(1, table).text(2, name).be32(3, 0).be32(4, key_type).be32(5, key_len);
+            m.be32(10, id);
         });
         self
     }
@@ -182,9 +229,11 @@ impl Batch {
                     m.attr(1, &element.key);
                     m.end(key);
                     if kind == NEWSETELEM {
-                        let data = m.nest(2);
-                        m.attr(1, &element.data);
-                        m.end(data);
+                        if !element.data.is_empty() {
+                            let data = m.nest(2);
+                            m.attr(1, &element.data);
+                            m.end(data);
+                        }
                         m.attr(6, &comment(&element.comment));
                     }
                     m.end(item);
@@ -209,6 +258,8 @@ fn comment(text: &str) -> Vec<u8> {
 pub enum Expr<'a> {
     /// Loads a property of the packet; [`meta`] has the keys.
     Meta(u32, u32),
+    /// Loads bytes of the Ethernet header: register, offset, length.
+    Link(u32, u32, u32),
     /// Loads bytes of the network header: register, offset, length.
     Network(u32, u32, u32),
     /// Loads bytes of the transport header: register, offset, length.
@@ -226,6 +277,12 @@ pub enum Expr<'a> {
     /// Looks the key that begins in a register up in a map, puts the data into the same place; goes
     /// on if it is there.
     Lookup(u32, &'a str, u32),
+    /// Goes on if the key that begins in a register is in a set.
+    Member(u32, &'a str, u32),
+    /// Loads a constant.
+    Value(u32, &'a [u8]),
+    /// Sends the frame out of the device whose index the register holds (`netdev` tables).
+    SendTo(u32),
     /// Redirects the connection to the IPv4 address in the register and the port in the next one.
     DestinationNat(u32),
     /// Gives the connection the address of the interface it leaves by.
@@ -253,6 +310,7 @@ impl Expr<'_> {
             Expr::Meta(register, key) => expression(m, "meta", |m| {
                 m.be32(1, register).be32(2, key);
             }),
+            Expr::Link(register, offset, len) => payload(m, register, 0, offset, len),
             Expr::Network(register, offset, len) => payload(m, register, 1, offset, len),
             Expr::Transport(register, offset, len) => payload(m, register, 2, offset, len),
             Expr::DestinationType(register) => expression(m, "fib", |m| {
@@ -277,6 +335,18 @@ impl Expr<'_> {
             }),
             Expr::Lookup(register, map, id) => expression(m, "lookup", |m| {
                 m.text(1, map).be32(2, register).be32(3, register).be32(4, id);
+            }),
+            Expr::Member(register, set, id) => expression(m, "lookup", |m| {
+                m.text(1, set).be32(2, register).be32(4, id);
+            }),
+            Expr::Value(register, value) => expression(m, "immediate", |m| {
+                m.be32(1, register);
+                let data = m.nest(2);
+                m.attr(1, value);
+                m.end(data);
+            }),
+            Expr::SendTo(register) => expression(m, "fwd", |m| {
+                m.be32(1, register);
             }),
             Expr::DestinationNat(register) => expression(m, "nat", |m| {
                 // NFT_NAT_DNAT, NFPROTO_IPV4, address and port registers.
@@ -340,6 +410,11 @@ impl Nft {
         Socket::open(Family::Netfilter).map(Nft)
     }
 
+    /// The network namespace of a socket of the netfilter family.
+    pub fn over(socket: Socket) -> Self {
+        Nft(socket)
+    }
+
     /// Commits a transaction.
     ///
     /// # Errors
@@ -360,7 +435,15 @@ impl Nft {
     /// # Errors
     /// The kernel's answer.
     pub fn has_table(&mut self, name: &str) -> io::Result<bool> {
-        let found = self.0.request(GETTABLE, 0, &genmsg(INET, 0), |m| {
+        self.has(TableFamily::Inet, name)
+    }
+
+    /// Whether a table exists.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn has(&mut self, family: TableFamily, name: &str) -> io::Result<bool> {
+        let found = self.0.request(GETTABLE, 0, &genmsg(family as u8, 0), |m| {
             m.text(1, name);
         });
         match found {

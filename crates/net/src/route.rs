@@ -92,10 +92,10 @@ pub struct Veth<'a> {
 
 /// A handle on the routing tables and links of one network namespace.
 #[derive(Debug)]
-pub struct Route(Socket);
+pub struct Route(pub(crate) Socket);
 
 /// `struct ifinfomsg`.
-fn ifinfo(index: u32, flags: u32, change: u32) -> [u8; 16] {
+pub(crate) fn ifinfo(index: u32, flags: u32, change: u32) -> [u8; 16] {
     let mut raw = [0; 16];
     raw[4..8].copy_from_slice(&index.to_ne_bytes());
     raw[8..12].copy_from_slice(&flags.to_ne_bytes());

@@ -183,19 +183,27 @@ fn elements(container: &str, ip: Ipv4Addr, ports: &[PortMapping]) -> [Vec<Elemen
     [by_port, by_address]
 }
 
-/// Publishes ports in one transaction.
+/// Publishes ports in one transaction, in place of those of container `instead_of`.
 ///
 /// # Errors
 /// The kernel's answer; `EBUSY` or `EEXIST` when a port leads elsewhere.
 pub(crate) fn publish(
     nft: &mut Nft,
     bridge: &str,
+    instead_of: Option<&str>,
     container: &str,
     ip: Ipv4Addr,
     ports: &[PortMapping],
 ) -> io::Result<()> {
     let [by_port, by_address] = elements(container, ip, ports);
     let mut batch = Batch::new(bridge);
+    if let Some(old) = instead_of {
+        for map in [BY_PORT.name, BY_ADDRESS.name] {
+            let mut elements = nft.elements(bridge, map)?;
+            elements.retain(|e| e.comment == old);
+            batch.delete_elements(map, &elements);
+        }
+    }
     batch.add_elements(BY_PORT.name, &by_port).add_elements(BY_ADDRESS.name, &by_address);
     nft.commit(batch)
 }

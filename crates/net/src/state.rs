@@ -15,6 +15,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use crate::lock::Lock;
 use crate::mac::Mac;
 use crate::ports::PortMapping;
 
@@ -49,6 +50,9 @@ pub(crate) struct State {
     pub last: Option<Ipv4Addr>,
     /// By container id.
     pub leases: BTreeMap<String, Lease>,
+    /// Addresses whose packets are held.
+    #[serde(default)]
+    pub locks: BTreeMap<Ipv4Addr, Lock>,
 }
 
 /// What went wrong with the state file.
@@ -126,6 +130,7 @@ fn read(path: &Path) -> io::Result<State> {
     };
     if state.boot != boot {
         state.leases.clear();
+        state.locks.clear();
     }
     state.boot = boot;
     state.version = VERSION;
@@ -137,6 +142,7 @@ impl State {
     pub fn free_address(&self, subnet: Ipv4Net) -> Option<Ipv4Addr> {
         let taken: std::collections::BTreeSet<Ipv4Addr> =
             self.leases.values().map(|l| l.ip).chain([gateway(subnet)]).collect();
+        let taken = &taken | &self.locks.keys().copied().collect();
         let (first, last) = (u32::from(subnet.network()) + 1, u32::from(subnet.broadcast()) - 1);
         let after = self.last.map_or(first, u32::from).clamp(first, last);
         let candidates = (after + 1..=last).chain(first..=after);

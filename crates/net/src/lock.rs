@@ -1,0 +1,359 @@
+//! The lock of a container's network: from the instant a capture looks at its sockets until a restore
+//! has made them again, here or on another host.
+//!
+//! A lock belongs to an address. It is written down with the network's leases before the kernel is
+//! touched, and is one of two kinds:
+//! - *working*: a command holds it. If that command is killed the next one opens it, because the
+//!   container goes on;
+//! - *kept*: the container was stopped by a checkpoint. It stays, with the container's address and
+//!   published ports, until a restore takes it over (under any name), until it is given up
+//!   ([`Network::end_lock`]), or until its limit has passed.
+//!
+//! How packets are held is in [`crate::hold`]. A flush of the machine's nf_tables rules leaves held
+//! packets held, and ends published ports as it does for running containers; the next command makes
+//! the rules again.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Doing, NetworkError};
+use crate::hold::{Hold, Means, Released};
+use crate::mac::Mac;
+use crate::network::Network;
+use crate::nft::Nft;
+use crate::ports::PortMapping;
+use crate::route::{Link, Route};
+use crate::rules;
+use crate::state::{Lease, Locked, State, peek};
+
+/// A lock as it is written down, by its address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lock {
+    /// The container that it is for.
+    pub container: String,
+    /// The hardware address behind the locked one.
+    pub mac: Mac,
+    /// What happens to packets.
+    pub means: Means,
+    /// The container's name, for messages.
+    pub name: String,
+    /// It outlives the command that made it.
+    pub kept: bool,
+    /// When it was made, in seconds since boot.
+    pub since: u64,
+    /// When it ends by itself, in seconds since boot; `None`: never.
+    pub until: Option<u64>,
+    /// The container whose id the ports below carry.
+    #[serde(default)]
+    pub publisher: String,
+    /// Published ports that stay while the container is gone.
+    #[serde(default)]
+    pub ports: Vec<PortMapping>,
+}
+
+impl Lock {
+    /// Seconds until it ends by itself; `None`: never.
+    pub fn remaining(&self) -> Option<u64> {
+        self.until.map(|until| until.saturating_sub(now()))
+    }
+
+    /// Whether it has ended by itself.
+    pub fn expired(&self) -> bool {
+        self.remaining() == Some(0)
+    }
+}
+
+/// Seconds since boot, with the time in which the machine slept.
+fn now() -> u64 {
+    u64::try_from(clock_gettime(ClockId::Boottime).tv_sec).unwrap_or(0)
+}
+
+/// The lock of one attached container, in the hands of a command.
+#[derive(Debug)]
+pub struct ContainerLock {
+    network: Network,
+    container: String,
+    hold: Hold,
+    means: Means,
+    ip: Ipv4Addr,
+    /// The container's port of the bridge.
+    veth: String,
+    engaged: bool,
+    released: Option<Released>,
+    route: Route,
+    nft: Nft,
+}
+
+impl Network {
+    /// Makes ready to lock an attached container: whatever takes time is done here. A lock that is
+    /// kept for its address is taken over, and stands from the beginning. `means` is what is wanted;
+    /// [`Means::Hold`] becomes [`Means::Drop`] where the kernel cannot hold.
+    ///
+    /// # Errors
+    /// [`NetworkError`].
+    pub fn prepare_lock(
+        &self,
+        container: &str,
+        means: Means,
+    ) -> Result<ContainerLock, NetworkError> {
+        let locked = self.lock()?;
+        let mut route = self.route()?;
+        let mut nft = self.nft()?;
+        let not_attached = || NetworkError::NotAttached(container.to_owned());
+        let lease = locked.state.leases.get(container).ok_or_else(not_attached)?.clone();
+        let bridge = self.bridge_link(&mut route)?.ok_or_else(not_attached)?;
+        let hold = hold(&bridge, lease.ip, lease.mac);
+        let kept = locked.state.kept_lock(lease.ip).map(|lock| lock.means);
+        let means = match (kept, means) {
+            (Some(means), _) => {
+                // Whoever flushed the rules, or attached the container, did so under the lock.
+                hold.engage(&mut route, &mut nft, means)?;
+                means
+            }
+            (None, Means::Hold) => hold.prepare(&mut route)?,
+            (None, Means::Drop) => Means::Drop,
+        };
+        Ok(ContainerLock {
+            network: self.clone(),
+            container: container.to_owned(),
+            hold,
+            means,
+            ip: lease.ip,
+            veth: lease.host_veth,
+            engaged: kept.is_some(),
+            released: None,
+            route,
+            nft,
+        })
+    }
+
+    /// The locks of this network; those whose time is over included.
+    ///
+    /// # Errors
+    /// [`NetworkError::State`].
+    pub fn locks(&self) -> Result<BTreeMap<Ipv4Addr, Lock>, NetworkError> {
+        Ok(peek(self.dir(), self.bridge_name())?.locks)
+    }
+
+    /// Gives up the lock of a container, with what is held. One that is attached is reachable again;
+    /// the ports of one that is gone go too. Says whether there was one.
+    ///
+    /// # Errors
+    /// [`NetworkError`].
+    pub fn end_lock(&self, container: &str) -> Result<bool, NetworkError> {
+        let mut locked = self.lock()?;
+        let (mut route, mut nft) = (self.route()?, self.nft()?);
+        self.end(&mut locked, &mut route, &mut nft, container)
+    }
+
+    /// Gives up every lock whose time is over.
+    ///
+    /// # Errors
+    /// [`NetworkError`].
+    pub fn end_expired_locks(&self) -> Result<(), NetworkError> {
+        if !self.locks()?.values().any(Lock::expired) {
+            return Ok(());
+        }
+        let mut locked = self.lock()?;
+        let (mut route, mut nft) = (self.route()?, self.nft()?);
+        let over = locked.state.locks.iter().filter(|(_, lock)| lock.expired());
+        for ip in over.map(|(ip, _)| *ip).collect::<Vec<_>>() {
+            self.open_lock(&mut locked, &mut route, &mut nft, ip)?;
+        }
+        Ok(())
+    }
+
+    /// As [`Network::end_lock`].
+    pub(crate) fn end(
+        &self,
+        locked: &mut Locked,
+        route: &mut Route,
+        nft: &mut Nft,
+        container: &str,
+    ) -> Result<bool, NetworkError> {
+        let of_it = locked.state.locks.iter().find(|(_, lock)| lock.container == container);
+        match of_it.map(|(ip, _)| *ip) {
+            Some(ip) => self.open_lock(locked, route, nft, ip).map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    fn open_lock(
+        &self,
+        locked: &mut Locked,
+        route: &mut Route,
+        nft: &mut Nft,
+        ip: Ipv4Addr,
+    ) -> Result<(), NetworkError> {
+        let Some(lock) = locked.state.locks.get(&ip).cloned() else { return Ok(()) };
+        if !lock.ports.is_empty() {
+            rules::unpublish(nft, self.bridge_name(), &lock.publisher)
+                .doing("unpublish ports of container", &lock.publisher)?;
+        }
+        if let Some(bridge) = self.bridge_link(route)? {
+            let hold = hold(&bridge, ip, lock.mac);
+            match locked.state.leases.values().find(|lease| lease.ip == ip) {
+                Some(lease) if route.link(&lease.host_veth).ok().flatten().is_some() => {
+                    hold.release(route, nft, &lease.host_veth)?.finish(route, nft)?;
+                }
+                _ => hold.forget(route, nft)?,
+            }
+        }
+        locked.state.locks.remove(&ip);
+        Ok(locked.save()?)
+    }
+
+    /// Removes what a command that was killed between two steps may have left of a lock that is
+    /// open.
+    pub(crate) fn sweep(
+        &self,
+        lease: &Lease,
+        route: &mut Route,
+        nft: &mut Nft,
+    ) -> Result<(), NetworkError> {
+        let Some(bridge) = self.bridge_link(route)? else { return Ok(()) };
+        let hold = hold(&bridge, lease.ip, lease.mac);
+        if hold.is_there(route)? { hold.remove(route, nft) } else { Ok(()) }
+    }
+
+    /// Makes rules of locks that somebody flushed again.
+    pub(crate) fn mend_locks(
+        &self,
+        state: &State,
+        bridge: &Link,
+        route: &mut Route,
+        nft: &mut Nft,
+    ) -> Result<(), NetworkError> {
+        for (ip, lock) in &state.locks {
+            if !lock.ports.is_empty() {
+                rules::publish(nft, self.bridge_name(), None, &lock.publisher, *ip, &lock.ports)
+                    .doing("publish ports of container", &lock.name)?;
+            }
+            let hold = hold(bridge, *ip, lock.mac);
+            if lock.kept && !hold.stands(nft)? {
+                hold.engage(route, nft, lock.means)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn bridge_link(&self, route: &mut Route) -> Result<Option<Link>, NetworkError> {
+        route.link(self.bridge_name()).doing("look up", self.bridge_name())
+    }
+}
+
+impl ContainerLock {
+    /// What happens to packets.
+    pub fn means(&self) -> Means {
+        self.means
+    }
+
+    /// Locks: nothing reaches or leaves the container from here on. That it is locked already is no
+    /// error.
+    ///
+    /// # Errors
+    /// [`NetworkError`].
+    pub fn lock(&mut self) -> Result<(), NetworkError> {
+        if self.engaged {
+            return Ok(());
+        }
+        let mut locked = self.network.lock()?;
+        let not_attached = || NetworkError::NotAttached(self.container.clone());
+        let lease = locked.state.leases.get(&self.container).ok_or_else(not_attached)?;
+        let lock = Lock {
+            container: self.container.clone(),
+            mac: lease.mac,
+            means: self.means,
+            name: lease.hostname.clone(),
+            kept: false,
+            since: now(),
+            until: None,
+            publisher: String::new(),
+            ports: Vec::new(),
+        };
+        locked.state.locks.insert(self.ip, lock);
+        locked.save()?;
+        self.hold.engage(&mut self.route, &mut self.nft, self.means)?;
+        self.engaged = true;
+        Ok(())
+    }
+
+    /// Lets the lock stay when the container goes, for at most `limit`.
+    ///
+    /// # Errors
+    /// [`NetworkError`].
+    pub fn keep(&mut self, name: &str, limit: Option<Duration>) -> Result<(), NetworkError> {
+        let mut locked = self.network.lock()?;
+        if let Some(lock) = locked.state.locks.get_mut(&self.ip) {
+            lock.kept = true;
+            lock.name = name.to_owned();
+            lock.until = limit.map(|limit| now() + limit.as_secs());
+            locked.save()?;
+        }
+        Ok(())
+    }
+
+    /// Opens the lock: what was held arrives now. That it is open is no error.
+    ///
+    /// # Errors
+    /// [`NetworkError`].
+    pub fn unlock(&mut self) -> Result<(), NetworkError> {
+        if !self.engaged {
+            return Ok(());
+        }
+        let mut locked = self.network.lock()?;
+        self.released = Some(self.hold.release(&mut self.route, &mut self.nft, &self.veth)?);
+        self.engaged = false;
+        if let Some(lock) = locked.state.locks.remove(&self.ip)
+            && !lock.ports.is_empty()
+        {
+            // Whoever took the lock over has not published them.
+            rules::unpublish(&mut self.nft, self.network.bridge_name(), &lock.publisher)
+                .doing("unpublish ports of container", &lock.publisher)?;
+        }
+        Ok(locked.save()?)
+    }
+
+    /// Removes what the lock needed, unless it stands. Takes some 30 ms, in which the container runs.
+    ///
+    /// # Errors
+    /// [`NetworkError`].
+    pub fn finish(mut self) -> Result<(), NetworkError> {
+        match self.released.take() {
+            _ if self.engaged => Ok(()),
+            Some(released) => released.finish(&mut self.route, &mut self.nft),
+            None => self.hold.remove(&mut self.route, &mut self.nft),
+        }
+    }
+}
+
+impl State {
+    /// The lock that is kept for an address.
+    pub fn kept_lock(&self, ip: Ipv4Addr) -> Option<&Lock> {
+        self.locks.get(&ip).filter(|lock| lock.kept)
+    }
+
+    /// A container goes. If a lock is kept for its address, its ports stay with the lock. Says
+    /// whether there is one.
+    pub fn leave_to_lock(&mut self, container: &str) -> bool {
+        let Some(lease) = self.leases.get(container) else { return false };
+        match self.locks.get_mut(&lease.ip) {
+            Some(lock) if lock.kept => {
+                if !lease.ports.is_empty() {
+                    lock.publisher = container.to_owned();
+                    lock.ports.clone_from(&lease.ports);
+                }
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+fn hold(bridge: &Link, ip: Ipv4Addr, mac: Mac) -> Hold {
+    Hold::new(&bridge.name, bridge.index, bridge.mtu, mac, vec![IpAddr::V4(ip)])
+}
