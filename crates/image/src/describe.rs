@@ -128,6 +128,9 @@ pub fn describe_records<R: Read>(
         ImageKind::SkQueues => {
             with_payload(reader, |entry: &SkPacketEntry| vec![("data", entry.length.into())])
         }
+        ImageKind::Datagrams => {
+            with_payload(reader, |entry: &DatagramEntry| vec![("data", entry.length.into())])
+        }
         ImageKind::TcpStream => with_payload(reader, |entry: &TcpStreamEntry| {
             vec![("inq", entry.inq_len.into()), ("outq", entry.outq_len.into())]
         }),

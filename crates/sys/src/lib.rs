@@ -11,6 +11,7 @@ pub mod freezer;
 pub mod ipc;
 pub mod kcmp;
 pub mod memory;
+pub mod message;
 pub mod mount;
 pub mod namespace;
 pub mod pagemap;

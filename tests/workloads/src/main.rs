@@ -7,6 +7,7 @@
 
 mod busy;
 mod calls;
+mod datagrams;
 mod events;
 mod files;
 mod identity;
@@ -76,6 +77,8 @@ const WORKLOADS: &[(&str, i32, Body)] = &[
     ("unix-pending", NONE, sockets::unix_pending),
     ("tcp-listeners", NONE, sockets::tcp_listeners),
     ("udp", NONE, sockets::udp),
+    ("udp-queues", NONE, datagrams::udp_queues),
+    ("udp-shared-port", NONE, datagrams::udp_shared_port),
     ("capabilities", NONE, identity::capabilities),
     ("other-user", NONE, identity::other_user),
     ("seccomp", NONE, identity::seccomp),

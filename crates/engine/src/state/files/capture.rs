@@ -18,7 +18,7 @@ use arctern_sys::{Pid, proc};
 use nix::sys::stat::{SFlag, fstat};
 
 use super::descriptor::{self, Descriptor};
-use super::{epoll, ghost, pipe, regular, tty, unix};
+use super::{epoll, ghost, pipe, regular, tty, udp, unix};
 use crate::error::{CaptureError, Refusal};
 use crate::options::External;
 use crate::tree::FrozenTree;
@@ -85,6 +85,7 @@ pub struct FileCollector {
     pub(super) memfds: Vec<(MemfdInodeEntry, PathBuf)>,
     pub(super) mapped_memfds: HashMap<(u32, u32), u32>,
     pub(super) unix: unix::Collected,
+    pub(super) udp: Vec<udp::Member>,
     pub(super) terminals: tty::Collected,
     pub(super) epolls: Vec<epoll::Pending>,
     fs: Vec<(i32, FsEntry)>,
@@ -317,6 +318,7 @@ impl FileCollector {
         self.fifos.write(images, ImageKind::FifoData)?;
         self.write_memfds(images, pages)?;
         self.write_queues(tree, images)?;
+        self.write_datagrams(tree, images)?;
         self.write_terminals(images)
     }
 }

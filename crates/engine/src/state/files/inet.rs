@@ -1,7 +1,8 @@
 //! TCP and UDP sockets without a live TCP connection: listening, bound, closed, UDP.
 //!
 //! State comes from the socket itself: TCP_INFO, getsockname(2), getpeername(2) and options.
-//! Refused: TCP connections in any state, connections that wait to be accepted, unread datagrams,
+//! What is unread in UDP sockets is in [`super::udp`].
+//! Refused: TCP connections in any state, connections that wait to be accepted,
 //! other protocols (raw, ICMP, SCTP, MPTCP), sockets of another network namespace. Options that
 //! CRIU's images do not know are kept in a field of our own, which it passes over. Not kept:
 //! memberships of multicast groups, which the kernel does not tell.
@@ -18,6 +19,8 @@ use super::capture::FileCollector;
 use super::descriptor::{Descriptor, entry};
 use super::sockopts::{self, set};
 use super::table::Opener;
+use super::udp::Datagram;
+use super::udp_restore;
 use crate::error::{CaptureError, Refusal, RestoreError};
 
 const ESTABLISHED: u32 = 1;
@@ -45,7 +48,7 @@ const IPV6_FREEBIND: i32 = 78;
 const IPV6_RECVPKTINFO: i32 = 49;
 const IP_FREEBIND: i32 = 15;
 const IP_PKTINFO: i32 = 8;
-const SO_MEMINFO: i32 = 55;
+const SO_PEEK_OFF: i32 = 42;
 
 impl FileCollector {
     /// A descriptor of an IPv4 or IPv6 socket.
@@ -68,16 +71,6 @@ impl FileCollector {
                 None => return Ok(None),
             },
             (libc::SOCK_DGRAM, libc::IPPROTO_UDP | libc::IPPROTO_UDPLITE) => {
-                let mut memory = [0; 4];
-                socket_option(&d.file, libc::SOL_SOCKET, SO_MEMINFO, &mut memory)
-                    .map_err(failed)?;
-                if u32::from_ne_bytes(memory) != 0 {
-                    refusals.push(d.refuse(
-                        format!("datagrams wait to be read ({})", ends(source, target)),
-                        "try again when the program has read them",
-                    ));
-                    return Ok(None);
-                }
                 (if target.is_some() { ESTABLISHED } else { CLOSE }, 0)
             }
             _ => {
@@ -100,6 +93,9 @@ impl FileCollector {
         let Some(opts) = sockopts::capture(d, false, refusals)? else { return Ok(None) };
         let id = self.new_id();
         let v6 = family == libc::AF_INET6;
+        if kind == libc::SOCK_DGRAM && !self.udp(d, id, v6, source, refusals)? {
+            return Ok(None);
+        }
         let (src_addr, src_port) = words(source, v6);
         let (dst_addr, dst_port) = words(target, v6);
         let on = |level, name| option(level, name).is_ok_and(|v| v != 0).then_some(true);
@@ -161,7 +157,7 @@ impl FileCollector {
 }
 
 /// Options that CRIU's images have no place for: who has them, level, name, value of a new socket.
-const MORE: [(Family, i32, i32, i32); 29] = [
+const MORE: [(Family, i32, i32, i32); 31] = [
     (Family::Any, libc::SOL_SOCKET, libc::SO_TIMESTAMP, 0),
     (Family::Any, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 0),
     (Family::Any, libc::SOL_SOCKET, libc::SO_TIMESTAMPING, 0),
@@ -172,6 +168,8 @@ const MORE: [(Family, i32, i32, i32); 29] = [
     (Family::Tcp, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, 0),
     (Family::Tcp, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 0),
     (Family::Tcp, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, 0),
+    (Family::Udp, libc::SOL_SOCKET, SO_PEEK_OFF, -1),
+    (Family::Udp, libc::IPPROTO_UDP, UDP_CORK, 0),
     (Family::Udp, libc::IPPROTO_UDP, UDP_SEGMENT, 0),
     (Family::Udp, libc::IPPROTO_UDP, UDP_GRO, 0),
     (Family::V4, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, 1),
@@ -192,6 +190,7 @@ const MORE: [(Family, i32, i32, i32); 29] = [
     (Family::V6, libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS, 1),
     (Family::V6, libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP, 1),
 ];
+const UDP_CORK: i32 = 1;
 const UDP_SEGMENT: i32 = 103;
 const UDP_GRO: i32 = 104;
 
@@ -278,7 +277,7 @@ fn address(d: &Descriptor<'_>, peer: bool) -> Result<Option<SocketAddr>, Capture
 }
 
 /// Reads a sockaddr_in or sockaddr_in6.
-fn parse(bytes: &[u8]) -> Option<SocketAddr> {
+pub(super) fn parse(bytes: &[u8]) -> Option<SocketAddr> {
     let family = i32::from(u16::from_ne_bytes(bytes.get(0..2)?.try_into().ok()?));
     let port = u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?);
     match family {
@@ -296,7 +295,7 @@ fn parse(bytes: &[u8]) -> Option<SocketAddr> {
 }
 
 /// Address as the images have it (words of network-order bytes) and port.
-fn words(address: Option<SocketAddr>, v6: bool) -> (Vec<u32>, u16) {
+pub(super) fn words(address: Option<SocketAddr>, v6: bool) -> (Vec<u32>, u16) {
     let bytes = match address.map(|a| a.ip()) {
         Some(IpAddr::V4(ip)) => ip.octets().to_vec(),
         Some(IpAddr::V6(ip)) => ip.octets().to_vec(),
@@ -307,7 +306,7 @@ fn words(address: Option<SocketAddr>, v6: bool) -> (Vec<u32>, u16) {
 }
 
 /// The sockaddr of an entry's address.
-fn sockaddr(family: u32, addr: &[u32], port: u32) -> Option<Vec<u8>> {
+pub(super) fn sockaddr(family: u32, addr: &[u32], port: u32) -> Option<Vec<u8>> {
     let bytes: Vec<u8> = addr.iter().flat_map(|word| word.to_ne_bytes()).collect();
     let mut out = (family as u16).to_ne_bytes().to_vec();
     out.extend(u16::try_from(port).ok()?.to_be_bytes());
@@ -345,8 +344,12 @@ pub(super) fn check(socket: &InetSkEntry) -> Option<(String, &'static str)> {
     None
 }
 
-/// Makes a socket: its number.
-pub(super) fn open(o: &mut Opener<'_>, socket: &InetSkEntry) -> Result<i32, RestoreError> {
+/// Makes a socket with what is `unread` in it (UDP): its number.
+pub(super) fn open(
+    o: &mut Opener<'_>,
+    socket: &InetSkEntry,
+    unread: &[Datagram],
+) -> Result<i32, RestoreError> {
     let bad = || RestoreError::Inconsistent(format!("socket {} has a damaged address", socket.id));
     let args = [socket.family.into(), socket.r#type.into(), socket.proto.into()];
     let fd = o.create(libc::SYS_socket, &args, "make the socket");
@@ -380,6 +383,9 @@ pub(super) fn open(o: &mut Opener<'_>, socket: &InetSkEntry) -> Result<i32, Rest
     }
     if socket.state == LISTEN && tcp {
         o.call(libc::SYS_listen, &[fd.into(), socket.backlog.into()], "listen");
+    }
+    if !unread.is_empty() {
+        udp_restore::deliver(o, fd, socket, unread)?;
     }
     if socket.state == ESTABLISHED && !tcp {
         let address = sockaddr(socket.family, &socket.dst_addr, socket.dst_port).ok_or_else(bad)?;

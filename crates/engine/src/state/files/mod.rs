@@ -41,6 +41,8 @@ mod sockopts;
 mod table;
 mod tty;
 mod tty_restore;
+mod udp;
+mod udp_restore;
 mod unix;
 mod unix_restore;
 

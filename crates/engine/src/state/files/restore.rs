@@ -14,7 +14,7 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use super::groups::{self, Bond, Group};
 use super::table::Table;
-use super::{ghost, memfd, pipe, regular, unix_restore};
+use super::{ghost, memfd, pipe, regular, udp_restore, unix_restore};
 use crate::error::{Refusal, RestoreError, Subject};
 use crate::options::External;
 use crate::restore_context::{RestoreContext, TaskNode};
@@ -67,6 +67,7 @@ pub struct FilesRestore {
     /// Those of them that are open by now.
     pub(super) made_masters: HashSet<u32>,
     pub(super) queues: unix_restore::Queues,
+    pub(super) datagrams: udp_restore::Datagrams,
     /// Sockets to which descriptors were sent that nobody received.
     pub(super) with_descriptors: Vec<u32>,
     pub(super) pipes: BTreeMap<u32, pipe::Refill>,
@@ -113,6 +114,7 @@ impl FilesRestore {
             masters: HashSet::new(),
             made_masters: options.orphan_terminals.iter().copied().collect(),
             queues,
+            datagrams: udp_restore::read(images)?,
             with_descriptors,
             pipes: pipe::read_contents(images, ImageKind::PipesData)?,
             fifos: pipe::read_contents(images, ImageKind::FifoData)?,

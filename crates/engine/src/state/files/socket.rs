@@ -101,7 +101,8 @@ impl FilesRestore {
         for id in &group.ids {
             let file = &self.files[id];
             if let Some(socket) = &file.isk {
-                made.push((*id, inet::open(o, socket)?));
+                let unread = self.datagrams.get(id).map_or(&[][..], Vec::as_slice);
+                made.push((*id, inet::open(o, socket, unread)?));
             } else if let Some(socket) = &file.nlsk {
                 made.push((*id, netlink::open(o, socket)));
             } else if let Some(socket) = &file.usk {

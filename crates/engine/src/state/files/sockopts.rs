@@ -4,10 +4,10 @@
 //! itself (SO_BUF_LOCK) are left to the kernel. Refused: eBPF filters, which cannot be read.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use arctern_image::messages::SkOptsEntry;
-use arctern_sys::fd::{socket_int, socket_option};
+use arctern_sys::fd::{set_socket_int, socket_int, socket_option};
 
 use super::descriptor::Descriptor;
 use super::table::Opener;
@@ -189,6 +189,34 @@ pub(super) fn set_after(o: &mut Opener<'_>, fd: i32, options: &SkOptsEntry) {
         let args =
             [fd.into(), SOL.into(), libc::SO_ATTACH_FILTER.into(), program.into(), 16.into()];
         o.call(libc::SYS_setsockopt, &args, "attach its filter");
+    }
+}
+
+/// A buffer that is larger for the moment: what it holds may have taken less room where it came from.
+pub(super) struct Room<'a> {
+    socket: &'a OwnedFd,
+    forced: i32,
+    size: i32,
+    locked: i32,
+}
+
+impl<'a> Room<'a> {
+    const LARGE: i32 = 16 << 20;
+
+    /// Enlarges the buffer of `name`: SO_SNDBUF or SO_RCVBUF.
+    pub fn make(socket: &'a OwnedFd, name: i32) -> io::Result<Self> {
+        let forced =
+            if name == libc::SO_SNDBUF { libc::SO_SNDBUFFORCE } else { libc::SO_RCVBUFFORCE };
+        let size = socket_int(socket, SOL, name)?;
+        let locked = socket_int(socket, SOL, SO_BUF_LOCK).unwrap_or(0);
+        set_socket_int(socket, SOL, forced, Self::LARGE)?;
+        Ok(Room { socket, forced, size, locked })
+    }
+
+    /// Gives the buffer its size again.
+    pub fn give_back(self) -> io::Result<()> {
+        set_socket_int(self.socket, SOL, self.forced, self.size / 2)?;
+        set_socket_int(self.socket, SOL, SO_BUF_LOCK, self.locked)
     }
 }
 

@@ -7,16 +7,15 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use arctern_image::images::{ImageDir, ImageKind};
 use arctern_image::messages::{SkPacketEntry, UnixSkEntry};
-use arctern_sys::fd::{set_socket_int, socket_int};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixCredentials, sendmsg};
 
-use super::sockopts;
+use super::sockopts::{self, Room};
 use super::table::Opener;
 use super::unix::{ESTABLISHED, EXTERNAL, LISTEN};
 use crate::error::RestoreError;
@@ -391,9 +390,6 @@ fn remove_name(o: &mut Opener<'_>, socket: &UnixSkEntry) {
 /// the buffer is larger for the moment. A message that shows its sender is sent in the name of the
 /// process `pid` (as we see it), with the uid and gid of the real sender.
 fn deliver(through: &OwnedFd, message: &Message, pid: i32) -> io::Result<()> {
-    const LARGE: i32 = 16 << 20;
-    const SO_BUF_LOCK: i32 = 72;
-    let sol = libc::SOL_SOCKET;
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     let sender =
         message.sender.map(|[_, uid, gid]| UnixCredentials::from(libc::ucred { pid, uid, gid }));
@@ -409,17 +405,13 @@ fn deliver(through: &OwnedFd, message: &Message, pid: i32) -> io::Result<()> {
             Err(nix::Error::EAGAIN | nix::Error::EMSGSIZE | nix::Error::ENOBUFS)
                 if grown.is_none() =>
             {
-                let size = socket_int(through.as_fd(), sol, libc::SO_SNDBUF)?;
-                let lock = socket_int(through.as_fd(), sol, SO_BUF_LOCK).unwrap_or(0);
-                set_socket_int(through.as_fd(), sol, libc::SO_SNDBUFFORCE, LARGE)?;
-                grown = Some((size, lock));
+                grown = Some(Room::make(through, libc::SO_SNDBUF)?);
             }
             Err(errno) => break Err(errno.into()),
         }
     };
-    if let Some((size, lock)) = grown {
-        set_socket_int(through.as_fd(), sol, libc::SO_SNDBUFFORCE, size / 2)?;
-        set_socket_int(through.as_fd(), sol, SO_BUF_LOCK, lock)?;
+    if let Some(room) = grown {
+        room.give_back()?;
     }
     result
 }
@@ -427,18 +419,19 @@ fn deliver(through: &OwnedFd, message: &Message, pid: i32) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use arctern_sys::fd::socket_int;
     use std::os::unix::net::UnixDatagram;
 
     #[test]
     fn more_than_one_sender_could_hold_is_delivered() {
         let (a, b) = UnixDatagram::pair().unwrap();
         let through = OwnedFd::from(b);
-        let before = socket_int(through.as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUF).unwrap();
+        let before = socket_int(&through, libc::SOL_SOCKET, libc::SO_SNDBUF).unwrap();
         for _ in 0..5 {
             let message = Message { data: vec![1; 100_000], sender: None };
             deliver(&through, &message, 0).unwrap();
         }
-        let after = socket_int(through.as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUF).unwrap();
+        let after = socket_int(&through, libc::SOL_SOCKET, libc::SO_SNDBUF).unwrap();
         assert_eq!(before, after);
         let mut buffer = vec![0; 100_001];
         for _ in 0..5 {
