@@ -118,14 +118,14 @@ impl Run {
         let mut pids = vec![self.outer.pid()];
         let mut at = 0;
         while at < pids.len() {
-            let Ok(tasks) = fs::read_dir(format!("/proc/{}/task", pids[at])) else {
-                continue;
-            };
+            let tasks = fs::read_dir(format!("/proc/{}/task", pids[at]));
+            at += 1;
+            // A child that has ended since is no part of the tree.
+            let Ok(tasks) = tasks else { continue };
             for task in tasks.flatten() {
                 let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
                 pids.extend(children.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()));
             }
-            at += 1;
         }
         // Short-lived children may be gone already.
         Ok(pids.into_iter().filter_map(|pid| Process::open(pid).ok()).collect())
