@@ -59,8 +59,30 @@ impl Engine {
     }
 
     /// Captures the tree of `pid`; `leave_running` lets it go on instead of killing it.
+    ///
+    /// What is a matter of moments Arctern tries again by itself; CRIU leaves that to its caller,
+    /// which is us: a dump that failed so is repeated, and the tree must have gone on meanwhile.
     pub fn dump(self, pid: i32, images: &Path, leave_running: bool) -> Result<()> {
-        finish(self.dump_command(pid, images, leave_running)?, &images.join("dump.log"))
+        let log = images.join("dump.log");
+        let mut attempt = 0;
+        loop {
+            let Err(error) = finish(self.dump_command(pid, images, leave_running)?, &log) else {
+                return Ok(());
+            };
+            attempt += 1;
+            let moment = match self {
+                Self::Criu if attempt < MOST_DUMPS => moment(&fs::read_to_string(&log)?),
+                _ => None,
+            };
+            let Some(moment) = moment else {
+                return Err(error);
+            };
+            println!("dump {attempt} of {pid} failed for a moment ({moment}): once more");
+            running(pid).context("after a dump that failed for a moment")?;
+            for entry in fs::read_dir(images)? {
+                fs::remove_file(entry?.path())?;
+            }
+        }
     }
 
     /// The command of [`Engine::dump`].
@@ -95,6 +117,35 @@ impl Engine {
     }
 }
 
+/// How often a dump is begun that fails only because of the moment.
+const MOST_DUMPS: u32 = 8;
+
+/// Errors of CRIU's about what the program does by itself a moment later.
+const MOMENTS: [(&str, &str); 2] = [
+    ("Found a closed in-flight socket", "who connected has closed, and nobody accepted yet"),
+    ("Non-empty write queue on an in-flight socket", "who connected has written already"),
+];
+
+/// The moment that a log of CRIU's tells of, if all its trouble comes from one.
+fn moment(log: &str) -> Option<&'static str> {
+    let errors = || log.lines().filter(|line| line.contains("Error ("));
+    MOMENTS
+        .iter()
+        .find(|(error, _)| errors().next().is_some_and(|line| line.contains(error)))
+        .map(|(_, moment)| *moment)
+}
+
+/// Neither stopped nor traced: a failed capture must leave a process so.
+fn running(pid: i32) -> Result<()> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))
+        .with_context(|| format!("process {pid} is gone"))?;
+    let field = |key| status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or("").trim();
+    if field("State:").starts_with(['T', 't', 'Z']) || field("TracerPid:") != "0" {
+        bail!("process {pid}: state {}, tracer {}", field("State:"), field("TracerPid:"));
+    }
+    Ok(())
+}
+
 /// Runs a command and gives its messages and the end of its log when it fails.
 fn finish(command: Command, log: &Path) -> Result<()> {
     // An engine that hangs is a failure, not a wait.
@@ -117,4 +168,20 @@ fn finish(command: Command, log: &Path) -> Result<()> {
         String::from_utf8_lossy(&output.stderr),
         lines[lines.len().saturating_sub(12)..].join("\n")
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::moment;
+
+    #[test]
+    fn only_a_first_error_of_a_moment_is_tried_again() {
+        let closed =
+            "(00.1) Error (criu/sk-unix.c:1): unix: Found a closed in-flight socket to 1f\n";
+        let after = "(00.2) Error (criu/cr-dump.c:1): Dumping FAILED.\n";
+        let other = "(00.1) Error (criu/files.c:1): something else\n";
+        assert!(moment(&[closed, after].concat()).is_some());
+        assert!(moment(&[other, closed].concat()).is_none());
+        assert!(moment("(00.1) nothing at all\n").is_none());
+    }
 }
