@@ -18,6 +18,19 @@ impl PidFd {
         Ok(PidFd(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
     }
 
+    /// Opens the thread `tid`, a leader or not (PIDFD_THREAD, kernel 6.9); on older kernels leaders
+    /// only. Such a descriptor hangs up (POLLHUP) when the thread was reaped and its id is free.
+    pub fn open_task(tid: Pid) -> io::Result<Self> {
+        const PIDFD_THREAD: i32 = libc::O_EXCL; // linux/pidfd.h
+        // SAFETY: pidfd_open takes two integers and touches no memory of ours.
+        match check(unsafe { libc::syscall(libc::SYS_pidfd_open, tid.0, PIDFD_THREAD) }) {
+            // SAFETY: the kernel has just given us this descriptor, nobody else owns it.
+            Ok(fd) => Ok(PidFd(unsafe { OwnedFd::from_raw_fd(fd as i32) })),
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Self::open(tid),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Duplicates descriptor `fd` of the process into ours (pidfd_getfd(2), kernel 5.6). The copy
     /// shares the open file description and is close-on-exec.
     pub fn getfd(&self, fd: i32) -> io::Result<OwnedFd> {

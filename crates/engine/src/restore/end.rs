@@ -1,0 +1,100 @@
+//! The end of a restore: the tasks go, or everything that was made is removed.
+
+use arctern_sys::pidfd::PidFd;
+use arctern_sys::{Pid, ptrace};
+use arctern_tracee::TraceeError;
+
+use super::build::Build;
+use crate::error::RestoreError;
+use crate::state::memory::space::AddressSpace;
+use crate::state::task::restore as task_state;
+
+impl Build<'_, '_> {
+    pub(super) fn registers(&mut self, task: usize) -> Result<(), RestoreError> {
+        let threads = self.all_threads(task)?;
+        for (tid, stub) in &threads {
+            let state = task_state::prepare_registers(
+                stub,
+                *tid,
+                self.loaded.core(*tid)?,
+                &self.loaded.restarts,
+            )?;
+            self.finals.push((*stub, state));
+        }
+        let Some(vdso) = self.loaded.spaces[task].as_ref().and_then(AddressSpace::vdso) else {
+            return Err(RestoreError::Inconsistent("a task has no vDSO".to_owned()));
+        };
+        let leader = self.stub(task)?;
+        let instruction = task_state::find_syscall(&leader, vdso.start, vdso.end)?;
+        leader.remove_gadget(instruction)?;
+        Ok(())
+    }
+
+    pub(super) fn release(&mut self, leave_stopped: bool) -> Result<(), RestoreError> {
+        for (stub, state) in &self.finals {
+            task_state::set_final_state(stub, state)?;
+        }
+        for (task, node) in self.loaded.nodes.iter().enumerate().filter(|(_, n)| !n.zombie) {
+            let stopped = self
+                .loaded
+                .core(node.pid)?
+                .tc
+                .as_ref()
+                .is_some_and(|tc| tc.task_state == crate::state::task::task_state::STOPPED);
+            if stopped || leave_stopped {
+                let pid = self.stub(task)?.tid();
+                PidFd::open(pid)
+                    .and_then(|pidfd| pidfd.send_signal(libc::SIGSTOP))
+                    .map_err(TraceeError::request(pid, "stop it"))?;
+            }
+        }
+        // From here on nothing can fail but the death of a task.
+        for (stub, _) in &self.finals {
+            // Death of the controller no longer takes the tasks along.
+            let _ = ptrace::set_options(stub.tid(), 0);
+        }
+        for (stub, _) in self.finals.iter().rev() {
+            if let Err(e) = ptrace::detach(stub.tid(), 0) {
+                tracing::warn!("thread {} died at the release: {e}", stub.tid());
+            }
+        }
+        Ok(())
+    }
+
+    /// Kills and reaps everything that was made.
+    pub(super) fn tear_down(&mut self) {
+        use nix::sys::prctl::{get_child_subreaper, set_child_subreaper};
+        // Tasks whose parents die with them come to us, not to an init that may not reap them.
+        let was_subreaper = get_child_subreaper().unwrap_or(false);
+        let _ = set_child_subreaper(true);
+        // Threads are asked of the kernel: a step that failed may have made one more.
+        let threads: Vec<Pid> = self
+            .made
+            .iter()
+            .flat_map(|pid| arctern_sys::proc::threads(*pid).unwrap_or_default())
+            .filter(|tid| !self.made.contains(tid))
+            .collect();
+        for pid in &self.made {
+            if let Ok(pidfd) = PidFd::open(*pid) {
+                let _ = pidfd.send_signal(libc::SIGKILL);
+            }
+        }
+        let ended = |tid: Pid| {
+            // Waits for the end; what is gone already says ECHILD.
+            while let Ok(status) = ptrace::wait(tid) {
+                if matches!(status, ptrace::WaitStatus::Exited(_) | ptrace::WaitStatus::Killed(_)) {
+                    break;
+                }
+            }
+        };
+        // A leader's end is reported when its other threads are gone.
+        threads.into_iter().for_each(ended);
+        // Once as their tracer, children first; the init of a pid namespace is last.
+        self.made.iter().rev().copied().for_each(ended);
+        // And once as their new parent.
+        for pid in &self.made {
+            let _ = ptrace::try_wait(*pid);
+        }
+        let _ = set_child_subreaper(was_subreaper);
+    }
+}

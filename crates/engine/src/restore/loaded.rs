@@ -1,0 +1,160 @@
+//! What the images say about the tasks, checked.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use arctern_image::images::{ImageDir, ImageKind};
+use arctern_image::messages::{CoreEntry, PstreeEntry, SeccompEntry, TaskKobjIdsEntry};
+
+use crate::error::RestoreError;
+use crate::plan::PlannedTask;
+use crate::restore_context::TaskNode;
+use crate::state::memory::space::{AddressSpace, have_common_memory};
+use crate::state::restart::{self, Restarts};
+use crate::state::task::restore as task_state;
+
+/// Everything that the images say, checked.
+pub(super) struct Loaded {
+    pub(super) nodes: Vec<TaskNode>,
+    pub(super) entries: Vec<PstreeEntry>,
+    /// By inner tid.
+    pub(super) cores: BTreeMap<i32, CoreEntry>,
+    pub(super) spaces: Vec<Option<AddressSpace>>,
+    pub(super) seccomp: SeccompEntry,
+    pub(super) restarts: Restarts,
+}
+
+impl Loaded {
+    /// Reads them; nothing is made.
+    pub(super) fn load(images: &ImageDir, dir: &Path) -> Result<Self, RestoreError> {
+        let inconsistent = |what: String| Err(RestoreError::Inconsistent(what));
+        let entries: Vec<PstreeEntry> = images.read_all(ImageKind::Pstree, 0)?;
+        if entries.is_empty() {
+            return inconsistent("pstree.img lists no process".to_owned());
+        }
+        let mut nodes: Vec<TaskNode> = Vec::with_capacity(entries.len());
+        let mut index_of: BTreeMap<u32, usize> = BTreeMap::new();
+        let mut cores = BTreeMap::new();
+        let mut spaces = Vec::new();
+        for (index, entry) in entries.iter().enumerate() {
+            let pid = i32::try_from(entry.pid).unwrap_or(0);
+            if pid <= 0 {
+                return inconsistent(format!("pstree.img: {} is no process id", entry.pid));
+            }
+            let parent = match (index, index_of.get(&entry.ppid)) {
+                (0, _) => None,
+                (_, Some(parent)) => Some(*parent),
+                _ => {
+                    return inconsistent(format!(
+                        "pstree.img: process {pid} has no parent before it"
+                    ));
+                }
+            };
+            if index_of.insert(entry.pid, index).is_some() {
+                return inconsistent(format!("pstree.img: process {pid} occurs twice"));
+            }
+            let leader: CoreEntry = images.read_one(ImageKind::Core, pid as u64)?;
+            task_state::check(pid, &leader)?;
+            let Some(tc) = &leader.tc else {
+                return inconsistent(format!("core-{pid}.img: no process state"));
+            };
+            let zombie = task_state::is_zombie(tc);
+            let ids: TaskKobjIdsEntry = if zombie {
+                TaskKobjIdsEntry::default()
+            } else {
+                match images.read_optional(ImageKind::Ids, pid as u64)? {
+                    Some(ids) => ids,
+                    None => leader.ids.clone().unwrap_or_default(),
+                }
+            };
+            let comm = tc.comm.clone();
+            if !zombie {
+                let tids: Vec<i32> = entry.threads.iter().map(|t| *t as i32).collect();
+                if tids.first() != Some(&pid) || tids.iter().any(|t| *t <= 0) {
+                    return inconsistent(format!("pstree.img: threads of process {pid}"));
+                }
+                for tid in &tids[1..] {
+                    let core: CoreEntry = images.read_one(ImageKind::Core, *tid as u64)?;
+                    task_state::check(*tid, &core)?;
+                    if cores.insert(*tid, core).is_some() {
+                        return inconsistent(format!("pstree.img: thread {tid} occurs twice"));
+                    }
+                }
+            }
+            spaces.push(if zombie { None } else { Some(AddressSpace::load(images, pid)?) });
+            if cores.insert(pid, leader).is_some() {
+                return inconsistent(format!("pstree.img: thread {pid} occurs twice"));
+            }
+            nodes.push(TaskNode { pid, comm, parent, zombie, ids });
+        }
+        let restarts = std::fs::read(dir.join(restart::FILE_NAME))
+            .ok()
+            .and_then(|text| serde_json::from_slice(&text).ok())
+            .unwrap_or_default();
+        Ok(Self {
+            nodes,
+            entries,
+            cores,
+            spaces,
+            seccomp: images.read_optional(ImageKind::Seccomp, 0)?.unwrap_or_default(),
+            restarts,
+        })
+    }
+
+    /// The tasks as the plan sees them.
+    pub(super) fn planned_tasks(&self) -> Vec<PlannedTask> {
+        let common = |index: usize, parent: Option<usize>| match (
+            &self.spaces[index],
+            parent.and_then(|p| self.spaces[p].as_ref()),
+        ) {
+            (Some(child), Some(parent)) => have_common_memory(child, parent),
+            _ => false,
+        };
+        self.nodes
+            .iter()
+            .zip(&self.entries)
+            .enumerate()
+            .map(|(index, (node, entry))| PlannedTask {
+                pid: node.pid,
+                parent: node.parent,
+                sid: entry.sid as i32,
+                pgid: entry.pgid as i32,
+                zombie: node.zombie,
+                common_memory: common(index, node.parent),
+                comm: node.comm.clone(),
+            })
+            .collect()
+    }
+
+    /// The core of a thread, by inner tid.
+    pub(super) fn core(&self, tid: i32) -> Result<&CoreEntry, RestoreError> {
+        self.cores
+            .get(&tid)
+            .ok_or_else(|| RestoreError::Inconsistent(format!("core-{tid}.img is missing")))
+    }
+
+    /// The set of control groups of a task's leader.
+    pub(super) fn cgroup_set(&self, task: usize) -> u32 {
+        let core = self.cores.get(&self.nodes[task].pid);
+        let process = core.and_then(|c| c.tc.as_ref()).and_then(|tc| tc.cg_set);
+        let thread = core.and_then(|c| c.thread_core.as_ref()).and_then(|t| t.cg_set);
+        thread.or(process).unwrap_or(0)
+    }
+
+    /// The programs of a chain in the order of their installation: the one that the thread names
+    /// first, then along `prev`.
+    pub(super) fn filters(&self, first: Option<u32>) -> Result<Vec<&[u8]>, RestoreError> {
+        let all = &self.seccomp.seccomp_filters;
+        let mut chain: Vec<&[u8]> = Vec::new();
+        let mut at = first;
+        while let Some(index) = at {
+            let filter = all.get(index as usize).filter(|f| f.filter.len() % 8 == 0);
+            let (Some(filter), true) = (filter, chain.len() <= all.len()) else {
+                return Err(RestoreError::Inconsistent("seccomp.img: a broken chain".to_owned()));
+            };
+            chain.push(&filter.filter);
+            at = filter.prev;
+        }
+        Ok(chain)
+    }
+}
