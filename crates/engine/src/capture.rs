@@ -14,7 +14,7 @@ use arctern_image::pages::PagesIds;
 use arctern_sys::namespace::Kind;
 use arctern_sys::{PAGE_SIZE, Pid, proc};
 
-use crate::error::{CaptureError, Refusal, Subject};
+use crate::error::{CaptureError, Refusal, Remedy, Subject};
 use crate::faults::Faults;
 use crate::freeze::{Frozen, freeze};
 use crate::options::{AfterCapture, CaptureOptions, CaptureReport, Event, Events};
@@ -55,7 +55,13 @@ const ATTEMPTS: u32 = 8;
 ///
 /// What the program is about to take (a connection that waits to be accepted, an unread event) and
 /// what ends by itself (vfork) is not refused at once: the tasks go on for some milliseconds, longer
-/// each time, and the capture begins anew. The kernel has no event for these moments.
+/// each time, and the capture begins anew.
+///
+/// That wait is a sleep, though a bounded one (8 attempts, a quarter of a second in all): what the
+/// tasks must do next is nothing that the kernel tells others. That a queue became empty wakes its
+/// writers and not its readers, an accept wakes nobody, and the end of a vfork wakes the parent
+/// alone; who polls the same socket sees that something *is* there, which is the opposite. Nor would
+/// one event do: the moment must be free of all causes at once.
 ///
 /// # Errors
 /// Whatever happens, after an error the tasks go on as they were; what was written so far stays in
@@ -327,7 +333,7 @@ fn check_tree(tree: &FrozenTree, refusals: &mut Vec<Refusal>) {
             refusals.push(task.refuse(
                 "",
                 format!("shares its memory with process {} (clone or vfork)", other.pid),
-                "try again when it has called execve",
+                Remedy::try_again("when it has called execve"),
             ));
         }
     }

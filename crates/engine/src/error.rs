@@ -38,13 +38,61 @@ pub struct Refusal {
     /// What it has that cannot be carried.
     pub cause: String,
     /// What the user can do.
-    pub remedy: String,
+    pub remedy: Remedy,
 }
 
 impl Refusal {
-    /// Whether the cause is one of a moment: its remedy is to try again.
+    /// Whether the cause is one of a moment, so that it is worth to try again.
     pub fn is_momentary(&self) -> bool {
-        self.remedy.starts_with("try again")
+        matches!(self.remedy, Remedy::TryAgain(_))
+    }
+}
+
+/// What the user can do about a refusal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Remedy {
+    /// This, as an imperative; empty if there is nothing to do.
+    Do(String),
+    /// Wait until this has happened, which the program does by itself in moments: `when it has read
+    /// them`.
+    TryAgain(String),
+}
+
+impl Remedy {
+    /// The cause goes away by itself in moments, `when` this has happened.
+    pub fn try_again(when: impl Into<String>) -> Self {
+        Remedy::TryAgain(when.into())
+    }
+
+    fn is_empty(&self) -> bool {
+        matches!(self, Remedy::Do(text) if text.is_empty())
+    }
+}
+
+impl From<&str> for Remedy {
+    fn from(text: &str) -> Self {
+        Remedy::Do(text.to_owned())
+    }
+}
+
+impl From<String> for Remedy {
+    fn from(text: String) -> Self {
+        Remedy::Do(text)
+    }
+}
+
+impl fmt::Display for Remedy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Remedy::Do(text) => f.write_str(text),
+            Remedy::TryAgain(when) => write!(f, "try again {when}"),
+        }
+    }
+}
+
+impl serde::Serialize for Remedy {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

@@ -256,7 +256,7 @@ fn seize_threads(seized: &mut Seized, pid: Pid, refusals: &mut Vec<Refusal>) -> 
                 refusals.push(Refusal {
                     subject,
                     cause: format!("is traced by process {} ({e})", state.tracer),
-                    remedy: "detach the debugger".to_owned(),
+                    remedy: "detach the debugger".into(),
                 });
                 continue;
             }

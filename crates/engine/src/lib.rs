@@ -13,5 +13,5 @@ pub mod state;
 pub mod tree;
 
 pub use capture::{STEPS as CAPTURE_STEPS, capture};
-pub use error::{CaptureError, Refusal, RestoreError, Subject};
+pub use error::{CaptureError, Refusal, Remedy, RestoreError, Subject};
 pub use restore::{describe_plan, restore};

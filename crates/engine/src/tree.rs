@@ -10,7 +10,7 @@ use arctern_tracee::live::LiveSession;
 use arctern_tracee::thread::StoppedThread;
 use arctern_tracee::{Batch, TraceeError};
 
-use crate::error::{CaptureError, Refusal, Subject};
+use crate::error::{CaptureError, Refusal, Remedy, Subject};
 
 /// Ids of the kernel objects that a task may share with others, unique in one checkpoint. Equal ids
 /// mean the same object.
@@ -70,7 +70,7 @@ impl FrozenTask {
         &self,
         part: impl Into<String>,
         cause: impl Into<String>,
-        remedy: impl Into<String>,
+        remedy: impl Into<Remedy>,
     ) -> Refusal {
         Refusal { subject: self.subject(part), cause: cause.into(), remedy: remedy.into() }
     }

@@ -321,7 +321,7 @@ fn an_empty_network_namespace_is_rebuilt_and_devices_are_refused() {
     let busy = Program::start(&["--net"], "ip link add v0 type veth peer v1");
     let refused = capture(&mut busy.freeze(), &[], &images);
     assert_eq!(refused.len(), 1);
-    assert!(refused[0].remedy.contains("--external net["), "{}", refused[0]);
+    assert!(refused[0].remedy.to_string().contains("--external net["), "{}", refused[0]);
 }
 
 #[test]

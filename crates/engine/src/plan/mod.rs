@@ -316,7 +316,7 @@ impl Planner<'_> {
         self.refusals.push(Refusal {
             subject: Subject { pid: task.pid, comm: task.comm.clone(), part: String::new() },
             cause,
-            remedy: remedy.to_owned(),
+            remedy: remedy.into(),
         });
     }
 }

@@ -9,7 +9,7 @@ use arctern_sys::fd::{SignalOwner, signal_owner};
 use arctern_sys::proc::fdinfo::FdInfo;
 use nix::sys::stat::FileStat;
 
-use crate::error::{CaptureError, Refusal};
+use crate::error::{CaptureError, Refusal, Remedy};
 use crate::tree::{FrozenTask, FrozenTree};
 
 /// A descriptor with everything that the kernel tells about it.
@@ -37,7 +37,7 @@ impl Descriptor<'_> {
         part(self.fd, &self.link)
     }
 
-    pub fn refuse(&self, cause: impl Into<String>, remedy: impl Into<String>) -> Refusal {
+    pub fn refuse(&self, cause: impl Into<String>, remedy: impl Into<Remedy>) -> Refusal {
         self.task().refuse(self.part(), cause, remedy)
     }
 

@@ -21,7 +21,7 @@ use super::sockopts::{self, set};
 use super::table::Opener;
 use super::udp::Datagram;
 use super::udp_restore;
-use crate::error::{CaptureError, Refusal, RestoreError};
+use crate::error::{CaptureError, Refusal, Remedy, RestoreError};
 
 const ESTABLISHED: u32 = 1;
 const CLOSE: u32 = 7;
@@ -240,7 +240,7 @@ fn tcp_state(
         LISTEN => {
             refusals.push(d.refuse(
                 format!("{} connection(s) wait to be accepted ({})", word(24), ends(source, None)),
-                "try again when the program has accepted them",
+                Remedy::try_again("when the program has accepted them"),
             ));
             Ok(None)
         }

@@ -21,7 +21,7 @@ use super::capture::FileCollector;
 use super::descriptor::{Descriptor, entry};
 use super::ghost::kernel_device;
 use super::table::Opener;
-use crate::error::{CaptureError, Refusal, RestoreError};
+use crate::error::{CaptureError, Refusal, Remedy, RestoreError};
 use crate::tree::FrozenTask;
 
 /// Words of a file handle in CRIU's images, at the least.
@@ -41,7 +41,7 @@ impl FileCollector {
         if unread != 0 {
             refusals.push(d.refuse(
                 format!("{unread} bytes of events wait to be read and cannot be put back"),
-                "try again when the program has read them",
+                Remedy::try_again("when the program has read them"),
             ));
             return Ok(None);
         }

@@ -132,7 +132,7 @@ impl FilesRestore {
                     part: format!("fd {}", lock.fd),
                 },
                 cause: format!("the images hold {} file lock(s)", locks.len()),
-                remedy: "restore with --file-locks".to_owned(),
+                remedy: "restore with --file-locks".into(),
             });
         }
     }

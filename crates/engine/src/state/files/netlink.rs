@@ -12,7 +12,7 @@ use super::capture::FileCollector;
 use super::descriptor::{Descriptor, entry};
 use super::sockopts;
 use super::table::Opener;
-use crate::error::{CaptureError, Refusal};
+use crate::error::{CaptureError, Refusal, Remedy};
 
 const SOL_NETLINK: i32 = 270;
 const NETLINK_ADD_MEMBERSHIP: i32 = 1;
@@ -38,7 +38,7 @@ impl FileCollector {
         if recv(d.file.as_raw_fd(), &mut [0; 16], flags).is_ok() {
             refusals.push(d.refuse(
                 "netlink messages wait to be read and cannot be put back",
-                "try again when the program has read them",
+                Remedy::try_again("when the program has read them"),
             ));
             return Ok(None);
         }

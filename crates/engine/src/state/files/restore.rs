@@ -282,7 +282,7 @@ impl FilesRestore {
                 refusals.push(Refusal {
                     subject: self.subject(*id, &reg.name),
                     cause,
-                    remedy: remedy.to_owned(),
+                    remedy: remedy.into(),
                 });
             }
         }
@@ -413,7 +413,7 @@ impl FilesRestore {
         Refusal {
             subject: self.named_subject(id),
             cause: "this kind of file cannot be restored".to_owned(),
-            remedy: "restore the images with the program that wrote them".to_owned(),
+            remedy: "restore the images with the program that wrote them".into(),
         }
     }
 
@@ -421,7 +421,7 @@ impl FilesRestore {
         RestoreError::Refused(vec![Refusal {
             subject: self.subject(id, key),
             cause: format!("it stands for `{key}`, which lives outside of the images"),
-            remedy: format!("hand it in with --inherit-fd fd[N]:{key}"),
+            remedy: format!("hand it in with --inherit-fd fd[N]:{key}").into(),
         }])
     }
 

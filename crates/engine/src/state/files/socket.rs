@@ -77,7 +77,7 @@ impl FilesRestore {
                 refusals.push(Refusal {
                     subject: self.named_subject(*id),
                     cause,
-                    remedy: remedy.to_owned(),
+                    remedy: remedy.into(),
                 });
             }
         }
@@ -85,7 +85,7 @@ impl FilesRestore {
             refusals.push(Refusal {
                 subject: self.named_subject(*id),
                 cause: "descriptors were sent to the socket and not received".to_owned(),
-                remedy: "checkpoint when the program has received them".to_owned(),
+                remedy: "checkpoint when the program has received them".into(),
             });
         }
     }

@@ -24,7 +24,7 @@ use nix::sys::stat::{FileStat, major, minor};
 
 use super::capture::{FileCollector, write_or_remove};
 use super::descriptor::{Descriptor, entry};
-use crate::error::{CaptureError, Refusal};
+use crate::error::{CaptureError, Refusal, Remedy};
 use crate::options::External;
 use crate::tree::FrozenTree;
 
@@ -102,7 +102,7 @@ impl FileCollector {
         if unread != 0 && info.pty.is_some() {
             refusals.push(d.refuse(
                 format!("{unread} bytes wait to be read from the terminal"),
-                "try again when the program has read them",
+                Remedy::try_again("when the program has read them"),
             ));
             return Ok(None);
         }

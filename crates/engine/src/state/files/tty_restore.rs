@@ -103,6 +103,7 @@ impl FilesRestore {
                     ),
                 },
             };
+            let remedy = remedy.into();
             refusals.push(Refusal { subject: self.named_subject(*id), cause, remedy });
         }
     }

@@ -27,7 +27,7 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg};
 use super::capture::FileCollector;
 use super::descriptor::{Descriptor, entry};
 use super::sockopts;
-use crate::error::{CaptureError, Refusal};
+use crate::error::{CaptureError, Refusal, Remedy};
 use crate::options::External;
 use crate::tree::FrozenTree;
 
@@ -97,7 +97,7 @@ impl FileCollector {
             self.unix.refused.insert(ino);
             refusals.push(d.refuse(
                 format!("{} descriptor(s) sent to it wait to be received", d.info.scm_fds),
-                "try again when the program has received them",
+                Remedy::try_again("when the program has received them"),
             ));
             return Ok(None);
         }
@@ -213,7 +213,7 @@ impl FileCollector {
             let sockets = &self.unix.namespaces[&member.namespace];
             let socket = &sockets[&member.ino];
             let task = &tree.tasks[member.index];
-            let mut refuse = |cause: String, remedy: &str| {
+            let mut refuse = |cause: String, remedy: Remedy| {
                 refusals.push(task.refuse(member.part.clone(), cause, remedy));
             };
             if u32::from(socket.state) == LISTEN {
@@ -226,7 +226,7 @@ impl FileCollector {
                     } else {
                         refuse(
                             format!("a connection waits to be accepted ({})", shown(&socket.name)),
-                            "try again when the program has accepted it",
+                            Remedy::try_again("when the program has accepted it"),
                         );
                     }
                 }
@@ -248,7 +248,8 @@ impl FileCollector {
             refuse(
                 format!("it is connected to a socket outside of the tree ({name}, inode {peer})"),
                 "include the other process or close the connection; a datagram socket may be \
-                 declared with --external unix[INODE]",
+                 declared with --external unix[INODE]"
+                    .into(),
             );
         }
         for (listed, peer) in peers {

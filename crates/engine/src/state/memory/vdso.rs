@@ -51,7 +51,7 @@ impl HostVdso {
             refusals.push(Refusal {
                 subject: subject(pid, comm, "mapping [vdso]"),
                 cause: cause.to_owned(),
-                remedy: "restore it on a host with the kernel on which it was captured".to_owned(),
+                remedy: "restore it on a host with the kernel on which it was captured".into(),
             });
         };
         let Some(vdso) = space.vdso() else {

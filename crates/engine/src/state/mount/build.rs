@@ -64,7 +64,7 @@ impl MountRestore {
             let refuse = |(path, why): (String, Uncarried)| Refusal {
                 subject: subject(task.pid, &task.comm, format!("mount {path}")),
                 cause: cause(why).to_owned(),
-                remedy: format!("capture it with --external mnt[{path}]:NAME"),
+                remedy: format!("capture it with --external mnt[{path}]:NAME").into(),
             };
             RestoreError::Refused(uncarried.into_iter().map(refuse).collect())
         })?;
@@ -104,7 +104,8 @@ impl MountRestore {
                 refusals.push(Refusal {
                     subject: subject(self.task.pid, &self.task.comm, format!("mount {path}")),
                     cause,
-                    remedy: format!("say what stands for it with --external mnt[{key}]:PATH"),
+                    remedy: format!("say what stands for it with --external mnt[{key}]:PATH")
+                        .into(),
                 });
             };
             match self.externals.get(key) {

@@ -17,7 +17,7 @@ use nix::sched::{CloneFlags, setns};
 
 use super::clocks::Clocks;
 use super::ipc::IpcRestore;
-use crate::error::{Refusal, RestoreError};
+use crate::error::{Refusal, Remedy, RestoreError};
 use crate::options::{Event, Events, External};
 use crate::restore_context::{RestoreContext, TaskNode, failed, subject};
 use crate::state::mount::MountRestore;
@@ -173,7 +173,7 @@ impl<'a> NamespaceRestore<'a> {
         Ok(())
     }
 
-    fn refuse(&self, part: &str, cause: impl Into<String>, remedy: impl Into<String>) -> Refusal {
+    fn refuse(&self, part: &str, cause: impl Into<String>, remedy: impl Into<Remedy>) -> Refusal {
         let subject = subject(self.root.pid, &self.root.comm, part);
         Refusal { subject, cause: cause.into(), remedy: remedy.into() }
     }
