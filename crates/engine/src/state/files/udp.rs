@@ -23,7 +23,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::capture::FileCollector;
 use super::descriptor::Descriptor;
 use super::inet;
-use crate::error::{CaptureError, Refusal};
+use crate::error::{CaptureError, Refusal, Remedy};
 use crate::tree::FrozenTree;
 
 const SO_PEEK_OFF: i32 = 42;
@@ -80,7 +80,7 @@ impl FileCollector {
         if word(8) != 0 {
             refusals.push(d.refuse(
                 "data waits to be sent: the last part is missing (UDP_CORK, MSG_MORE)",
-                "try again when the program has sent it",
+                Remedy::try_again("when the program has sent it"),
             ));
             return Ok(false);
         }
@@ -97,7 +97,7 @@ impl FileCollector {
             let what = if lite { "UDP-Lite datagrams" } else { "datagrams and an ICMP error" };
             refusals.push(d.refuse(
                 format!("{what} wait to be read"),
-                "try again when the program has read them",
+                Remedy::try_again("when the program has read them"),
             ));
             return Ok(false);
         }
@@ -127,7 +127,7 @@ impl FileCollector {
                 .map_err(task.failed(&member.part, "peek at its unread datagrams"))?;
             for datagram in queue {
                 if let Some(cause) = obstacle(&datagram, member.local) {
-                    let remedy = "try again when the program has read it";
+                    let remedy = Remedy::try_again("when the program has read it");
                     refusals.push(task.refuse(member.part.clone(), cause, remedy));
                     continue;
                 }
