@@ -1,6 +1,7 @@
 //! What can go wrong with a container.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use crate::state::Status;
@@ -46,6 +47,19 @@ pub enum Error {
         status: Status,
         /// What it had to be.
         needed: &'static str,
+    },
+    /// Live connections belong to an address that the container does not have any more.
+    #[error(
+        "the container had the address {had} and has {has} now, so these connections cannot go on: {}",
+        .connections.join(", ")
+    )]
+    AddressChanged {
+        /// The address at the checkpoint.
+        had: Ipv4Addr,
+        /// The address now.
+        has: Ipv4Addr,
+        /// Both ends of each connection.
+        connections: Vec<String>,
     },
     /// `rm` of a running container without force.
     #[error("container `{0}` is running")]
@@ -255,6 +269,11 @@ impl Error {
             Error::IdInUse(_) => {
                 "pass --name to restore it as a new container, or remove the old one first"
                     .to_owned()
+            }
+            Error::AddressChanged { had, .. } => {
+                format!(
+                    "stop the container that has {had}, or drop the connections with --tcp-close"
+                )
             }
             Error::StillRunning(name) => {
                 format!("`arctern stop {name}` first, or pass --force")

@@ -1,9 +1,12 @@
 //! One host: a pair of `--root` and `--runroot`, opened by every command.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use crate::cgroup::Hierarchies;
+use crate::config::NetworkMode;
 use crate::error::{Error, Result};
 use crate::lock::Lock;
 use crate::paths::{ContainerPaths, Paths};
@@ -80,6 +83,7 @@ impl Host {
     /// All containers as they really are, oldest first.
     pub fn list(&mut self) -> Result<Vec<Record>> {
         let mut records = Vec::new();
+        self.mend_locks()?;
         for record in self.store.list()? {
             if self.needs_repair(&record) {
                 records.extend(self.read(&record.config.id)?);
@@ -88,6 +92,38 @@ impl Host {
             }
         }
         Ok(records)
+    }
+
+    /// The network locks of this host, by address.
+    pub fn locks(&self) -> Result<BTreeMap<Ipv4Addr, arctern_net::Lock>> {
+        crate::network::locks(&self.paths)
+    }
+
+    /// Gives up the network locks whose time is over, and what only they needed.
+    pub(crate) fn end_expired_locks(&mut self) -> Result<()> {
+        crate::network::end_expired_locks(&self.paths)?;
+        if self.store.is_empty()? {
+            crate::network::remove_unused(&self.paths)?;
+        }
+        Ok(())
+    }
+
+    /// Opens locks that should not stand any more: their time is over, or the command that made one
+    /// was killed and its container goes on.
+    fn mend_locks(&mut self) -> Result<()> {
+        let locks = self.locks()?;
+        if locks.values().any(arctern_net::Lock::expired) {
+            self.end_expired_locks()?;
+        }
+        for lock in locks.values().filter(|lock| !lock.kept) {
+            let path = self.paths.container(&lock.container).lock();
+            if let Ok(Some(_lock)) = Lock::try_take(&path)
+                && let Some(record) = self.store.get(&lock.container)?
+            {
+                self.settle(record)?;
+            }
+        }
+        Ok(())
     }
 
     fn read(&mut self, id: &str) -> Result<Option<Record>> {
@@ -142,6 +178,10 @@ impl Host {
     /// ones are after their end.
     fn settle(&mut self, record: Record) -> Result<Option<Record>> {
         if self.init(&record).is_some() {
+            if record.config.network == NetworkMode::Bridge {
+                // Whoever locked it was killed before it stopped the container.
+                crate::network::end_lock(&self.paths, &record.config.id)?;
+            }
             if record.status == Status::Checkpointed {
                 // The command that made the checkpoint was killed before it stopped the container.
                 return self.store.update(&record.config.id, |r| {

@@ -1,15 +1,17 @@
 //! The container's side of the network crate: what a container's options mean for it.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use arctern_net::{
-    ArchivedStatus, AttachSpec, DEFAULT_BRIDGE, Network, NetworkError, NetworkStatus, netns,
+    ArchivedStatus, AttachSpec, DEFAULT_BRIDGE, Means, Network, NetworkError, NetworkStatus, netns,
 };
 
 use crate::config::{ContainerConfig, NetworkMode, PortMapping};
 use crate::error::{Error, Result};
+use crate::keeper;
 use crate::paths::Paths;
 
 /// The root whose containers are on the default bridge.
@@ -28,7 +30,7 @@ pub struct Attachment {
 
 /// The bridge network of a host. Hosts with other roots on the same machine have bridges of their
 /// own: they know nothing of each other's addresses.
-fn bridge(paths: &Paths) -> Result<Network> {
+pub(crate) fn bridge(paths: &Paths) -> Result<Network> {
     let name = if paths.root.as_os_str() == DEFAULT_ROOT {
         DEFAULT_BRIDGE.to_owned()
     } else {
@@ -42,12 +44,22 @@ fn fnv1a(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
+/// How a container comes to its network.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Arrival {
+    /// It is restored: a lock that is kept for its address goes on, until the restore opens it.
+    pub resumes: bool,
+    /// It is locked from the beginning.
+    pub locked: bool,
+}
+
 /// Makes the network of a container. The address is the one asked for, the one it had, or a free
 /// one.
 pub fn setup(
     paths: &Paths,
     config: &ContainerConfig,
     had: Option<&NetworkStatus>,
+    arrival: Arrival,
 ) -> Result<Attachment> {
     if config.network == NetworkMode::Host {
         return Ok(Attachment::default());
@@ -61,9 +73,18 @@ pub fn setup(
         return Ok(Attachment { netns: Some(path), ..Attachment::default() });
     }
     let network = bridge(paths)?;
+    if !arrival.resumes {
+        end_lock(paths, &config.id)?;
+    }
     let attach = |ip: Option<Ipv4Addr>, mac| {
-        let spec =
-            AttachSpec { ip, mac, hostname: config.hostname.clone(), ..AttachSpec::default() };
+        let spec = AttachSpec {
+            ip,
+            mac,
+            hostname: config.hostname.clone(),
+            resumes: arrival.resumes,
+            lock: arrival.locked.then_some(Means::Hold),
+            ..AttachSpec::default()
+        };
         network.attach(namespace.as_fd(), &config.id, &spec)
     };
     let status = match (config.static_ip, had) {
@@ -74,6 +95,7 @@ pub fn setup(
             }
             other => other,
         },
+        (Some(ip), Some(had)) if had.ip == ip && arrival.resumes => attach(Some(ip), Some(had.mac)),
         (ip, _) => attach(ip, None),
     }
     .map_err(Error::network)?;
@@ -93,6 +115,27 @@ pub fn teardown(paths: &Paths, config: &ContainerConfig) -> Result<()> {
     };
     netns::delete(&paths.container(&config.id).netns).map_err(Error::network)?;
     attached
+}
+
+/// The locks of the bridge, by address.
+pub fn locks(paths: &Paths) -> Result<BTreeMap<Ipv4Addr, arctern_net::Lock>> {
+    bridge(paths)?.locks().map_err(Error::network)
+}
+
+/// Gives up the lock of a container, if it has one.
+pub fn end_lock(paths: &Paths, id: &str) -> Result<()> {
+    let network = bridge(paths)?;
+    if network.locks().map_err(Error::network)?.is_empty() {
+        return Ok(());
+    }
+    let lock = network.end_lock(id).map_err(Error::network)?;
+    keeper::dismiss(lock.as_ref());
+    Ok(())
+}
+
+/// Gives up the locks whose time is over.
+pub fn end_expired_locks(paths: &Paths) -> Result<()> {
+    bridge(paths)?.end_expired_locks().map_err(Error::network)
 }
 
 /// Removes the bridge, when no container is left that could use it.

@@ -41,7 +41,7 @@ pub use connections::ConnectionLock;
 pub use error::NetworkError;
 pub use hold::Means;
 pub use ipnet::Ipv4Net;
-pub use lock::{ContainerLock, Lock};
+pub use lock::{ContainerLock, Keep, Lock};
 pub use mac::{BadMac, Mac};
 pub use network::{AttachSpec, Bridge, DEFAULT_BRIDGE, Network, bring_up_loopback};
 pub use ports::{BadPort, PortMapping, Protocol};

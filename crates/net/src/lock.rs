@@ -43,6 +43,12 @@ pub struct Lock {
     pub name: String,
     /// It outlives the command that made it.
     pub kept: bool,
+    /// What it waits for is in an archive, and not only with the container.
+    #[serde(default)]
+    pub archived: bool,
+    /// The process that ends it in time: pid and start time.
+    #[serde(default)]
+    pub keeper: Option<(i32, u64)>,
     /// When it was made, in seconds since boot.
     pub since: u64,
     /// When it ends by itself, in seconds since boot; `None`: never.
@@ -55,10 +61,39 @@ pub struct Lock {
     pub ports: Vec<PortMapping>,
 }
 
+/// How a lock is kept when its command has ended.
+#[derive(Clone, Debug, Default)]
+pub struct Keep {
+    /// The container's name.
+    pub name: String,
+    /// How long at most; `None`: for ever.
+    pub limit: Option<Duration>,
+    /// See [`Lock::archived`].
+    pub archived: bool,
+    /// See [`Lock::keeper`].
+    pub keeper: Option<(i32, u64)>,
+}
+
 impl Lock {
     /// Seconds until it ends by itself; `None`: never.
     pub fn remaining(&self) -> Option<u64> {
         self.until.map(|until| until.saturating_sub(now()))
+    }
+
+    fn working(container: &str, lease: &Lease, means: Means) -> Self {
+        Lock {
+            container: container.to_owned(),
+            mac: lease.mac,
+            means,
+            name: lease.hostname.clone(),
+            kept: false,
+            archived: false,
+            keeper: None,
+            since: now(),
+            until: None,
+            publisher: String::new(),
+            ports: Vec::new(),
+        }
     }
 
     /// Whether it has ended by itself.
@@ -84,6 +119,7 @@ pub struct ContainerLock {
     veth: String,
     engaged: bool,
     released: Option<Released>,
+    ended: Option<Lock>,
     route: Route,
     nft: Nft,
 }
@@ -107,8 +143,8 @@ impl Network {
         let lease = locked.state.leases.get(container).ok_or_else(not_attached)?.clone();
         let bridge = self.bridge_link(&mut route)?.ok_or_else(not_attached)?;
         let hold = hold(&bridge, lease.ip, lease.mac);
-        let kept = locked.state.kept_lock(lease.ip).map(|lock| lock.means);
-        let means = match (kept, means) {
+        let standing = locked.state.standing_lock(lease.ip, container).map(|lock| lock.means);
+        let means = match (standing, means) {
             (Some(means), _) => {
                 // Whoever flushed the rules, or attached the container, did so under the lock.
                 hold.engage(&mut route, &mut nft, means)?;
@@ -124,8 +160,9 @@ impl Network {
             means,
             ip: lease.ip,
             veth: lease.host_veth,
-            engaged: kept.is_some(),
+            engaged: standing.is_some(),
             released: None,
+            ended: None,
             route,
             nft,
         })
@@ -140,11 +177,11 @@ impl Network {
     }
 
     /// Gives up the lock of a container, with what is held. One that is attached is reachable again;
-    /// the ports of one that is gone go too. Says whether there was one.
+    /// the ports of one that is gone go too. Gives what there was.
     ///
     /// # Errors
     /// [`NetworkError`].
-    pub fn end_lock(&self, container: &str) -> Result<bool, NetworkError> {
+    pub fn end_lock(&self, container: &str) -> Result<Option<Lock>, NetworkError> {
         let mut locked = self.lock()?;
         let (mut route, mut nft) = (self.route()?, self.nft()?);
         self.end(&mut locked, &mut route, &mut nft, container)
@@ -174,12 +211,37 @@ impl Network {
         route: &mut Route,
         nft: &mut Nft,
         container: &str,
-    ) -> Result<bool, NetworkError> {
-        let of_it = locked.state.locks.iter().find(|(_, lock)| lock.container == container);
-        match of_it.map(|(ip, _)| *ip) {
-            Some(ip) => self.open_lock(locked, route, nft, ip).map(|()| true),
-            None => Ok(false),
+    ) -> Result<Option<Lock>, NetworkError> {
+        let has = locked.state.leases.get(container).map(|lease| lease.ip);
+        let of_it =
+            |(ip, lock): &(&Ipv4Addr, &Lock)| lock.container == container || Some(**ip) == has;
+        match locked.state.locks.iter().find(of_it).map(|(ip, _)| *ip) {
+            Some(ip) => self.open_lock(locked, route, nft, ip),
+            None => Ok(None),
         }
+    }
+
+    /// Locks a container that is about to be attached: nothing reaches its interface from the
+    /// beginning. That its address is locked already is no error.
+    pub(crate) fn lock_ahead(
+        &self,
+        locked: &mut Locked,
+        route: &mut Route,
+        nft: &mut Nft,
+        container: &str,
+        means: Means,
+    ) -> Result<(), NetworkError> {
+        let not_attached = || NetworkError::NotAttached(container.to_owned());
+        let lease = locked.state.leases.get(container).ok_or_else(not_attached)?.clone();
+        if locked.state.kept_lock(lease.ip).is_some() {
+            return Ok(());
+        }
+        let bridge = self.bridge_link(route)?.ok_or_else(not_attached)?;
+        let hold = hold(&bridge, lease.ip, lease.mac);
+        let means = if means == Means::Hold { hold.prepare(route)? } else { means };
+        locked.state.locks.insert(lease.ip, Lock::working(container, &lease, means));
+        locked.save()?;
+        hold.engage(route, nft, means)
     }
 
     fn open_lock(
@@ -188,8 +250,8 @@ impl Network {
         route: &mut Route,
         nft: &mut Nft,
         ip: Ipv4Addr,
-    ) -> Result<(), NetworkError> {
-        let Some(lock) = locked.state.locks.get(&ip).cloned() else { return Ok(()) };
+    ) -> Result<Option<Lock>, NetworkError> {
+        let Some(lock) = locked.state.locks.get(&ip).cloned() else { return Ok(None) };
         if !lock.ports.is_empty() {
             rules::unpublish(nft, self.bridge_name(), &lock.publisher)
                 .doing("unpublish ports of container", &lock.publisher)?;
@@ -204,7 +266,8 @@ impl Network {
             }
         }
         locked.state.locks.remove(&ip);
-        Ok(locked.save()?)
+        locked.save()?;
+        Ok(Some(lock))
     }
 
     /// Removes what a command that was killed between two steps may have left of a lock that is
@@ -264,17 +327,7 @@ impl ContainerLock {
         let mut locked = self.network.lock()?;
         let not_attached = || NetworkError::NotAttached(self.container.clone());
         let lease = locked.state.leases.get(&self.container).ok_or_else(not_attached)?;
-        let lock = Lock {
-            container: self.container.clone(),
-            mac: lease.mac,
-            means: self.means,
-            name: lease.hostname.clone(),
-            kept: false,
-            since: now(),
-            until: None,
-            publisher: String::new(),
-            ports: Vec::new(),
-        };
+        let lock = Lock::working(&self.container, lease, self.means);
         locked.state.locks.insert(self.ip, lock);
         locked.save()?;
         self.hold.engage(&mut self.route, &mut self.nft, self.means)?;
@@ -282,19 +335,26 @@ impl ContainerLock {
         Ok(())
     }
 
-    /// Lets the lock stay when the container goes, for at most `limit`.
+    /// Lets the lock stay when the container goes.
     ///
     /// # Errors
     /// [`NetworkError`].
-    pub fn keep(&mut self, name: &str, limit: Option<Duration>) -> Result<(), NetworkError> {
+    pub fn keep(&mut self, keep: Keep) -> Result<(), NetworkError> {
         let mut locked = self.network.lock()?;
         if let Some(lock) = locked.state.locks.get_mut(&self.ip) {
             lock.kept = true;
-            lock.name = name.to_owned();
-            lock.until = limit.map(|limit| now() + limit.as_secs());
+            lock.name = keep.name;
+            lock.until = keep.limit.map(|limit| now() + limit.as_secs());
+            lock.archived = keep.archived;
+            lock.keeper = keep.keeper;
             locked.save()?;
         }
         Ok(())
+    }
+
+    /// The lock that [`ContainerLock::unlock`] has ended.
+    pub fn ended(&self) -> Option<&Lock> {
+        self.ended.as_ref()
     }
 
     /// Opens the lock: what was held arrives now. That it is open is no error.
@@ -308,7 +368,8 @@ impl ContainerLock {
         let mut locked = self.network.lock()?;
         self.released = Some(self.hold.release(&mut self.route, &mut self.nft, &self.veth)?);
         self.engaged = false;
-        if let Some(lock) = locked.state.locks.remove(&self.ip)
+        self.ended = locked.state.locks.remove(&self.ip);
+        if let Some(lock) = &self.ended
             && !lock.ports.is_empty()
         {
             // Whoever took the lock over has not published them.
@@ -332,6 +393,11 @@ impl ContainerLock {
 }
 
 impl State {
+    /// The lock that is kept for an address, or that a container has on its own.
+    pub fn standing_lock(&self, ip: Ipv4Addr, container: &str) -> Option<&Lock> {
+        self.locks.get(&ip).filter(|lock| lock.kept || lock.container == container)
+    }
+
     /// The lock that is kept for an address.
     pub fn kept_lock(&self, ip: Ipv4Addr) -> Option<&Lock> {
         self.locks.get(&ip).filter(|lock| lock.kept)

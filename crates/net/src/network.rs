@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use crate::claim;
 use crate::conntrack;
 use crate::error::{Doing, NetworkError};
+use crate::hold::Means;
 use crate::mac::Mac;
 use crate::nft::Nft;
 use crate::ports::PortMapping;
@@ -35,6 +36,8 @@ pub struct AttachSpec {
     /// It is restored: a lock that is kept for its address is taken over. Otherwise such a lock
     /// of the same container is given up.
     pub resumes: bool,
+    /// It is attached under a lock of its own, if there is none that is kept.
+    pub lock: Option<Means>,
 }
 
 impl Default for AttachSpec {
@@ -45,6 +48,7 @@ impl Default for AttachSpec {
             ifname: "eth0".into(),
             hostname: String::new(),
             resumes: false,
+            lock: None,
         }
     }
 }
@@ -257,10 +261,20 @@ impl Network {
         };
         locked.state.last = Some(ip);
         locked.state.leases.insert(container.to_owned(), lease.clone());
-        let is_locked = locked.state.kept_lock(ip).is_some();
         // Before the kernel is touched: who kills us now leaves a record to clean up by.
         locked.save()?;
-        if let Err(error) = connect(&mut route, netns, &bridge, &lease, is_locked) {
+        let connected = match spec.lock {
+            Some(means) => self.lock_ahead(&mut locked, &mut route, &mut nft, container, means),
+            None => Ok(()),
+        }
+        .and_then(|()| {
+            let is_locked = locked.state.standing_lock(ip, container).is_some();
+            connect(&mut route, netns, &bridge, &lease, is_locked)
+        });
+        if let Err(error) = connected {
+            if locked.state.kept_lock(ip).is_none() {
+                let _ = self.end(&mut locked, &mut route, &mut nft, container);
+            }
             let _ = route.delete_link(&lease.host_veth);
             locked.state.leases.remove(container);
             locked.save()?;

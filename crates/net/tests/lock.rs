@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use arctern_net::{AttachSpec, Means, Network, NetworkStatus, PortMapping, netns};
+use arctern_net::{AttachSpec, Keep, Means, Network, NetworkStatus, PortMapping, netns};
 
 struct Host {
     dir: tempfile::TempDir,
@@ -170,6 +170,10 @@ impl World {
     }
 }
 
+fn keep(limit: Option<Duration>) -> Keep {
+    Keep { name: "web".into(), limit, ..Keep::default() }
+}
+
 fn ask(stream: &mut TcpStream, text: &[u8]) -> std::io::Result<()> {
     stream.write_all(text)?;
     let mut answer = vec![0; text.len()];
@@ -255,7 +259,7 @@ fn nobody_notices_that_the_container_is_gone() {
     let before = world.refusals();
     let mut lock = world.host.net.prepare_lock("a", Means::Hold).expect("prepare");
     lock.lock().expect("lock");
-    lock.keep("web", Some(Duration::from_secs(60))).expect("keep");
+    lock.keep(keep(Some(Duration::from_secs(60)))).expect("keep");
     lock.finish().expect("stands");
     drop(server);
     world.host.net.disconnect("a").expect("disconnect");
@@ -301,6 +305,7 @@ fn nobody_notices_that_the_container_is_gone() {
                 ip: Some(world.status.ip),
                 mac: Some(world.status.mac),
                 resumes: true,
+                lock: Some(Means::Hold),
                 ..AttachSpec::default()
             };
             let status = world.host.net.attach(fd.as_fd(), "again", &spec).expect("attach");
@@ -352,7 +357,7 @@ fn locks_end_when_they_are_given_up_or_over() {
     let engage = |limit| {
         let mut lock = net.prepare_lock("a", Means::Hold).expect("prepare");
         lock.lock().expect("lock");
-        lock.keep("web", limit).expect("keep");
+        lock.keep(keep(limit)).expect("keep");
         lock.finish().expect("stands");
     };
     let mut client = TcpStream::connect((world.status.ip, 80)).expect("connect");
@@ -362,15 +367,15 @@ fn locks_end_when_they_are_given_up_or_over() {
     client.write_all(b"a").expect("write");
     net.end_expired_locks().expect("not over");
     assert_eq!(net.locks().expect("locks").len(), 1);
-    assert!(net.end_lock("a").expect("end"));
-    assert!(!net.end_lock("a").expect("absence is no error"));
+    assert!(net.end_lock("a").expect("end").is_some());
+    assert!(net.end_lock("a").expect("absence is no error").is_none());
     client.read_exact(&mut [0]).expect("answer");
     // A command that died under its lock.
     let mut lock = net.prepare_lock("a", Means::Hold).expect("prepare");
     lock.lock().expect("lock");
     drop(lock);
     client.write_all(b"b").expect("write");
-    assert!(net.end_lock("a").expect("end"));
+    assert!(net.end_lock("a").expect("end").is_some());
     client.read_exact(&mut [0]).expect("answer");
     // The machine's rules are flushed: held all the same, and the next command makes them again.
     engage(None);
@@ -381,7 +386,7 @@ fn locks_end_when_they_are_given_up_or_over() {
     client.set_read_timeout(Some(Duration::from_secs(10))).expect("timeout");
     net.ensure_bridge().expect("bridge");
     assert!(run("nft", &["list", "ruleset"]).contains("hold"));
-    assert!(net.end_lock("a").expect("end"));
+    assert!(net.end_lock("a").expect("end").is_some());
     client.read_exact(&mut [0]).expect("answer");
     // Over, with the container gone: nothing of it is left, and the network can go.
     engage(Some(Duration::ZERO));
@@ -391,5 +396,32 @@ fn locks_end_when_they_are_given_up_or_over() {
     net.end_expired_locks().expect("end");
     net.remove().expect("remove");
     assert_eq!(run("nft", &["list", "ruleset"]).trim(), "");
+    assert!(!run("ip", &["link"]).contains("hold"));
+}
+
+#[test]
+fn a_container_is_attached_under_its_lock() {
+    let Some(mut world) = World::new() else { return };
+    let c = world.host.namespace("c");
+    let spec = AttachSpec { resumes: true, lock: Some(Means::Hold), ..AttachSpec::default() };
+    let status = world.host.net.attach(c.as_fd(), "c", &spec).expect("attach");
+    echo(&c);
+    let before = world.refusals();
+    let mut lock = world.host.net.prepare_lock("c", Means::Hold).expect("prepare");
+    std::thread::scope(|scope| {
+        let client = scope.spawn(|| TcpStream::connect((status.ip, 80)));
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(!client.is_finished(), "locked");
+        lock.unlock().expect("unlock");
+        let mut stream = client.join().expect("thread").expect("connected");
+        ask(&mut stream, b"hello").expect("served");
+    });
+    lock.finish().expect("finish");
+    assert_eq!(world.refusals(), before);
+    // One that is not taken any further goes with the container.
+    world.host.net.disconnect("c").expect("disconnect");
+    world.host.net.attach(c.as_fd(), "d", &spec).expect("attach");
+    world.host.net.disconnect("d").expect("disconnect");
+    assert!(world.host.net.locks().expect("locks").is_empty());
     assert!(!run("ip", &["link"]).contains("hold"));
 }

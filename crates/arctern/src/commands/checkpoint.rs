@@ -1,10 +1,11 @@
 //! `checkpoint`
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arctern_container::Error;
 use arctern_container::checkpoint::{CheckpointOptions, Checkpointed};
+use arctern_engine::options::TcpPolicy;
 use arctern_image::archive::Compression;
 use serde_json::{Value, json};
 
@@ -22,6 +23,11 @@ use crate::ui::{duration, size};
 ///   arctern container checkpoint web
 ///   arctern container checkpoint web --file web.tar.gz
 ///   arctern container checkpoint --leave-running --compress none -e /backup/web.tar web
+///
+/// With --tcp-established, nothing reaches or leaves the container's address until a restore, and what
+/// is sent to it is held and arrives then: whoever has a connection to it waits and notices nothing
+/// else. `arctern ps -a` shows it. `arctern rm` gives it up, unless there is a file to restore from:
+/// then `arctern rm --force` does.
 ///
 /// When it fails the container goes on running and no file is left.
 #[derive(Debug, clap::Args)]
@@ -48,9 +54,22 @@ pub struct Args {
     /// Put the container's image into the archive
     #[arg(long, requires = "file")]
     pub with_image: bool,
-    /// Accepted for compatibility; established connections are refused by name in this version
-    #[arg(long)]
+    /// Also live TCP connections; without it they are refused
+    #[arg(long, conflicts_with = "tcp_close")]
     pub tcp_established: bool,
+    /// Drop live TCP connections: their peers are told, the program finds them closed
+    #[arg(long)]
+    pub tcp_close: bool,
+    /// How long packets for the stopped container are held, with --tcp-established: seconds, or a
+    /// number with s, m or h, or `none` for as long as it takes
+    #[arg(
+        long,
+        value_name = "TIME",
+        default_value = "15m",
+        value_parser = parse_limit,
+        requires = "tcp_established"
+    )]
+    pub lock_timeout: Limit,
     /// Also file locks
     #[arg(long)]
     pub file_locks: bool,
@@ -60,6 +79,28 @@ pub struct Args {
     /// Containers, by name or id
     #[arg(value_name = "CONTAINER", required = true)]
     pub containers: Vec<String>,
+}
+
+/// A time, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit(Option<Duration>);
+
+fn parse_limit(text: &str) -> Result<Limit, String> {
+    if text == "none" {
+        return Ok(Limit(None));
+    }
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match &text[digits.len()..] {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        unit => return Err(format!("`{unit}` is no unit of time: use s, m or h")),
+    };
+    let seconds = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(unit));
+    match seconds {
+        Some(seconds @ 1..) => Ok(Limit(Some(Duration::from_secs(seconds)))),
+        _ => Err(format!("`{text}` is no time; `none` stands for no limit")),
+    }
 }
 
 /// Runs the command.
@@ -79,6 +120,12 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         ignore_rootfs: args.ignore_rootfs,
         with_image: args.with_image,
         file_locks: args.file_locks,
+        tcp: match (args.tcp_established, args.tcp_close) {
+            (true, _) => TcpPolicy::Established,
+            (_, true) => TcpPolicy::Close,
+            _ => TcpPolicy::Refuse,
+        },
+        lock_limit: args.lock_timeout.0,
     };
     let mut host = ctx.host()?;
     let begin = Instant::now();
@@ -132,4 +179,21 @@ fn statistics_of(done: &Checkpointed) -> Value {
             "pages_written": report.pages_written,
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_have_units() {
+        let seconds = |n| Ok(Limit(Some(Duration::from_secs(n))));
+        assert_eq!(parse_limit("90"), seconds(90));
+        assert_eq!(parse_limit("15m"), seconds(900));
+        assert_eq!(parse_limit("2h"), seconds(7200));
+        assert_eq!(parse_limit("none"), Ok(Limit(None)));
+        for bad in ["", "0", "m", "1d", "-1", "99999999999999999999h"] {
+            assert!(parse_limit(bad).is_err(), "{bad}");
+        }
+    }
 }

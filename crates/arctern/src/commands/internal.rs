@@ -1,5 +1,6 @@
 //! `internal`: what this program runs of itself, and what packagers need.
 
+use arctern_container::keeper;
 use arctern_container::shim::{self, Action};
 use clap::{CommandFactory, ValueEnum};
 
@@ -25,6 +26,11 @@ enum Internal {
         /// Send output to the command
         #[arg(long)]
         attach: bool,
+    },
+    /// The keeper of a container's network lock; started by checkpoint
+    Keeper {
+        /// Container id
+        id: String,
     },
     /// Write man pages into a directory
     Man {
@@ -54,6 +60,10 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
             };
             shim::run(ctx.paths().clone(), &id, action, attach)
                 .cannot(|| format!("be the shim of container {id}"))?;
+        }
+        Internal::Keeper { id } => {
+            keeper::run(ctx.paths().clone(), &id)
+                .cannot(|| format!("keep the network lock of container {id}"))?;
         }
         Internal::Man { dir } => {
             let action = || format!("write man pages into {}", dir.display());

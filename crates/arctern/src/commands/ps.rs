@@ -1,7 +1,11 @@
 //! `ps`
 
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
 use arctern_container::config::{PortMapping, short_id};
 use arctern_container::state::{Record, Status};
+use arctern_net::{Lock, Means};
 use serde_json::{Value, json};
 
 use super::Context;
@@ -10,7 +14,8 @@ use crate::ui::{Table, shorten};
 
 /// List containers
 ///
-/// Without --all only running ones.
+/// Without --all only running ones. A container that was checkpointed with its connections says how
+/// long packets for it are still held; so does one that was removed while a file waits to be restored.
 ///
 ///   arctern ps
 ///   arctern ps -a --filter status=exited
@@ -100,7 +105,9 @@ impl Filter {
 
 /// Runs the command.
 pub fn run(ctx: &Context, args: Args) -> CommandResult {
-    let records = ctx.host()?.list().cannot(|| "list containers")?;
+    let mut host = ctx.host()?;
+    let records = host.list().cannot(|| "list containers")?;
+    let locks = host.locks().cannot(|| "list network locks")?;
     let by_status = args.filter.iter().any(|f| matches!(f, Filter::Status(_) | Filter::Exited(_)));
     let shown: Vec<&Record> = records
         .iter()
@@ -118,7 +125,7 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         return Ok(0);
     }
     if args.json || args.format == "json" {
-        let list: Vec<Value> = shown.into_iter().map(to_json).collect();
+        let list: Vec<Value> = shown.into_iter().map(|r| to_json(r, lock_of(&locks, r))).collect();
         outln!("{}", serde_json::to_string_pretty(&list).cannot(|| "write JSON")?);
         return Ok(0);
     }
@@ -131,13 +138,51 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
             image(record).to_owned(),
             if args.no_trunc { command } else { shorten(&command, 20) },
             format!("{} ago", record.created_at.ago()),
-            status(record),
+            status(record, lock_of(&locks, record)),
             ports(&record.config.ports),
             record.name().to_owned(),
         ]);
     }
+    if args.all && args.filter.is_empty() {
+        for (ip, lock) in &locks {
+            if !records.iter().any(|record| record.id() == lock.container) {
+                table.row(removed(*ip, lock));
+            }
+        }
+    }
     out!("{}", table.render());
     Ok(0)
+}
+
+/// The lock that stands for a container.
+fn lock_of<'a>(locks: &'a BTreeMap<Ipv4Addr, Lock>, record: &Record) -> Option<&'a Lock> {
+    locks.values().find(|lock| lock.container == record.id())
+}
+
+/// The row of a container that is gone, and whose address is locked all the same.
+fn removed(ip: Ipv4Addr, lock: &Lock) -> Vec<String> {
+    let gone = || "-".to_owned();
+    vec![
+        short_id(&lock.container).to_owned(),
+        gone(),
+        gone(),
+        gone(),
+        format!("Removed ({} {})", held(lock), ip),
+        ports(&[]),
+        lock.name.clone(),
+    ]
+}
+
+/// What happens to packets, and how long.
+fn held(lock: &Lock) -> String {
+    let what = match lock.means {
+        Means::Hold => "packets held",
+        Means::Drop => "packets dropped",
+    };
+    match lock.remaining() {
+        Some(seconds) => format!("{what} for {seconds} s more"),
+        None => what.to_owned(),
+    }
 }
 
 fn image(record: &Record) -> &str {
@@ -147,7 +192,7 @@ fn image(record: &Record) -> &str {
     }
 }
 
-fn status(record: &Record) -> String {
+fn status(record: &Record, lock: Option<&Lock>) -> String {
     let ago = |time: Option<arctern_container::time::Timestamp>| {
         time.map_or_else(String::new, |t| format!(" {} ago", t.ago()))
     };
@@ -160,7 +205,10 @@ fn status(record: &Record) -> String {
             format!("Exited ({}){}", record.exit_code.unwrap_or(0), ago(record.finished_at))
         }
         Status::Restoring => "Restoring".to_owned(),
-        Status::Checkpointed => format!("Checkpointed{}", ago(record.checkpointed_at)),
+        Status::Checkpointed => {
+            let held = lock.map(|lock| format!(" ({})", held(lock))).unwrap_or_default();
+            format!("Checkpointed{}{held}", ago(record.checkpointed_at))
+        }
     }
 }
 
@@ -176,7 +224,7 @@ fn ports(list: &[PortMapping]) -> String {
     list.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
-fn to_json(record: &Record) -> Value {
+fn to_json(record: &Record, lock: Option<&Lock>) -> Value {
     json!({
         "Id": record.id(),
         "Names": [record.name()],
@@ -186,7 +234,11 @@ fn to_json(record: &Record) -> Value {
         "Created": record.created_at.rfc3339(),
         "StartedAt": record.started_at.map(|t| t.rfc3339()),
         "State": record.status,
-        "Status": status(record),
+        "Status": status(record, lock),
+        "Lock": lock.map(|lock| json!({
+            "Means": lock.means,
+            "RemainingSeconds": lock.remaining(),
+        })),
         "Exited": matches!(record.status, Status::Exited | Status::Checkpointed),
         "ExitCode": record.exit_code.unwrap_or(0),
         "Pid": record.init.filter(|_| record.status == Status::Running).map_or(0, |p| p.pid),

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use arctern_container::checkpoint::{RestoreOptions, Restored};
 use arctern_container::config::PortMapping;
+use arctern_engine::options::TcpPolicy;
 use serde_json::{Value, json};
 
 use super::{Context, for_each};
@@ -41,9 +42,12 @@ pub struct Args {
     /// Leave out changes of the root file system
     #[arg(long, requires = "file")]
     pub ignore_rootfs: bool,
-    /// Accepted for compatibility; checkpoints of this version hold no established connections
-    #[arg(long)]
+    /// Also live TCP connections; the container gets the address that it had
+    #[arg(long, conflicts_with = "tcp_close")]
     pub tcp_established: bool,
+    /// Drop live TCP connections: the program finds them closed
+    #[arg(long)]
+    pub tcp_close: bool,
     /// Also file locks
     #[arg(long)]
     pub file_locks: bool,
@@ -66,6 +70,11 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         publish: args.publish,
         ignore_rootfs: args.ignore_rootfs,
         file_locks: args.file_locks,
+        tcp: match (args.tcp_established, args.tcp_close) {
+            (true, _) => TcpPolicy::Established,
+            (_, true) => TcpPolicy::Close,
+            _ => TcpPolicy::Refuse,
+        },
     };
     let mut host = ctx.host()?;
     let begin = Instant::now();

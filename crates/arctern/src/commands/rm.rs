@@ -10,7 +10,8 @@ use crate::report::{Cannot, CommandResult};
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Args {
-    /// Kill a container that runs; one that does not exist is no error
+    /// Kill a container that runs, and give up connections that wait for the restore of a file; a
+    /// container that does not exist is no error
     #[arg(short, long)]
     pub force: bool,
     /// Seconds to stop a running container before it is killed, with --force

@@ -6,8 +6,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use arctern_engine::options::{
-    AfterCapture, CaptureOptions, Event, Events, External, HookError, TcpPolicy,
+    AfterCapture, CaptureOptions, Connection, Event, Events, External, HookError, NetworkLock,
+    TcpPolicy,
 };
+use arctern_net::Keep;
 use arctern_storage::diff;
 
 use super::archive::Archive;
@@ -16,6 +18,8 @@ use crate::cgroup::Hierarchies;
 use crate::config::NetworkMode;
 use crate::error::{Error, Result};
 use crate::host::Host;
+use crate::keeper::Keeper;
+use crate::netlock::NetLock;
 use crate::paths::ContainerPaths;
 use crate::spec;
 use crate::state::{Record, Status};
@@ -49,7 +53,14 @@ impl Host {
             events.event(Event::Warning(warning));
         }
         let shim = self.connect(&record, false).ok();
-        let result = self.capture(&record, pid, options, &mut archive, events);
+        let mut guard = match options.tcp {
+            TcpPolicy::Established => Some(Guard::prepare(self, &record)?),
+            TcpPolicy::Refuse | TcpPolicy::Close => None,
+        };
+        let result = self.capture(&record, pid, options, &mut archive, events, guard.as_mut());
+        if let Some(guard) = guard {
+            guard.end(result.is_ok() && !options.leave_running, options.lock_limit)?;
+        }
         if archive.is_none() || result.is_err() {
             // Else its files go into the archive yet.
             let _ = discard(&paths.capture_dir());
@@ -113,6 +124,7 @@ impl Host {
         options: &CheckpointOptions,
         archive: &mut Option<Archive>,
         events: &mut dyn Events,
+        guard: Option<&mut Guard>,
     ) -> Result<(arctern_engine::options::CaptureReport, Option<u64>)> {
         let id = record.id().to_owned();
         let paths = self.paths.container(&id);
@@ -145,10 +157,15 @@ impl Host {
         // The hook tells its phase too, between two events of the engine.
         let events = RefCell::new(events);
         let mut size = None;
+        let keep = guard.as_ref().map(|guard| guard.terms(record, options));
+        let lock = guard.map(|guard| RefCell::new(&mut guard.lock));
         let mut before_release = || -> std::result::Result<(), HookError> {
             if !stops {
                 // The engine goes on writing what it has read, while the tasks run already.
                 return Ok(());
+            }
+            if let (Some(lock), Some(keep)) = (&lock, &keep) {
+                lock.borrow_mut().keep(keep.clone())?;
             }
             let mut filled = archive.take();
             if let Some(archive) = &mut filled {
@@ -172,6 +189,7 @@ impl Host {
             }
             Ok(())
         };
+        let mut shared_lock = lock.as_ref().map(SharedLock);
         let capture = CaptureOptions {
             after: if stops { AfterCapture::Kill } else { AfterCapture::Resume },
             externals: externals(record, pid, &binds)?,
@@ -181,9 +199,9 @@ impl Host {
             ghost_limit: GHOST_LIMIT,
             timeout: FREEZE_TIMEOUT,
             freeze_cgroup: Hierarchies::read()?.freezer(&id).filter(|dir| dir.is_dir()),
-            tcp: TcpPolicy::Refuse,
+            tcp: options.tcp,
             skip_in_flight: false,
-            network: None,
+            network: shared_lock.as_mut().map(|lock| lock as &mut dyn NetworkLock),
             while_frozen: Some(&mut while_frozen),
             before_release: Some(&mut before_release),
         };
@@ -219,6 +237,51 @@ struct Shared<'a, 'b>(&'a RefCell<&'b mut dyn Events>);
 impl Events for Shared<'_, '_> {
     fn event(&mut self, event: Event) {
         self.0.borrow_mut().event(event);
+    }
+}
+
+/// The network lock of a capture, with the keeper that opens it if this command is killed.
+struct Guard {
+    lock: NetLock,
+    keeper: Keeper,
+}
+
+impl Guard {
+    fn prepare(host: &Host, record: &Record) -> Result<Guard> {
+        let keeper = Keeper::start(&host.paths, record.id())?;
+        Ok(Guard { lock: NetLock::prepare(&host.paths, &record.config)?, keeper })
+    }
+
+    /// How the lock is to stay.
+    fn terms(&self, record: &Record, options: &CheckpointOptions) -> Keep {
+        Keep {
+            name: record.name().to_owned(),
+            limit: options.lock_limit,
+            archived: options.file.is_some(),
+            keeper: self.keeper.process(),
+        }
+    }
+
+    /// The tasks are gone and the lock is kept, or they go on and it is open.
+    fn end(mut self, kept: bool, limit: Option<Duration>) -> Result<()> {
+        match kept {
+            true => self.keeper.keep(limit),
+            false => self.lock.open()?,
+        }
+        self.lock.finish()
+    }
+}
+
+/// A lock that is used from two places in turn.
+struct SharedLock<'a, 'b>(&'a RefCell<&'b mut NetLock>);
+
+impl NetworkLock for SharedLock<'_, '_> {
+    fn lock(&mut self, connections: &[Connection]) -> std::result::Result<(), HookError> {
+        self.0.borrow_mut().lock(connections)
+    }
+
+    fn unlock(&mut self) -> std::result::Result<(), HookError> {
+        self.0.borrow_mut().unlock()
     }
 }
 

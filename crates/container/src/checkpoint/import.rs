@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::time::Instant;
 
-use arctern_engine::options::{Event, Events, RestoreReport};
+use arctern_engine::options::{Event, Events, RestoreReport, TcpPolicy};
 use arctern_image::archive::{Limits, Provenance, extract, peek};
 use arctern_image::manifest::{HostFacts, Manifest};
 
@@ -89,7 +89,11 @@ impl Host {
     }
 
     fn revive(&mut self, record: &Record, lock: Lock, options: &RestoreOptions) -> Result<Started> {
-        let request = RestoreRequest { file_locks: options.file_locks };
+        let request = RestoreRequest {
+            file_locks: options.file_locks,
+            tcp_established: options.tcp == TcpPolicy::Established,
+            tcp_close: options.tcp == TcpPolicy::Close,
+        };
         let path = self.make_dirs(record.id())?.run.join("restore");
         let json = serde_json::to_vec(&request).map_err(Error::json("a restore request"))?;
         fs::write(&path, json).map_err(Error::io("write", &path))?;

@@ -25,8 +25,9 @@ pub(crate) mod restore;
 pub(crate) mod streams;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use arctern_engine::options::{CaptureReport, RestoreReport};
+use arctern_engine::options::{CaptureReport, RestoreReport, TcpPolicy};
 use arctern_image::archive::Compression;
 
 use crate::config::PortMapping;
@@ -65,6 +66,11 @@ pub struct CheckpointOptions {
     pub with_image: bool,
     /// File locks too.
     pub file_locks: bool,
+    /// What is done about live TCP connections.
+    pub tcp: TcpPolicy,
+    /// How long the network stays locked for connections of a container that was stopped; None: until
+    /// it is restored or removed.
+    pub lock_limit: Option<Duration>,
 }
 
 /// A checkpoint that was made.
@@ -91,6 +97,8 @@ pub struct RestoreOptions {
     pub ignore_rootfs: bool,
     /// File locks too.
     pub file_locks: bool,
+    /// What is done about live TCP connections.
+    pub tcp: TcpPolicy,
 }
 
 /// A container that was restored.

@@ -1,14 +1,18 @@
 //! The shim's part of a restore: the engine builds the tree as children of the shim.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 
-use arctern_engine::options::{Event, Events, External, HookError, RestoreOptions, TcpPolicy};
+use arctern_engine::options::{
+    Event, Events, External, HookError, NetworkLock, RestoreOptions, TcpPolicy,
+};
 
 use super::{NETNS_KEY, discard, streams};
 use crate::cgroup::Hierarchies;
 use crate::error::{Error, Result};
 use crate::host::Host;
+use crate::netlock::NetLock;
 use crate::runtime;
 use crate::shim::launch::{Launched, Pipes, Prelaunch, RestoreRequest, running};
 use crate::shim::pump::Streams;
@@ -27,12 +31,15 @@ impl Events for Warnings {
 }
 
 /// Restores a container from the images kept with it.
-pub(crate) fn launch(host: &mut Host, prelaunch: Prelaunch) -> Result<Launched> {
-    let Prelaunch { config, rootfs, network, user, listener } = prelaunch;
+pub(crate) fn launch(
+    host: &mut Host,
+    prelaunch: Prelaunch,
+    request: &RestoreRequest,
+) -> Result<Launched> {
+    let Prelaunch { config, rootfs, network, user, listener, had } = prelaunch;
     let id = config.id.as_str();
     let paths = host.paths.container(id);
     let images = paths.checkpoint();
-    let request = read_request(&paths.run)?;
     let spec = spec::load(&paths.spec())?;
 
     let groups = Hierarchies::read()?;
@@ -73,6 +80,17 @@ pub(crate) fn launch(host: &mut Host, prelaunch: Prelaunch) -> Result<Launched> 
         })
         .collect();
 
+    let has = network.status.as_ref().map(|status| status.ip);
+    // One that another command has kept for this address is opened here, whatever is restored.
+    let mut lock = match request.tcp_established || is_locked(host, has)? {
+        true => Some(NetLock::of_restored(&host.paths, &config, had, has)?),
+        false => None,
+    };
+    let tcp = match (request.tcp_established, request.tcp_close) {
+        (_, true) => TcpPolicy::Close,
+        (true, _) => TcpPolicy::Established,
+        _ => TcpPolicy::Refuse,
+    };
     let oci = host.paths.oci();
     let mut before_resume = |pid: i32| -> std::result::Result<(), HookError> {
         runtime::record_restored(&oci, id, &paths.bundle(), &spec, pid)?;
@@ -91,8 +109,8 @@ pub(crate) fn launch(host: &mut Host, prelaunch: Prelaunch) -> Result<Launched> 
             orphan_terminal: keep,
             leave_stopped: false,
             file_locks: request.file_locks,
-            tcp: TcpPolicy::Refuse,
-            network: None,
+            tcp,
+            network: lock.as_mut().map(|lock| lock as &mut dyn NetworkLock),
             sibling: false,
             setup_namespaces: None,
             before_resume: Some(&mut before_resume),
@@ -100,6 +118,12 @@ pub(crate) fn launch(host: &mut Host, prelaunch: Prelaunch) -> Result<Launched> 
         &mut warnings,
     )
     .map_err(|error| Error::Restore(Box::new(error)))?;
+    if let Some(mut lock) = lock {
+        // It runs; what is left of the lock is no reason to take it down.
+        if let Err(error) = lock.open().and_then(|()| lock.finish()) {
+            tracing::warn!("{}", error.chain());
+        }
+    }
     Ok(Launched {
         pid: report.pid,
         // A terminal that every program has closed is gone.
@@ -110,6 +134,14 @@ pub(crate) fn launch(host: &mut Host, prelaunch: Prelaunch) -> Result<Launched> 
     })
 }
 
+/// Whether a lock stands for the address of a container on the bridge.
+fn is_locked(host: &Host, address: Option<Ipv4Addr>) -> Result<bool> {
+    match address {
+        Some(ip) => Ok(crate::network::locks(&host.paths)?.contains_key(&ip)),
+        None => Ok(false),
+    }
+}
+
 /// Removes the images of a checkpoint that has been restored.
 pub(crate) fn used(host: &Host, id: &str) {
     if let Err(error) = discard(&host.paths.container(id).checkpoint()) {
@@ -117,7 +149,7 @@ pub(crate) fn used(host: &Host, id: &str) {
     }
 }
 
-fn read_request(run: &std::path::Path) -> Result<RestoreRequest> {
+pub(crate) fn read_request(run: &std::path::Path) -> Result<RestoreRequest> {
     let path = run.join("restore");
     let json = fs::read(&path).map_err(Error::io("read", &path))?;
     let request = serde_json::from_slice(&json).map_err(Error::json("a restore request"))?;

@@ -1,11 +1,13 @@
 //! `rm`.
 
+use crate::config::NetworkMode;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::state::Record;
 
 impl Host {
-    /// Removes a container with everything it has. A running one only by force.
+    /// Removes a container with everything it has. A running one only by force. A network lock that
+    /// waits for the restore of an archive stays, unless by force.
     pub fn remove(&mut self, name_or_id: &str, force: bool) -> Result<Record> {
         let (record, _lock) = self.find_locked(name_or_id)?;
         if let Some(init) = self.init(&record) {
@@ -14,6 +16,14 @@ impl Host {
             }
             self.kill_init(&record, &init)?;
             self.await_cleanup(&record)?;
+        }
+        let network = record.config.network;
+        let waits = |lock: &arctern_net::Lock| lock.container == record.id() && lock.archived;
+        if network == NetworkMode::Bridge && (force || !self.locks()?.values().any(waits)) {
+            crate::network::end_lock(&self.paths, record.id())?;
+        }
+        if network == NetworkMode::Host {
+            crate::netlock::of_host(record.id()).unlock().map_err(Error::network)?;
         }
         // Also for one that was never started: a killed command may have left something.
         self.teardown(record.id())?;

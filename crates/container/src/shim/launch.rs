@@ -1,6 +1,7 @@
 //! Bringing a container to life: file system, network, spec, streams, then its first process.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ use crate::config::ContainerConfig;
 use crate::console::ConsoleSocket;
 use crate::error::{Error, Result};
 use crate::host::Host;
-use crate::network::Attachment;
+use crate::network::{Arrival, Attachment};
 use crate::process::ProcessId;
 use crate::runtime::{self, Stdio};
 use crate::spec::user::User;
@@ -29,6 +30,12 @@ use crate::time::Timestamp;
 pub struct RestoreRequest {
     /// Restore file locks.
     pub file_locks: bool,
+    /// Restore live connections.
+    #[serde(default)]
+    pub tcp_established: bool,
+    /// Drop live connections.
+    #[serde(default)]
+    pub tcp_close: bool,
 }
 
 /// A container that runs.
@@ -47,15 +54,19 @@ pub(crate) struct Prelaunch {
     pub network: Attachment,
     pub user: User,
     pub listener: UnixListener,
+    /// The address that it had before.
+    pub had: Option<Ipv4Addr>,
 }
 
 /// Launches a container. After a failure nothing of the attempt is left.
 pub(crate) fn launch(host: &mut Host, id: &str, action: Action) -> Result<Launched> {
     let before = host.store.get(id)?;
-    let launched = prepare(host, id).and_then(|prelaunch| match action {
-        Action::Start => start(host, prelaunch),
-        Action::Restore => crate::checkpoint::restore::launch(host, prelaunch),
-    });
+    let launched = match action {
+        Action::Start => {
+            prepare(host, id, Arrival::default()).and_then(|prelaunch| start(host, prelaunch))
+        }
+        Action::Restore => restore(host, id),
+    };
     match launched {
         Ok(launched) => Ok(launched),
         Err(error) => {
@@ -79,7 +90,14 @@ pub(crate) fn launch(host: &mut Host, id: &str, action: Action) -> Result<Launch
     }
 }
 
-fn prepare(host: &mut Host, id: &str) -> Result<Prelaunch> {
+fn restore(host: &mut Host, id: &str) -> Result<Launched> {
+    let request = crate::checkpoint::restore::read_request(&host.paths.container(id).run)?;
+    let arrival = Arrival { resumes: true, locked: request.tcp_established };
+    let prelaunch = prepare(host, id, arrival)?;
+    crate::checkpoint::restore::launch(host, prelaunch, &request)
+}
+
+fn prepare(host: &mut Host, id: &str, arrival: Arrival) -> Result<Prelaunch> {
     let me = Host::this_process()?;
     let boot = host.boot().to_owned();
     let record = host
@@ -97,7 +115,7 @@ fn prepare(host: &mut Host, id: &str) -> Result<Prelaunch> {
     let rootfs = host.images.mount_root(id, false).map_err(Error::storage)?;
     let user = spec::user::resolve(&rootfs, &config.user)?;
     let had = crate::network::parse_status(record.network.as_deref());
-    let network = crate::network::setup(&host.paths, &config, had.as_ref())?;
+    let network = crate::network::setup(&host.paths, &config, had.as_ref(), arrival)?;
     crate::etc::write(&paths.etc(), &config, &network)?;
     let status = network.status.as_ref().and_then(|s| serde_json::to_string(s).ok());
     let ports = network.ports.clone();
@@ -119,7 +137,7 @@ fn prepare(host: &mut Host, id: &str) -> Result<Prelaunch> {
         },
     )?;
     spec::save(&spec, &paths.spec())?;
-    Ok(Prelaunch { config, rootfs, network, user, listener })
+    Ok(Prelaunch { config, rootfs, network, user, listener, had: had.map(|had| had.ip) })
 }
 
 fn start(host: &mut Host, prelaunch: Prelaunch) -> Result<Launched> {

@@ -1,0 +1,125 @@
+//! The keeper of a lock: a process that looks after the lock of one checkpoint.
+//!
+//! While the command works it waits at a pipe from it. A command that is killed leaves a container
+//! that goes on, and a lock that cuts it off: the pipe ends without a word, and the keeper opens the
+//! lock. When the container was stopped, the keeper waits for the lock's limit and ends it then;
+//! whoever ends the lock earlier dismisses the keeper. A keeper that was killed is missed by nobody:
+//! every command looks for locks whose time is over.
+
+use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
+use std::process::{ChildStdin, Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
+
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::paths::Paths;
+use crate::process::ProcessId;
+
+/// The command's end of a keeper.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    pipe: Option<ChildStdin>,
+    process: Option<ProcessId>,
+}
+
+impl Keeper {
+    /// Starts the keeper of a container's lock.
+    pub fn start(paths: &Paths, id: &str) -> Result<Keeper> {
+        let fail = "start the keeper of the network lock";
+        let mut child = Command::new("/proc/self/exe")
+            .arg0("arctern-keeper")
+            .arg("--root")
+            .arg(&paths.root)
+            .arg("--runroot")
+            .arg(&paths.runroot)
+            .args(["internal", "keeper", id])
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(Error::system(fail))?;
+        let process = i32::try_from(child.id()).ok().and_then(ProcessId::of);
+        Ok(Keeper { pipe: child.stdin.take(), process })
+    }
+
+    /// What identifies it.
+    pub fn process(&self) -> Option<(i32, u64)> {
+        self.process.map(|p| (p.pid, p.start))
+    }
+
+    /// The container is stopped; the lock is to end after `limit`.
+    pub fn keep(mut self, limit: Option<Duration>) {
+        self.tell(limit.map_or(0, |limit| limit.as_secs().max(1)));
+    }
+
+    fn tell(&mut self, seconds: u64) {
+        if let Some(mut pipe) = self.pipe.take() {
+            let _ = pipe.write_all(&seconds.to_le_bytes());
+        }
+    }
+}
+
+impl Drop for Keeper {
+    /// The lock is open again: there is nothing to keep.
+    fn drop(&mut self) {
+        self.tell(0);
+    }
+}
+
+/// Runs a keeper, whose command is at the other end of standard input.
+pub fn run(paths: Paths, id: &str) -> Result<()> {
+    rustix::process::setsid().map_err(Error::system("begin a session"))?;
+    let mut seconds = [0; 8];
+    if std::io::stdin().read_exact(&mut seconds).is_err() {
+        // What is found true of the container is made true of its lock.
+        return match Host::open(paths)?.find_locked(id) {
+            Err(Error::NoSuchContainer(_)) | Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        };
+    }
+    match u64::from_le_bytes(seconds) {
+        0 => Ok(()),
+        seconds => {
+            wait(seconds).map_err(Error::system("wait for the end of a lock"))?;
+            Host::open(paths)?.end_expired_locks()
+        }
+    }
+}
+
+/// Waits, also while the machine sleeps.
+fn wait(seconds: u64) -> rustix::io::Result<()> {
+    let timer = timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC)?;
+    let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let end = Timespec { tv_sec: i64::try_from(seconds).unwrap_or(i64::MAX), tv_nsec: 0 };
+    let once = Itimerspec { it_interval: zero, it_value: end };
+    timerfd_settime(&timer, TimerfdTimerFlags::empty(), &once)?;
+    while let Err(error) = rustix::io::read(&timer, &mut [0; 8]) {
+        if error != rustix::io::Errno::INTR {
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// Ends the keeper of a lock that has ended.
+pub(crate) fn dismiss(lock: Option<&arctern_net::Lock>) {
+    let Some((pid, start)) = lock.and_then(|lock| lock.keeper) else { return };
+    let own = i32::try_from(std::process::id()).ok();
+    if own == Some(pid) {
+        return;
+    }
+    if let Some(process) = (ProcessId { pid, start }).open()
+        && process.signal(Signal::KILL).is_ok()
+    {
+        let _ = process.wait(Some(Duration::from_secs(1)));
+    }
+}

@@ -1,0 +1,129 @@
+//! The lock of a container's network, as the engine wants it.
+//!
+//! On the bridge everything for the container's address is held ([`arctern_net::ContainerLock`]). A
+//! container in the host's network has no address of its own: its connections are locked one by one,
+//! and what is sent meanwhile is dropped. Without a network there is nobody outside.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use arctern_engine::options::{Connection, HookError, NetworkLock};
+use arctern_net::{ConnectionLock, ContainerLock, Keep, Means};
+
+use crate::config::{ContainerConfig, NetworkMode, short_id};
+use crate::error::{Error, Result};
+use crate::keeper;
+use crate::network;
+use crate::paths::Paths;
+
+/// The lock of one container.
+#[derive(Debug)]
+pub(crate) struct NetLock {
+    way: Way,
+    /// The address that the connections of a checkpoint belong to, when the container has another
+    /// one now: with the one that it has.
+    moved: Option<(Ipv4Addr, Ipv4Addr)>,
+}
+
+#[derive(Debug)]
+enum Way {
+    Bridge(Box<ContainerLock>),
+    Host(ConnectionLock),
+    None,
+}
+
+impl NetLock {
+    /// Makes ready to lock a container whose network stands.
+    pub fn prepare(paths: &Paths, config: &ContainerConfig) -> Result<NetLock> {
+        let way = match config.network {
+            NetworkMode::Bridge => {
+                let network = network::bridge(paths)?;
+                let lock = network.prepare_lock(&config.id, Means::Hold).map_err(Error::network)?;
+                Way::Bridge(Box::new(lock))
+            }
+            NetworkMode::Host => Way::Host(of_host(&config.id)),
+            NetworkMode::None => Way::None,
+        };
+        Ok(NetLock { way, moved: None })
+    }
+
+    /// As [`NetLock::prepare`], for a container that had the address `had` at its checkpoint and has
+    /// `has` now.
+    pub fn of_restored(
+        paths: &Paths,
+        config: &ContainerConfig,
+        had: Option<Ipv4Addr>,
+        has: Option<Ipv4Addr>,
+    ) -> Result<NetLock> {
+        let lock = NetLock::prepare(paths, config)?;
+        Ok(NetLock { moved: had.zip(has).filter(|(had, has)| had != has), ..lock })
+    }
+
+    /// What happens to packets, if the container has an address of its own.
+    pub fn means(&self) -> Option<Means> {
+        match &self.way {
+            Way::Bridge(lock) => Some(lock.means()),
+            Way::Host(_) | Way::None => None,
+        }
+    }
+
+    /// Lets the lock stay when the container is stopped.
+    pub fn keep(&mut self, keep: Keep) -> Result<()> {
+        match &mut self.way {
+            Way::Bridge(lock) => lock.keep(keep).map_err(Error::network),
+            Way::Host(_) | Way::None => Ok(()),
+        }
+    }
+
+    /// Opens the lock if it stands, for a container that goes on.
+    pub fn open(&mut self) -> Result<()> {
+        match &mut self.way {
+            Way::Bridge(lock) => {
+                lock.unlock().map_err(Error::network)?;
+                keeper::dismiss(lock.ended());
+                Ok(())
+            }
+            Way::Host(lock) => lock.unlock().map_err(Error::network),
+            Way::None => Ok(()),
+        }
+    }
+
+    /// Removes what is not needed any more; a lock that stands stays.
+    pub fn finish(self) -> Result<()> {
+        match self.way {
+            Way::Bridge(lock) => lock.finish().map_err(Error::network),
+            Way::Host(_) | Way::None => Ok(()),
+        }
+    }
+}
+
+impl NetworkLock for NetLock {
+    fn lock(&mut self, connections: &[Connection]) -> std::result::Result<(), HookError> {
+        if let Some((had, has)) = self.moved {
+            let lost: Vec<String> = connections
+                .iter()
+                .filter(|c| c.local.ip().to_canonical() == IpAddr::V4(had))
+                .map(|c| format!("{} -> {}", c.local, c.peer))
+                .collect();
+            if !lost.is_empty() {
+                return Err(Box::new(Error::AddressChanged { had, has, connections: lost }));
+            }
+        }
+        match &mut self.way {
+            Way::Bridge(lock) => Ok(lock.lock()?),
+            Way::Host(lock) => {
+                let ends: Vec<_> = connections.iter().map(|c| (c.local, c.peer)).collect();
+                Ok(lock.lock(&ends)?)
+            }
+            Way::None => Ok(()),
+        }
+    }
+
+    fn unlock(&mut self) -> std::result::Result<(), HookError> {
+        Ok(self.open()?)
+    }
+}
+
+/// The lock of a container in the host's network.
+pub(crate) fn of_host(id: &str) -> ConnectionLock {
+    ConnectionLock::new(None, &format!("arctern-{}", short_id(id)))
+}
