@@ -58,14 +58,6 @@ impl NetLock {
         Ok(NetLock { moved: had.zip(has).filter(|(had, has)| had != has), ..lock })
     }
 
-    /// What happens to packets, if the container has an address of its own.
-    pub fn means(&self) -> Option<Means> {
-        match &self.way {
-            Way::Bridge(lock) => Some(lock.means()),
-            Way::Host(_) | Way::None => None,
-        }
-    }
-
     /// Lets the lock stay when the container is stopped.
     pub fn keep(&mut self, keep: Keep) -> Result<()> {
         match &mut self.way {

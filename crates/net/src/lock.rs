@@ -406,7 +406,9 @@ impl State {
     /// A container goes. If a lock is kept for its address, its ports stay with the lock. Says
     /// whether there is one.
     pub fn leave_to_lock(&mut self, container: &str) -> bool {
-        let Some(lease) = self.leases.get(container) else { return false };
+        let Some(lease) = self.leases.get(container) else {
+            return self.locks.values().any(|lock| lock.kept && lock.container == container);
+        };
         match self.locks.get_mut(&lease.ip) {
             Some(lock) if lock.kept => {
                 if !lease.ports.is_empty() {

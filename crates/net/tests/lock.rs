@@ -263,6 +263,7 @@ fn nobody_notices_that_the_container_is_gone() {
     lock.finish().expect("stands");
     drop(server);
     world.host.net.disconnect("a").expect("disconnect");
+    world.host.net.disconnect("a").expect("whoever cleans up once more leaves the lock alone");
     let old = world.host.made.iter().position(|p| p.ends_with("a")).expect("made");
     netns::delete(&world.host.made.remove(old)).expect("delete");
     world.a = world.neighbour.try_clone().expect("duplicate");
