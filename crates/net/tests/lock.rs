@@ -420,9 +420,9 @@ fn a_container_is_attached_under_its_lock() {
     lock.finish().expect("finish");
     assert_eq!(world.refusals(), before);
     // One that is not taken any further goes with the container.
-    world.host.net.disconnect("c").expect("disconnect");
+    world.host.net.detach("c").expect("disconnect");
     world.host.net.attach(c.as_fd(), "d", &spec).expect("attach");
-    world.host.net.disconnect("d").expect("disconnect");
+    world.host.net.detach("d").expect("disconnect");
     assert!(world.host.net.locks().expect("locks").is_empty());
     assert!(!run("ip", &["link"]).contains("hold"));
 }
