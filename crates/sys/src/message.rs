@@ -11,6 +11,9 @@ use crate::check;
 /// credentials and addresses.
 const CONTROL_BYTES: usize = 2048;
 
+/// The sender as a pidfd, where the reader asked for it (SO_PASSPIDFD, kernel 6.5). It is closed.
+const SCM_PIDFD: i32 = 4;
+
 /// What was received besides the bytes.
 #[derive(Debug, Default)]
 pub struct Received {
@@ -20,7 +23,7 @@ pub struct Received {
     pub cut: bool,
     /// The sender's sockaddr, empty where it has none.
     pub name: Vec<u8>,
-    /// Control messages but SCM_RIGHTS.
+    /// Control messages without descriptors.
     pub control: Vec<Control>,
     /// Descriptors (SCM_RIGHTS), close-on-exec.
     pub descriptors: Vec<OwnedFd>,
@@ -80,16 +83,23 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8], flags: i32) -> io::Result<R
         ..Received::default()
     };
     for message in parse(bytes.get(..header.msg_controllen).unwrap_or_default()) {
-        if (message.level, message.kind) != (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
-            received.control.push(message);
-            continue;
-        }
+        let rights = match (message.level, message.kind) {
+            (libc::SOL_SOCKET, libc::SCM_RIGHTS) => true,
+            (libc::SOL_SOCKET, SCM_PIDFD) => false,
+            _ => {
+                received.control.push(message);
+                continue;
+            }
+        };
         let numbers = message.data.chunks_exact(4);
-        received.descriptors.extend(numbers.map(|number| {
-            let fd = i32::from_ne_bytes([number[0], number[1], number[2], number[3]]);
+        let numbers = numbers.map(|n| i32::from_ne_bytes([n[0], n[1], n[2], n[3]]));
+        for number in numbers.filter(|number| *number >= 0) {
             // SAFETY: the kernel has just given us this descriptor, nobody else owns it.
-            unsafe { OwnedFd::from_raw_fd(fd) }
-        }));
+            let fd = unsafe { OwnedFd::from_raw_fd(number) };
+            if rights {
+                received.descriptors.push(fd);
+            }
+        }
     }
     if header.msg_flags & libc::MSG_CTRUNC != 0 {
         return Err(io::Error::other("what came with the message does not fit"));

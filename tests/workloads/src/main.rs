@@ -22,6 +22,7 @@ mod sockets;
 mod stage;
 mod threads;
 mod timers;
+mod unix_queues;
 
 use stage::{Checks, Stage};
 use std::path::PathBuf;
@@ -75,6 +76,8 @@ const WORKLOADS: &[(&str, i32, Body)] = &[
     ("socket-credentials", NONE, sockets::socket_credentials),
     ("unix-listeners", NONE, sockets::unix_listeners),
     ("unix-pending", NONE, sockets::unix_pending),
+    ("passed-descriptors", NONE, unix_queues::passed_descriptors),
+    ("passed-sockets", NONE, unix_queues::passed_sockets),
     ("tcp-listeners", NONE, sockets::tcp_listeners),
     ("udp", NONE, sockets::udp),
     ("udp-queues", NONE, datagrams::udp_queues),

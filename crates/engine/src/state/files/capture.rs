@@ -18,7 +18,7 @@ use arctern_sys::{Pid, proc};
 use nix::sys::stat::{SFlag, fstat};
 
 use super::descriptor::{self, Descriptor};
-use super::{epoll, ghost, pipe, regular, tty, udp, unix};
+use super::{epoll, ghost, passed, pipe, regular, tty, udp, unix};
 use crate::error::{CaptureError, Refusal};
 use crate::options::External;
 use crate::tree::FrozenTree;
@@ -44,7 +44,7 @@ pub struct FileOptions {
 
 /// What identifies a description before the kernel is asked whether two are one: device, inode,
 /// position, flags, mount, number of the eventfd.
-type Bucket = (u64, u64, i64, u32, i32, i32);
+pub(super) type Bucket = (u64, u64, i64, u32, i32, i32);
 
 /// A description that was met before, and one descriptor that leads to it.
 #[derive(Clone, Copy, Debug)]
@@ -86,6 +86,7 @@ pub struct FileCollector {
     pub(super) mapped_memfds: HashMap<(u32, u32), u32>,
     pub(super) unix: unix::Collected,
     pub(super) udp: Vec<udp::Member>,
+    pub(super) passed: passed::Passed,
     pub(super) terminals: tty::Collected,
     pub(super) epolls: Vec<epoll::Pending>,
     fs: Vec<(i32, FsEntry)>,
@@ -140,6 +141,7 @@ impl FileCollector {
         for index in (0..tree.tasks.len()).filter(|index| !tree.tasks[*index].is_zombie()) {
             self.collect_fs(tree, index, refusals)?;
         }
+        self.collect_passed(tree, refusals)?;
         self.resolve_unix(tree, refusals);
         self.resolve_terminals(tree, refusals);
         self.resolve_epolls(tree, refusals)
@@ -200,7 +202,9 @@ impl FileCollector {
                     return Ok(None);
                 };
                 let link = link.clone();
-                let descriptor = Descriptor { tree, index, fd, link, stat, info, file, fown };
+                let passed = false;
+                let descriptor =
+                    Descriptor { tree, index, fd, passed, link, stat, info, file, fown };
                 let Some(entry) = self.object(&descriptor, refusals)? else {
                     return Ok(None);
                 };
@@ -224,7 +228,7 @@ impl FileCollector {
 
     /// Whether the description was met before: its id and type, or where it belongs in its bucket,
     /// which is sorted by the kernel's own order of descriptions.
-    fn find_known(
+    pub(super) fn find_known(
         &self,
         bucket: Bucket,
         pid: Pid,
@@ -247,7 +251,7 @@ impl FileCollector {
     }
 
     /// The object behind a description; None if it was refused.
-    fn object(
+    pub(super) fn object(
         &mut self,
         d: &Descriptor<'_>,
         refusals: &mut Vec<Refusal>,

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use arctern_image::messages::{FdTypes, FileEntry, FownEntry};
+use arctern_sys::Pid;
 use arctern_sys::fd::{SignalOwner, signal_owner};
 use arctern_sys::proc::fdinfo::FdInfo;
 use nix::sys::stat::FileStat;
@@ -18,6 +19,9 @@ pub(super) struct Descriptor<'a> {
     /// Index of the task.
     pub index: usize,
     pub fd: i32,
+    /// The number is the controller's own: the description was sent to a socket of the task and not
+    /// received.
+    pub passed: bool,
     /// Text of `/proc/PID/fd/FD`.
     pub link: PathBuf,
     pub stat: FileStat,
@@ -34,6 +38,9 @@ impl Descriptor<'_> {
 
     /// For errors and refusals.
     pub fn part(&self) -> String {
+        if self.passed {
+            return format!("a descriptor on its way ({})", self.link.display());
+        }
         part(self.fd, &self.link)
     }
 
@@ -53,7 +60,9 @@ impl Descriptor<'_> {
 
     /// `/proc/PID/fd/FD`: opens the same object as a new description.
     pub fn path(&self) -> PathBuf {
-        arctern_sys::proc::path(self.task().pid, &format!("fd/{}", self.fd))
+        let own = Pid(std::process::id() as i32);
+        let pid = if self.passed { own } else { self.task().pid };
+        arctern_sys::proc::path(pid, &format!("fd/{}", self.fd))
     }
 }
 

@@ -34,6 +34,8 @@ impl FilesRestore {
         // Before /dev/tty is opened, which is the terminal of its opener's session.
         self.set_controlling_terminals(stubs)?;
         self.install_late(ctx, &owners)?;
+        self.make_passed(ctx, &owners)?;
+        self.deliver_late(&owners)?;
         let mut first: HashMap<usize, Vec<(u32, i32)>> = HashMap::new();
         for (id, holders) in &self.holders {
             if let Some((task, fd)) = holders.first() {

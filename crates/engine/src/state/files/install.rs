@@ -92,7 +92,7 @@ impl FilesRestore {
     /// is in the way there, else a temporary one.
     fn parking_place(&self, o: &mut Opener<'_>, task: usize, id: u32, landed: i32) -> i32 {
         let own = &self.wanted[&self.tasks[task].ids.files_id];
-        let of_others = self.holders[&id].iter().map(|(_, fd)| *fd);
+        let of_others = self.holders.get(&id).into_iter().flatten().map(|(_, fd)| *fd);
         let own_number = own.iter().find(|d| d.id == id).map(|d| d.fd as i32);
         let wanted_here = |fd: i32| own.binary_search_by_key(&(fd as u32), |d| d.fd).is_ok();
         // Another of its group may have landed there for the moment.
@@ -145,6 +145,10 @@ impl FilesRestore {
                 continue;
             }
             for (id, from) in self.make(&mut o, &group)? {
+                if self.passed.contains_key(&id) {
+                    park(&mut o, id, from);
+                    continue;
+                }
                 place(&mut o, id, from, numbers.get(&id).map_or(&[], Vec::as_slice), true);
                 placed.insert(id);
             }
@@ -155,7 +159,11 @@ impl FilesRestore {
     }
 
     /// Makes the descriptions of a group in the opener's stub: ids with their numbers.
-    fn make(&mut self, o: &mut Opener<'_>, group: &Group) -> Result<Vec<(u32, i32)>, RestoreError> {
+    pub(super) fn make(
+        &mut self,
+        o: &mut Opener<'_>,
+        group: &Group,
+    ) -> Result<Vec<(u32, i32)>, RestoreError> {
         let Some(&first) = group.ids.first() else { return Ok(Vec::new()) };
         o.item(self.part(first))?;
         let file = &self.files[&first];
@@ -283,6 +291,13 @@ fn clear(o: &mut Opener<'_>, wanted: &[FdinfoEntry]) -> Vec<(u32, i32)> {
     let mut sources: Vec<(u32, i32)> = sources.into_iter().collect();
     sources.sort_by_key(|(_, fd)| *fd);
     sources
+}
+
+/// Moves a description out of the way of the numbers that are wanted, until the end of the restore.
+pub(super) fn park(o: &mut Opener<'_>, id: u32, from: i32) {
+    let to = o.ctx.temporary();
+    o.duplicate(from, to, id, false);
+    o.close(from);
 }
 
 /// Gives a description all its numbers; `passing`: `from` is closed unless it is one of them.

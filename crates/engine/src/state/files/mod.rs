@@ -33,6 +33,8 @@ mod locks;
 mod memfd;
 mod netlink;
 mod owner;
+mod passed;
+mod passed_restore;
 mod pipe;
 mod regular;
 mod restore;
@@ -44,6 +46,7 @@ mod tty_restore;
 mod udp;
 mod udp_restore;
 mod unix;
+mod unix_queue;
 mod unix_restore;
 
 pub use capture::{FileCollector, FileOptions};

@@ -68,8 +68,10 @@ pub struct FilesRestore {
     pub(super) made_masters: HashSet<u32>,
     pub(super) queues: unix_restore::Queues,
     pub(super) datagrams: udp_restore::Datagrams,
-    /// Sockets to which descriptors were sent that nobody received.
-    pub(super) with_descriptors: Vec<u32>,
+    pub(super) late_unix: unix_restore::Late,
+    /// Descriptions that no task has open, since they are on their way in a unix socket: with the
+    /// task that holds the socket.
+    pub(super) passed: BTreeMap<u32, usize>,
     pub(super) pipes: BTreeMap<u32, pipe::Refill>,
     pub(super) fifos: BTreeMap<u32, pipe::Refill>,
     /// Ids of mounts that are the root of a mount namespace of the images.
@@ -93,7 +95,7 @@ impl FilesRestore {
                 what: "keep the directory of the images".to_owned(),
                 source,
             })?;
-        let (queues, with_descriptors) = unix_restore::read_queues(images)?;
+        let queues = unix_restore::read_queues(images)?;
         let mut restore = FilesRestore {
             images: ImageDir::from_fd(duplicate, images.path()),
             tasks: tasks.to_vec(),
@@ -115,7 +117,8 @@ impl FilesRestore {
             made_masters: options.orphan_terminals.iter().copied().collect(),
             queues,
             datagrams: udp_restore::read(images)?,
-            with_descriptors,
+            late_unix: unix_restore::Late::default(),
+            passed: BTreeMap::new(),
             pipes: pipe::read_contents(images, ImageKind::PipesData)?,
             fifos: pipe::read_contents(images, ImageKind::FifoData)?,
             root_mounts: HashSet::new(),
@@ -139,6 +142,7 @@ impl FilesRestore {
             restore.terminals.insert(info.id, info);
         }
         restore.load_tables()?;
+        restore.find_passed()?;
         restore.form_groups()?;
         Ok(restore)
     }
@@ -183,15 +187,16 @@ impl FilesRestore {
             .holders
             .iter()
             .map(|(id, holders)| (*id, holders.iter().map(|(task, _)| *task).collect()))
+            .chain(self.passed.iter().map(|(id, task)| (*id, vec![*task])))
             .collect();
         let mut bonds = Vec::new();
-        for id in self.holders.keys() {
-            let file = &self.files[id];
+        for id in self.ids() {
+            let file = &self.files[&id];
             if let Some(pipe) = &file.pipe {
-                bonds.push((Bond::Pipe(pipe.pipe_id), *id));
+                bonds.push((Bond::Pipe(pipe.pipe_id), id));
             }
             if let Some(fifo) = &file.fifo {
-                bonds.push((Bond::Fifo(fifo.pipe_id), *id));
+                bonds.push((Bond::Fifo(fifo.pipe_id), id));
             }
         }
         let infos = self.holders.keys().filter_map(|id| self.files[id].tty.as_deref());
@@ -218,6 +223,11 @@ impl FilesRestore {
         Ok(())
     }
 
+    /// Every description that is made.
+    pub(super) fn ids(&self) -> impl Iterator<Item = u32> {
+        self.holders.keys().chain(self.passed.keys()).copied()
+    }
+
     /// The highest descriptor number of all tasks, -1 without any.
     pub fn max_fd(&self) -> i32 {
         let numbers = self.wanted.values().flatten().map(|descriptor| descriptor.fd as i32);
@@ -235,6 +245,7 @@ impl FilesRestore {
         self.check_sockets(refusals);
         self.check_locks(refusals);
         self.check_terminals(refusals);
+        self.check_passed(refusals);
         for (id, file) in &self.files {
             let known = file.reg.is_some()
                 || file.pipe.is_some()

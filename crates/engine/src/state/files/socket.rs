@@ -53,8 +53,7 @@ impl FileCollector {
 impl FilesRestore {
     /// Ties sockets together that must be made at once.
     pub(super) fn socket_bonds(&self, bonds: &mut Vec<(Bond, u32)>) {
-        let sockets =
-            self.holders.keys().filter_map(|id| Some((*id, self.files[id].usk.as_deref()?)));
+        let sockets = self.ids().filter_map(|id| Some((id, self.files[&id].usk.as_deref()?)));
         for (id, socket) in sockets {
             bonds.push((Bond::Unix(socket.ino), id));
             if socket.peer != 0 {
@@ -72,21 +71,14 @@ impl FilesRestore {
 
     /// Sockets that cannot be restored.
     pub(super) fn check_sockets(&self, refusals: &mut Vec<Refusal>) {
-        for id in self.holders.keys() {
-            if let Some((cause, remedy)) = self.files[id].isk.as_deref().and_then(inet::check) {
+        for id in self.ids() {
+            if let Some((cause, remedy)) = self.files[&id].isk.as_deref().and_then(inet::check) {
                 refusals.push(Refusal {
-                    subject: self.named_subject(*id),
+                    subject: self.named_subject(id),
                     cause,
                     remedy: remedy.into(),
                 });
             }
-        }
-        for id in &self.with_descriptors {
-            refusals.push(Refusal {
-                subject: self.named_subject(*id),
-                cause: "descriptors were sent to the socket and not received".to_owned(),
-                remedy: "checkpoint when the program has received them".into(),
-            });
         }
     }
 
@@ -113,7 +105,7 @@ impl FilesRestore {
             // Sockets outside have no descriptor and so are in no group.
             let outside = self.files.values().filter_map(|file| file.usk.as_deref());
             members.extend(outside.filter(|socket| socket.uflags & unix::EXTERNAL != 0));
-            made.extend(unix_restore::open(o, &members, &self.queues)?);
+            made.extend(unix_restore::open(o, &members, &self.queues, &mut self.late_unix)?);
         }
         Ok(made)
     }

@@ -46,6 +46,7 @@ pub(super) struct Member {
     id: u32,
     index: usize,
     fd: i32,
+    passed: bool,
     part: String,
     v6: bool,
     /// The address that it is bound to, if it is one.
@@ -101,9 +102,9 @@ impl FileCollector {
             ));
             return Ok(false);
         }
-        let (index, fd, part) = (d.index, d.fd, d.part());
+        let (index, fd, passed, part) = (d.index, d.fd, d.passed, d.part());
         let local = local.map(|local| local.ip().to_canonical()).filter(|ip| !ip.is_unspecified());
-        self.udp.push(Member { id, index, fd, part, v6, local });
+        self.udp.push(Member { id, index, fd, passed, part, v6, local });
         Ok(true)
     }
 
@@ -120,9 +121,8 @@ impl FileCollector {
         let mut refusals = Vec::new();
         for member in &self.udp {
             let task = &tree.tasks[member.index];
-            let queue = task
-                .pidfd
-                .getfd(member.fd)
+            let queue = self
+                .again(task, member.fd, member.passed)
                 .and_then(|file| peek(&file, member.v6))
                 .map_err(task.failed(&member.part, "peek at its unread datagrams"))?;
             for datagram in queue {

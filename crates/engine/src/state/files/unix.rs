@@ -1,32 +1,27 @@
 //! Unix sockets: capture. The restore is in [`super::unix_restore`].
 //!
 //! sock_diag tells state, peer, backlog, what waits and what was shut down; the socket itself its
-//! options; SIOCUNIXFILE the file that it is bound to. Queues are peeked at with SO_PEEK_OFF, which
-//! is put back. Data belongs to the socket that will read it.
+//! options; SIOCUNIXFILE the file that it is bound to. Queues are in [`super::unix_queue`].
 //!
 //! Refused: peers outside of the tree (datagram sockets may be declared external and are connected
-//! again by name), descriptors in flight, connections that wait to be accepted from outside or with
-//! data. Not kept: the credentials of the peer (SO_PEERCRED), addresses of the senders of unread
-//! datagrams. Credentials of unread messages are kept where the reader asks for them (SO_PASSCRED).
+//! again by name), connections that wait to be accepted from outside or with data. Not kept: the
+//! credentials of the peer (SO_PEERCRED).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use arctern_image::images::{ImageDir, ImageKind};
-use arctern_image::messages::{
-    FdTypes, FileEntry, FilePermsEntry, FownEntry, SkPacketEntry, UnixSkEntry,
-};
+use arctern_image::messages::{FdTypes, FileEntry, FilePermsEntry, FownEntry, UnixSkEntry};
 use arctern_sys::diag::{UnixSocket, unix_sockets};
-use arctern_sys::fd::{set_socket_int, socket_address, socket_int, unix_socket_file};
+use arctern_sys::fd::{socket_address, unix_socket_file};
 use arctern_sys::{Pid, proc};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg};
 
 use super::capture::FileCollector;
 use super::descriptor::{Descriptor, entry};
 use super::sockopts;
+use super::unix_queue::Message;
 use crate::error::{CaptureError, Refusal, Remedy};
 use crate::options::External;
 use crate::tree::FrozenTree;
@@ -35,28 +30,28 @@ pub(super) const ESTABLISHED: u32 = 1;
 pub(super) const LISTEN: u32 = 10;
 /// In `uflags`: the socket lives outside.
 pub(super) const EXTERNAL: u32 = 1;
-const SO_PEEK_OFF: i32 = 42;
-/// The largest unread message that is copied, in bytes.
-const MAX_MESSAGE: usize = 4 << 20;
 
 /// Unix sockets of one capture.
 #[derive(Debug, Default)]
 pub(super) struct Collected {
     /// All sockets of the network namespaces that were met, by the namespace's inode.
-    namespaces: HashMap<u64, HashMap<u32, UnixSocket>>,
-    members: Vec<Member>,
-    /// Inodes of sockets that were refused: their peers need no word of their own.
-    refused: HashSet<u32>,
+    pub namespaces: HashMap<u64, HashMap<u32, UnixSocket>>,
+    pub members: Vec<Member>,
 }
 
 #[derive(Debug)]
-struct Member {
-    id: u32,
-    index: usize,
-    fd: i32,
-    part: String,
-    namespace: u64,
-    ino: u32,
+pub(super) struct Member {
+    pub id: u32,
+    pub index: usize,
+    pub fd: i32,
+    pub passed: bool,
+    pub part: String,
+    pub namespace: u64,
+    pub ino: u32,
+    /// Descriptors that were sent to it and not received.
+    pub descriptors: u32,
+    /// What is unread, where it was looked at before everything else is.
+    pub queue: Option<Vec<Message>>,
 }
 
 /// What a socket is bound to in the file system.
@@ -93,14 +88,6 @@ impl FileCollector {
                 io::ErrorKind::NotFound.into(),
             ));
         };
-        if d.info.scm_fds != 0 {
-            self.unix.refused.insert(ino);
-            refusals.push(d.refuse(
-                format!("{} descriptor(s) sent to it wait to be received", d.info.scm_fds),
-                Remedy::try_again("when the program has received them"),
-            ));
-            return Ok(None);
-        }
         let address = socket_address(&d.file, false).map_err(d.failed("read its name"))?;
         let name = address.get(2..).unwrap_or_default().to_vec();
         let bound = if name.first().is_some_and(|first| *first != 0) {
@@ -121,9 +108,12 @@ impl FileCollector {
             id,
             index: d.index,
             fd: d.fd,
+            passed: d.passed,
             part: d.part(),
             namespace,
             ino,
+            descriptors: d.info.scm_fds,
+            queue: None,
         });
         Ok(Some(FileEntry {
             usk: Some(Box::new(UnixSkEntry {
@@ -233,7 +223,7 @@ impl FileCollector {
                 continue;
             }
             let Some(peer) = socket.peer.filter(|peer| *peer != 0) else { continue };
-            if inside.contains_key(&peer) || self.unix.refused.contains(&peer) {
+            if inside.contains_key(&peer) {
                 continue;
             }
             let name = sockets.get(&peer).map(|peer| shown(&peer.name)).unwrap_or_default();
@@ -294,48 +284,6 @@ impl FileCollector {
             ..entry(FdTypes::Unixsk, id)
         });
     }
-
-    /// Writes what is unread in the unix sockets.
-    pub(super) fn write_queues(
-        &self,
-        tree: &FrozenTree,
-        images: &ImageDir,
-    ) -> Result<(), CaptureError> {
-        let mut writer = None;
-        for member in &self.unix.members {
-            let socket = &self.unix.namespaces[&member.namespace][&member.ino];
-            let datagrams = socket.kind as i32 == libc::SOCK_DGRAM;
-            // For datagrams the kernel tells the size of the first only, which may be 0.
-            if u32::from(socket.state) == LISTEN || !datagrams && socket.receive_queue == 0 {
-                continue;
-            }
-            let task = &tree.tasks[member.index];
-            let file = task
-                .pidfd
-                .getfd(member.fd)
-                .map_err(task.failed(&member.part, "duplicate it into the controller"))?;
-            let messages = socket.kind as i32 != libc::SOCK_STREAM;
-            let queue = peek(&file, messages, socket.shutdown & 1 != 0)
-                .map_err(task.failed(&member.part, "peek at what it has not read"))?;
-            for (data, credentials) in queue {
-                let writer = match &mut writer {
-                    Some(writer) => writer,
-                    None => writer.insert(images.writer(ImageKind::SkQueues, 0)?),
-                };
-                let length = data.len() as u32;
-                let sender = credentials.map(|sender| credentials_of(tree, sender));
-                let sender = sender.unwrap_or_default();
-                let (id_for, scm) = (member.id, Vec::new());
-                writer.record(&SkPacketEntry { id_for, length, scm, sender })?;
-                writer.payload(&data)?;
-            }
-        }
-        match writer {
-            Some(writer) => drop(writer.finish()?),
-            None => images.remove(ImageKind::SkQueues, 0)?,
-        }
-        Ok(())
-    }
 }
 
 /// The directory from which `name` leads to the file at `path`, if it is plain to see.
@@ -360,100 +308,9 @@ fn shown(name: &[u8]) -> String {
     }
 }
 
-/// Pid inside, uid and gid of a sender.
-fn credentials_of(tree: &FrozenTree, sender: UnixCredentials) -> Vec<u32> {
-    let inner = tree.tasks.iter().find(|task| task.pid.0 == sender.pid());
-    let pid = inner.map_or(0, |task| task.inner_pid);
-    vec![pid as u32, sender.uid(), sender.gid()]
-}
-
-/// A message with its sender's credentials, if the reader asks for them.
-type Message = (Vec<u8>, Option<UnixCredentials>);
-
-/// Copies what can be read from a socket and leaves it there. `messages`: every message is an item
-/// of its own. `ended`: nothing more can come.
-fn peek(socket: impl AsFd, messages: bool, ended: bool) -> io::Result<Vec<Message>> {
-    let socket = socket.as_fd();
-    let before = socket_int(socket, libc::SOL_SOCKET, SO_PEEK_OFF)?;
-    set_socket_int(socket, libc::SOL_SOCKET, SO_PEEK_OFF, 0)?;
-    let result = peek_all(socket, messages, ended);
-    set_socket_int(socket, libc::SOL_SOCKET, SO_PEEK_OFF, before)?;
-    result
-}
-
-fn peek_all(socket: impl AsFd, messages: bool, ended: bool) -> io::Result<Vec<Message>> {
-    let mut queue = Vec::new();
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-        let mut iov = [io::IoSliceMut::new(&mut buffer)];
-        let raw = socket.as_fd().as_raw_fd();
-        let mut control = nix::cmsg_space!(UnixCredentials);
-        let (n, cut, sender) = match recvmsg::<()>(raw, &mut iov, Some(&mut control), flags) {
-            Ok(message) => {
-                let sender = message.cmsgs()?.find_map(|control| match control {
-                    ControlMessageOwned::ScmCredentials(sender) => Some(sender),
-                    _ => None,
-                });
-                (message.bytes, message.flags.contains(MsgFlags::MSG_TRUNC), sender)
-            }
-            Err(nix::Error::EAGAIN) => return Ok(queue),
-            Err(errno) => return Err(errno.into()),
-        };
-        if cut && buffer.len() < MAX_MESSAGE {
-            // The offset has moved past what was seen: begin again with more room.
-            buffer.resize(buffer.len() * 4, 0);
-            set_socket_int(socket.as_fd(), libc::SOL_SOCKET, SO_PEEK_OFF, 0)?;
-            queue.clear();
-            continue;
-        }
-        if cut {
-            return Err(io::Error::other(format!("a message has more than {MAX_MESSAGE} bytes")));
-        }
-        if n == 0 && (!messages || ended) {
-            return Ok(queue);
-        }
-        queue.push((buffer[..n].to_vec(), sender));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{Read, Write};
-    use std::os::unix::net::{UnixDatagram, UnixStream};
-
-    fn bytes(queue: Vec<Message>) -> Vec<Vec<u8>> {
-        queue.into_iter().map(|(bytes, _)| bytes).collect()
-    }
-
-    #[test]
-    fn a_stream_is_peeked_and_can_still_be_read() {
-        let (a, mut b) = UnixStream::pair().unwrap();
-        let data: Vec<u8> = (0..100_000u32).map(|i| i as u8).collect();
-        b.write_all(&data).unwrap();
-        for _ in 0..2 {
-            assert_eq!(bytes(peek(&a, false, false).unwrap()).concat(), data);
-        }
-        b.shutdown(std::net::Shutdown::Write).unwrap();
-        assert_eq!(bytes(peek(&a, false, true).unwrap()).concat(), data);
-        assert_eq!(socket_int(&a, libc::SOL_SOCKET, SO_PEEK_OFF).unwrap(), -1);
-        let mut read = Vec::new();
-        (&a).read_to_end(&mut read).unwrap();
-        assert_eq!(read, data);
-    }
-
-    #[test]
-    fn datagrams_keep_their_limits() {
-        let (a, b) = UnixDatagram::pair().unwrap();
-        for data in [&b"one"[..], b"", b"three", &[7; 150_000]] {
-            b.send(data).unwrap();
-        }
-        let queue = bytes(peek(&a, true, false).unwrap());
-        assert_eq!(queue.iter().map(Vec::len).collect::<Vec<_>>(), [3, 0, 5, 150_000]);
-        let mut buffer = [0; 10];
-        assert_eq!(a.recv(&mut buffer).unwrap(), 3);
-    }
 
     #[test]
     fn directories_of_relative_names() {

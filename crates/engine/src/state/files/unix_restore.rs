@@ -5,7 +5,7 @@
 //! before. Order: listeners, datagram sockets, connections, unread data, then what was shut down,
 //! options and flags, since each of them would forbid the one before.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -23,29 +23,37 @@ use crate::error::RestoreError;
 /// An unread message.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Message {
-    data: Vec<u8>,
+    pub data: Vec<u8>,
     /// Pid inside, uid and gid of its sender, where the reader asks for them.
     sender: Option<[u32; 3]>,
+    /// Ids of the descriptions that come with it.
+    pub rights: Vec<u32>,
 }
 
 /// Unread messages by the id of the socket that will read them.
 pub(super) type Queues = HashMap<u32, Vec<Message>>;
 
-/// Reads the queues. The ids of sockets to which descriptors were sent come second.
-pub(super) fn read_queues(images: &ImageDir) -> Result<(Queues, Vec<u32>), RestoreError> {
-    let (mut queues, mut with_descriptors) = (Queues::new(), Vec::new());
-    let Some(mut reader) = images.reader(ImageKind::SkQueues, 0)? else {
-        return Ok((queues, with_descriptors));
-    };
+/// Reads the queues.
+pub(super) fn read_queues(images: &ImageDir) -> Result<Queues, RestoreError> {
+    let mut queues = Queues::new();
+    let Some(mut reader) = images.reader(ImageKind::SkQueues, 0)? else { return Ok(queues) };
     while let Some(packet) = reader.next_record::<SkPacketEntry>()? {
         let data = reader.payload(packet.length.into())?;
-        if packet.scm.iter().any(|scm| !scm.rights.is_empty()) {
-            with_descriptors.push(packet.id_for);
-        }
         let sender = packet.sender.as_slice().try_into().ok();
-        queues.entry(packet.id_for).or_default().push(Message { data, sender });
+        let rights = packet.scm.into_iter().flat_map(|scm| scm.rights).collect();
+        queues.entry(packet.id_for).or_default().push(Message { data, sender, rights });
     }
-    Ok((queues, with_descriptors))
+    Ok(queues)
+}
+
+/// What is done to sockets when every description is in place, since descriptors come with what is
+/// unread.
+#[derive(Debug, Default)]
+pub(super) struct Late {
+    /// Receiving socket, sending socket, and whom the sender is shown as.
+    pub queues: Vec<(u32, OwnedFd, i32)>,
+    /// Sockets to shut down, with how (as of shutdown(2)).
+    pub shutdowns: Vec<(OwnedFd, i32)>,
 }
 
 /// Makes the sockets of a group: ids with their numbers.
@@ -53,9 +61,15 @@ pub(super) fn open(
     o: &mut Opener<'_>,
     members: &[&UnixSkEntry],
     queues: &Queues,
+    late: &mut Late,
 ) -> Result<Vec<(u32, i32)>, RestoreError> {
     let by_ino = members.iter().map(|m| (m.ino, *m)).collect();
-    let mut group = Group { members, by_ino, made: HashMap::new(), extra: HashMap::new() };
+    let with_rights = |m: &&UnixSkEntry| {
+        queues.get(&m.id).is_some_and(|queue| queue.iter().any(|m| !m.rights.is_empty()))
+    };
+    let rights = members.iter().filter(|m| with_rights(m)).map(|m| m.id).collect();
+    let (made, extra) = (HashMap::new(), HashMap::new());
+    let mut group = Group { members, by_ino, made, extra, rights, late };
     group.listeners(o)?;
     group.datagrams(o)?;
     group.connections(o)?;
@@ -71,6 +85,9 @@ struct Group<'a> {
     made: HashMap<u32, i32>,
     /// Other ends that nobody holds, by the id of their peer.
     extra: HashMap<u32, i32>,
+    /// Sockets whose queues wait until every description is in place.
+    rights: HashSet<u32>,
+    late: &'a mut Late,
 }
 
 impl<'a> Group<'a> {
@@ -273,9 +290,14 @@ impl<'a> Group<'a> {
                 sockopts::set(o, self.made[&socket.id], libc::SOL_SOCKET, libc::SO_PASSCRED, 1);
             }
             let through = o.fetch(sender)?;
-            for message in queue {
-                deliver(&through, message, o.stub.tid().0)
-                    .map_err(o.failed_here("put unread data back"))?;
+            let shown = o.stub.tid().0;
+            if self.rights.contains(&socket.id) {
+                self.late.queues.push((socket.id, through, shown));
+            } else {
+                for message in queue {
+                    deliver(&through, message, &[], shown)
+                        .map_err(o.failed_here("put unread data back"))?;
+                }
             }
             if passing {
                 o.close(sender);
@@ -291,7 +313,10 @@ impl<'a> Group<'a> {
         }
         for socket in self.members {
             let Some(&fd) = self.made.get(&socket.id) else { continue };
-            if let Some(how @ 1..=3) = socket.shutdown {
+            if let Some(how @ 1..=3) = socket.shutdown.filter(|_| !self.rights.is_empty()) {
+                let socket = o.fetch(fd)?;
+                self.late.shutdowns.push((socket, how - 1));
+            } else if let Some(how @ 1..=3) = socket.shutdown {
                 let args = [fd.into(), (how - 1).into()];
                 o.call(libc::SYS_shutdown, &args, "shut the unix socket down");
             }
@@ -389,19 +414,32 @@ fn remove_name(o: &mut Opener<'_>, socket: &UnixSkEntry) {
 /// Sends without waiting. What one sender's buffer does not hold may have come from several: then
 /// the buffer is larger for the moment. A message that shows its sender is sent in the name of the
 /// process `pid` (as we see it), with the uid and gid of the real sender.
-fn deliver(through: &OwnedFd, message: &Message, pid: i32) -> io::Result<()> {
+pub(super) fn deliver(
+    through: &OwnedFd,
+    message: &Message,
+    descriptors: &[OwnedFd],
+    pid: i32,
+) -> io::Result<()> {
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     let sender =
         message.sender.map(|[_, uid, gid]| UnixCredentials::from(libc::ucred { pid, uid, gid }));
-    let control: Vec<ControlMessage<'_>> =
+    let numbers: Vec<i32> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    let mut control: Vec<ControlMessage<'_>> =
         sender.iter().map(ControlMessage::ScmCredentials).collect();
+    if !numbers.is_empty() {
+        control.push(ControlMessage::ScmRights(&numbers));
+    }
     let mut data = &message.data[..];
     let mut grown = None;
     let result = loop {
         let iov = [io::IoSlice::new(data)];
         match sendmsg::<()>(through.as_raw_fd(), &iov, &control, flags, None) {
             Ok(n) if n >= data.len() => break Ok(()),
-            Ok(n) => data = &data[n..],
+            Ok(n) => {
+                data = &data[n..];
+                // They went with the first part.
+                control.retain(|control| !matches!(control, ControlMessage::ScmRights(_)));
+            }
             Err(nix::Error::EAGAIN | nix::Error::EMSGSIZE | nix::Error::ENOBUFS)
                 if grown.is_none() =>
             {
@@ -428,8 +466,8 @@ mod tests {
         let through = OwnedFd::from(b);
         let before = socket_int(&through, libc::SOL_SOCKET, libc::SO_SNDBUF).unwrap();
         for _ in 0..5 {
-            let message = Message { data: vec![1; 100_000], sender: None };
-            deliver(&through, &message, 0).unwrap();
+            let message = Message { data: vec![1; 100_000], ..Message::default() };
+            deliver(&through, &message, &[], 0).unwrap();
         }
         let after = socket_int(&through, libc::SOL_SOCKET, libc::SO_SNDBUF).unwrap();
         assert_eq!(before, after);
