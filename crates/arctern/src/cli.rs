@@ -6,7 +6,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::commands::{
     check, checkpoint, create, criu, exec, images, import, info, inspect, internal, kill, logs,
-    port, ps, restore, rm, rmi, run, start, stop, tag, version, wait,
+    network_create, network_exists, network_inspect, network_ls, network_rm, port, ps, restore, rm,
+    rmi, run, start, stop, tag, version, wait,
 };
 
 /// Heading of the options that every command has.
@@ -101,6 +102,9 @@ pub enum Command {
     /// Manage images
     #[command(subcommand)]
     Image(Image),
+    /// Manage networks
+    #[command(subcommand)]
+    Network(Network),
     Info(info::Args),
     Version(version::Args),
     Check(check::Args),
@@ -169,6 +173,17 @@ impl From<Image> for Command {
             Image::Tag(a) => Command::Tag(a),
         }
     }
+}
+
+/// `arctern network …`
+#[derive(Debug, Subcommand)]
+pub enum Network {
+    Create(network_create::Args),
+    #[command(name = "ls", visible_alias = "list")]
+    Ls(network_ls::Args),
+    Inspect(network_inspect::Args),
+    Rm(network_rm::Args),
+    Exists(network_exists::Args),
 }
 
 #[cfg(test)]

@@ -5,11 +5,12 @@
 //! read its archives read ours.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-pub use arctern_net::{BadPort, PortMapping, Protocol};
+use arctern_net::DEFAULT_NETWORK;
+pub use arctern_net::{BadPort, Mac, PortMapping, Protocol};
 use serde::{Deserialize, Serialize};
 
 /// How the container is connected.
@@ -47,6 +48,46 @@ impl FromStr for NetworkMode {
             "host" => Ok(NetworkMode::Host),
             _ => Err(InvalidOption::new("network", text, "bridge, none or host")),
         }
+    }
+}
+
+/// What a container asks of a network, as Podman writes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkOptions {
+    /// Addresses of both kinds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub static_ips: Option<Vec<IpAddr>>,
+    /// Hardware address; empty for none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub static_mac: String,
+    /// Name of the interface in the container.
+    #[serde(default)]
+    pub interface_name: String,
+}
+
+impl NetworkOptions {
+    /// The IPv4 address asked for.
+    #[must_use]
+    pub fn ipv4(&self) -> Option<Ipv4Addr> {
+        self.static_ips.iter().flatten().find_map(|ip| match ip {
+            IpAddr::V4(ip) => Some(*ip),
+            IpAddr::V6(_) => None,
+        })
+    }
+
+    /// The IPv6 address asked for.
+    #[must_use]
+    pub fn ipv6(&self) -> Option<Ipv6Addr> {
+        self.static_ips.iter().flatten().find_map(|ip| match ip {
+            IpAddr::V6(ip) => Some(*ip),
+            IpAddr::V4(_) => None,
+        })
+    }
+
+    /// The hardware address asked for.
+    #[must_use]
+    pub fn mac(&self) -> Option<Mac> {
+        self.static_mac.parse().ok()
     }
 }
 
@@ -251,6 +292,9 @@ pub struct ContainerConfig {
     /// Address asked for.
     #[serde(rename = "staticIP", default, skip_serializing_if = "Option::is_none")]
     pub static_ip: Option<Ipv4Addr>,
+    /// The networks it is on; the default one if there is none. One is all it can be on.
+    #[serde(rename = "newNetworks", default, skip_serializing_if = "Option::is_none")]
+    pub networks: Option<BTreeMap<String, NetworkOptions>>,
     /// Published ports.
     #[serde(rename = "newPortMappings", default)]
     pub ports: Vec<PortMapping>,
@@ -334,6 +378,35 @@ impl ContainerConfig {
     #[must_use]
     pub fn args(&self) -> Vec<String> {
         self.entrypoint.iter().chain(&self.command).cloned().collect()
+    }
+
+    /// The network that the user made and the container is on; `None` for the default one.
+    #[must_use]
+    pub fn network_name(&self) -> Option<&str> {
+        let name = self.networks.as_ref()?.keys().next()?.as_str();
+        Some(name).filter(|name| *name != DEFAULT_NETWORK)
+    }
+
+    /// What it asks of its network.
+    #[must_use]
+    pub fn statics(&self) -> Option<&NetworkOptions> {
+        self.networks.as_ref()?.values().next()
+    }
+
+    /// Asks for no address any more: any will do, or the one it had.
+    pub fn forget_statics(&mut self, ip: bool, mac: bool) {
+        let options = self.networks.iter_mut().flat_map(BTreeMap::values_mut);
+        for options in options {
+            if ip {
+                options.static_ips = None;
+            }
+            if mac {
+                options.static_mac.clear();
+            }
+        }
+        if ip {
+            self.static_ip = None;
+        }
     }
 
     /// The first 12 digits of the id, as lists show it.

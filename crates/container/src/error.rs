@@ -19,6 +19,17 @@ pub enum Error {
     /// Nothing has this name or id.
     #[error("no container with name or id `{0}`")]
     NoSuchContainer(String),
+    /// No network has this name or id.
+    #[error("no network with name or id `{0}`")]
+    NoSuchNetwork(String),
+    /// A container would lose its network.
+    #[error("container `{container}` is on network `{name}`")]
+    NetworkInUse {
+        /// The network.
+        name: String,
+        /// One of its containers.
+        container: String,
+    },
     /// Several containers have ids that begin so.
     #[error("`{0}` is the beginning of several container ids")]
     AmbiguousId(String),
@@ -262,6 +273,12 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Error::NoSuchContainer(_) => "`arctern ps -a` lists all containers".to_owned(),
+            Error::NoSuchNetwork(name) => {
+                format!("`arctern network ls` lists all; `arctern network create {name}` makes it")
+            }
+            Error::NetworkInUse { container, .. } => {
+                format!("`arctern rm {container}` first, or pass --force")
+            }
             Error::AmbiguousId(_) => "give more digits of the id, or the name".to_owned(),
             Error::NameInUse { name, .. } => {
                 format!("choose another --name, pass --replace, or `arctern rm {name}` first")

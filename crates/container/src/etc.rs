@@ -16,7 +16,7 @@ pub fn write(dir: &Path, config: &ContainerConfig, network: &Attachment) -> Resu
         ip: network.status.as_ref().map(|s| s.ip),
         hostname: &config.hostname,
         name: &config.name,
-        gateway: network.status.as_ref().map(|s| s.gateway),
+        gateway: network.status.as_ref().and_then(|s| s.gateway),
         extra: &[],
     });
     let isolated = config.network != NetworkMode::Host;

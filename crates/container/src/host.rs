@@ -6,7 +6,6 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use crate::cgroup::Hierarchies;
-use crate::config::NetworkMode;
 use crate::error::{Error, Result};
 use crate::lock::Lock;
 use crate::paths::{ContainerPaths, Paths};
@@ -178,10 +177,8 @@ impl Host {
     /// ones are after their end.
     fn settle(&mut self, record: Record) -> Result<Option<Record>> {
         if self.init(&record).is_some() {
-            if record.config.network == NetworkMode::Bridge {
-                // Whoever locked it was killed before it stopped the container.
-                crate::network::end_lock(&self.paths, &record.config.id)?;
-            }
+            // Whoever locked it was killed before it stopped the container.
+            crate::network::end_lock(&self.paths, &record.config)?;
             if record.status == Status::Checkpointed {
                 // The command that made the checkpoint was killed before it stopped the container.
                 return self.store.update(&record.config.id, |r| {

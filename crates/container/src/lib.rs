@@ -18,6 +18,7 @@ pub mod lifecycle;
 mod lock;
 mod netlock;
 mod network;
+mod networks;
 pub mod paths;
 pub mod process;
 mod runtime;

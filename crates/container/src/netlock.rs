@@ -1,13 +1,14 @@
 //! The lock of a container's network, as the engine wants it.
 //!
-//! On the bridge everything for the container's address is held ([`arctern_net::ContainerLock`]). A
+//! On a bridge everything for the container's address is held ([`arctern_net::ContainerLock`]); with
+//! macvlan it is dropped inside of the container's namespace ([`arctern_net::InsideLock`]). A
 //! container in the host's network has no address of its own: its connections are locked one by one,
 //! and what is sent meanwhile is dropped. Without a network there is nobody outside.
 
 use std::net::{IpAddr, Ipv4Addr};
 
 use arctern_engine::options::{Connection, HookError, NetworkLock};
-use arctern_net::{ConnectionLock, ContainerLock, Keep, Means};
+use arctern_net::{ConnectionLock, ContainerLock, InsideLock, Keep, Means, netns};
 
 use crate::config::{ContainerConfig, NetworkMode, short_id};
 use crate::error::{Error, Result};
@@ -27,6 +28,7 @@ pub(crate) struct NetLock {
 #[derive(Debug)]
 enum Way {
     Bridge(Box<ContainerLock>),
+    Inside(InsideLock),
     Host(ConnectionLock),
     None,
 }
@@ -36,7 +38,12 @@ impl NetLock {
     pub fn prepare(paths: &Paths, config: &ContainerConfig) -> Result<NetLock> {
         let way = match config.network {
             NetworkMode::Bridge => {
-                let network = network::bridge(paths)?;
+                let network = network::of(paths, config)?;
+                if network.locks_inside() {
+                    let namespace = netns::open(&paths.container(&config.id).netns);
+                    let lock = InsideLock::new(namespace.map_err(Error::network)?);
+                    return Ok(NetLock { way: Way::Inside(lock), moved: None });
+                }
                 let lock = network.prepare_lock(&config.id, Means::Hold).map_err(Error::network)?;
                 Way::Bridge(Box::new(lock))
             }
@@ -62,7 +69,7 @@ impl NetLock {
     pub fn keep(&mut self, keep: Keep) -> Result<()> {
         match &mut self.way {
             Way::Bridge(lock) => lock.keep(keep).map_err(Error::network),
-            Way::Host(_) | Way::None => Ok(()),
+            Way::Inside(_) | Way::Host(_) | Way::None => Ok(()),
         }
     }
 
@@ -74,6 +81,7 @@ impl NetLock {
                 keeper::dismiss(lock.ended());
                 Ok(())
             }
+            Way::Inside(lock) => lock.unlock().map_err(Error::network),
             Way::Host(lock) => lock.unlock().map_err(Error::network),
             Way::None => Ok(()),
         }
@@ -83,7 +91,7 @@ impl NetLock {
     pub fn finish(self) -> Result<()> {
         match self.way {
             Way::Bridge(lock) => lock.finish().map_err(Error::network),
-            Way::Host(_) | Way::None => Ok(()),
+            Way::Inside(_) | Way::Host(_) | Way::None => Ok(()),
         }
     }
 }
@@ -102,6 +110,7 @@ impl NetworkLock for NetLock {
         }
         match &mut self.way {
             Way::Bridge(lock) => Ok(lock.lock()?),
+            Way::Inside(lock) => Ok(lock.lock()?),
             Way::Host(lock) => {
                 let ends: Vec<_> = connections.iter().map(|c| (c.local, c.peer)).collect();
                 Ok(lock.lock(&ends)?)

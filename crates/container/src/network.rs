@@ -6,7 +6,8 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use arctern_net::{
-    ArchivedStatus, AttachSpec, DEFAULT_BRIDGE, Means, Network, NetworkError, NetworkStatus, netns,
+    ArchivedStatus, AttachSpec, DEFAULT_BRIDGE, InsideLock, Ipv4Net, Mac, Means, Network,
+    NetworkError, NetworkStatus, NetworkStore, netns,
 };
 
 use crate::config::{ContainerConfig, NetworkMode, PortMapping};
@@ -28,7 +29,27 @@ pub struct Attachment {
     pub ports: Vec<PortMapping>,
 }
 
-/// The bridge network of a host. Hosts with other roots on the same machine have bridges of their
+/// The networks that the user made.
+#[must_use]
+pub fn store(paths: &Paths) -> NetworkStore {
+    NetworkStore::new(&paths.root.join("networks/config"))
+}
+
+/// Where who has which address of a network is kept.
+pub(crate) fn leases(paths: &Paths) -> PathBuf {
+    paths.root.join("networks/leases")
+}
+
+/// The network of a container.
+pub(crate) fn of(paths: &Paths, config: &ContainerConfig) -> Result<Network> {
+    let Some(name) = config.network_name() else { return bridge(paths) };
+    match store(paths).get(name).map_err(Error::network)? {
+        Some(network) => Network::of(&leases(paths), &network).map_err(Error::network),
+        None => Err(Error::NoSuchNetwork(name.to_owned())),
+    }
+}
+
+/// The default network of a host. Hosts with other roots on the same machine have bridges of their
 /// own: they know nothing of each other's addresses.
 pub(crate) fn bridge(paths: &Paths) -> Result<Network> {
     let name = if paths.root.as_os_str() == DEFAULT_ROOT {
@@ -37,6 +58,12 @@ pub(crate) fn bridge(paths: &Paths) -> Result<Network> {
         format!("arc{:08x}", fnv1a(paths.root.as_os_str().as_encoded_bytes()))
     };
     Network::open(&paths.root.join("networks"), &name, None).map_err(Error::network)
+}
+
+/// The default network's bridge, and its subnet and gateway if they are known.
+pub(crate) fn default_bridge(paths: &Paths) -> Result<(String, Option<(Ipv4Net, Ipv4Addr)>)> {
+    let network = bridge(paths)?;
+    Ok((network.link_name().to_owned(), network.subnet().map_err(Error::network)?))
 }
 
 /// A short, stable name for a path.
@@ -51,6 +78,35 @@ pub struct Arrival {
     pub resumes: bool,
     /// It is locked from the beginning.
     pub locked: bool,
+}
+
+/// What a container's interface shall have; what is not given is chosen.
+#[derive(Clone, Copy, Debug, Default)]
+struct Address {
+    ip: Option<Ipv4Addr>,
+    ip6: Option<std::net::Ipv6Addr>,
+    mac: Option<Mac>,
+}
+
+impl Address {
+    /// As the user asked.
+    fn wanted(config: &ContainerConfig) -> Self {
+        let statics = config.statics();
+        Address {
+            ip: config.static_ip.or_else(|| statics?.ipv4()),
+            ip6: statics.and_then(|s| s.ipv6()),
+            mac: statics.and_then(|s| s.mac()),
+        }
+    }
+
+    /// What is not given, as it was.
+    fn or(self, had: &NetworkStatus) -> Self {
+        Address {
+            ip: self.ip.or(Some(had.ip).filter(|ip| !ip.is_unspecified())),
+            ip6: self.ip6.or(had.ip6.map(|net| net.addr())),
+            mac: self.mac.or(Some(had.mac)),
+        }
+    }
 }
 
 /// Makes the network of a container. The address is the one asked for, the one it had, or a free
@@ -72,14 +128,15 @@ pub fn setup(
         arctern_net::bring_up_loopback(namespace.as_fd()).map_err(Error::network)?;
         return Ok(Attachment { netns: Some(path), ..Attachment::default() });
     }
-    let network = bridge(paths)?;
+    let network = of(paths, config)?;
     if !arrival.resumes {
-        end_lock(paths, &config.id)?;
+        end_lock(paths, config)?;
     }
-    let attach = |ip: Option<Ipv4Addr>, mac| {
+    let attach = |address: Address| {
         let spec = AttachSpec {
-            ip,
-            mac,
+            ip: address.ip,
+            ip6: address.ip6,
+            mac: address.mac,
             hostname: config.hostname.clone(),
             resumes: arrival.resumes,
             lock: arrival.locked.then_some(Means::Hold),
@@ -87,16 +144,19 @@ pub fn setup(
         };
         network.attach(namespace.as_fd(), &config.id, &spec)
     };
-    let status = match (config.static_ip, had) {
-        (None, Some(had)) => match attach(Some(had.ip), Some(had.mac)) {
+    let wanted = Address::wanted(config);
+    let status = match had {
+        Some(had) if wanted.ip.is_none() => match attach(wanted.or(had)) {
             // Taken meanwhile, or of another subnet: any address will do.
-            Err(NetworkError::AddressInUse { .. } | NetworkError::AddressOutside { .. }) => {
-                attach(None, None)
-            }
+            Err(
+                NetworkError::AddressInUse { .. }
+                | NetworkError::AddressOutside { .. }
+                | NetworkError::NoIpv6(_),
+            ) => attach(wanted),
             other => other,
         },
-        (Some(ip), Some(had)) if had.ip == ip && arrival.resumes => attach(Some(ip), Some(had.mac)),
-        (ip, _) => attach(ip, None),
+        Some(had) if wanted.ip == Some(had.ip) && arrival.resumes => attach(wanted.or(had)),
+        _ => attach(wanted),
     }
     .map_err(Error::network)?;
     let ports = if config.ports.is_empty() {
@@ -109,33 +169,64 @@ pub fn setup(
 
 /// Removes the network of a container; what is gone already is no error.
 pub fn teardown(paths: &Paths, config: &ContainerConfig) -> Result<()> {
+    let path = paths.container(&config.id).netns;
     let attached = match config.network {
-        NetworkMode::Bridge => bridge(paths)?.disconnect(&config.id).map_err(Error::network),
+        NetworkMode::Bridge => of(paths, config).and_then(|network| {
+            let namespace = netns::open(&path).ok();
+            let namespace = namespace.as_ref().map(AsFd::as_fd);
+            network.disconnect(&config.id, namespace).map_err(Error::network)
+        }),
         NetworkMode::None | NetworkMode::Host => Ok(()),
     };
-    netns::delete(&paths.container(&config.id).netns).map_err(Error::network)?;
+    netns::delete(&path).map_err(Error::network)?;
     attached
 }
 
-/// The locks of the bridge, by address.
+/// All networks on which locks are kept.
+fn all(paths: &Paths) -> Result<Vec<Network>> {
+    let mut networks = vec![bridge(paths)?];
+    for config in store(paths).list().map_err(Error::network)? {
+        networks.push(Network::of(&leases(paths), &config).map_err(Error::network)?);
+    }
+    Ok(networks)
+}
+
+/// The locks of all networks, by address.
 pub fn locks(paths: &Paths) -> Result<BTreeMap<Ipv4Addr, arctern_net::Lock>> {
-    bridge(paths)?.locks().map_err(Error::network)
+    let mut locks = BTreeMap::new();
+    for network in all(paths)? {
+        locks.extend(network.locks().map_err(Error::network)?);
+    }
+    Ok(locks)
 }
 
 /// Gives up the lock of a container, if it has one.
-pub fn end_lock(paths: &Paths, id: &str) -> Result<()> {
-    let network = bridge(paths)?;
+pub fn end_lock(paths: &Paths, config: &ContainerConfig) -> Result<()> {
+    if config.network != NetworkMode::Bridge {
+        return Ok(());
+    }
+    let network = match of(paths, config) {
+        // It was removed with everything on it.
+        Err(Error::NoSuchNetwork(_)) => return Ok(()),
+        other => other?,
+    };
+    if network.locks_inside() {
+        return match netns::open(&paths.container(&config.id).netns) {
+            Ok(namespace) => InsideLock::new(namespace).unlock().map_err(Error::network),
+            Err(_) => Ok(()),
+        };
+    }
     if network.locks().map_err(Error::network)?.is_empty() {
         return Ok(());
     }
-    let lock = network.end_lock(id).map_err(Error::network)?;
+    let lock = network.end_lock(&config.id).map_err(Error::network)?;
     keeper::dismiss(lock.as_ref());
     Ok(())
 }
 
 /// Gives up the locks whose time is over.
 pub fn end_expired_locks(paths: &Paths) -> Result<()> {
-    bridge(paths)?.end_expired_locks().map_err(Error::network)
+    all(paths)?.iter().try_for_each(|n| n.end_expired_locks().map_err(Error::network))
 }
 
 /// Removes the bridge, when no container is left that could use it.
@@ -152,19 +243,24 @@ pub fn parse_status(text: Option<&str>) -> Option<NetworkStatus> {
 }
 
 /// The status that the database shall have, from an archive's `network.status`: the first network's
-/// address is asked for again.
-pub fn from_archive(text: &str) -> Result<Option<String>> {
+/// addresses are asked for again, except those that the caller wants new.
+pub fn from_archive(text: &str, new_ip: bool, new_mac: Option<Mac>) -> Result<Option<String>> {
     let archived = ArchivedStatus::from_podman(text).map_err(Error::network)?;
     let Some(first) = archived.into_iter().next() else { return Ok(None) };
-    let (Some(address), Some(mac)) = (first.address, first.mac) else { return Ok(None) };
+    let (Some(address), Some(mac)) = (first.address, new_mac.or(first.mac)) else {
+        return Ok(None);
+    };
     let status = NetworkStatus {
-        ip: address.addr(),
+        ip: if new_ip { Ipv4Addr::UNSPECIFIED } else { address.addr() },
         prefix: address.prefix_len(),
-        gateway: first.gateway.unwrap_or(Ipv4Addr::UNSPECIFIED),
+        gateway: first.gateway,
+        ip6: first.address6.filter(|_| !new_ip),
+        gateway6: None,
         mac,
         ifname: first.ifname,
         host_veth: String::new(),
         bridge: String::new(),
+        network: first.network,
     };
     serde_json::to_string(&status).map(Some).map_err(Error::json("network.status"))
 }

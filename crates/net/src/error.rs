@@ -1,11 +1,12 @@
 //! What can go wrong with a network, and what to do about it.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use rustix::io::Errno;
 
+use crate::config::BadNetwork;
 use crate::ports::Protocol;
 use crate::state::StateError;
 
@@ -41,20 +42,29 @@ pub enum NetworkError {
     SubnetTooSmall(Ipv4Net),
     /// All addresses are taken.
     #[error("no free address in {0}")]
-    NoFreeAddress(Ipv4Net),
+    NoFreeAddress(IpNet),
     /// A static address is not one that a container can have.
     #[error("address {ip} is not a usable address of {subnet}")]
     AddressOutside {
         /// The address asked for.
-        ip: Ipv4Addr,
+        ip: IpAddr,
         /// The network's subnet.
-        subnet: Ipv4Net,
+        subnet: IpNet,
     },
+    /// An IPv6 address was asked for on a network without IPv6.
+    #[error("network {0} has no IPv6 subnet")]
+    NoIpv6(String),
+    /// Ports cannot be published on a network whose containers are machines of a segment.
+    #[error("network {0} publishes no ports: its containers have addresses of the segment")]
+    NoPorts(String),
+    /// What was asked of a network cannot be.
+    #[error(transparent)]
+    Bad(#[from] BadNetwork),
     /// A static address is taken.
     #[error("address {ip} is in use by container {holder}")]
     AddressInUse {
         /// The address asked for.
-        ip: Ipv4Addr,
+        ip: IpAddr,
         /// The container that has it.
         holder: String,
     },
@@ -120,6 +130,12 @@ impl NetworkError {
             {
                 Some("publish on an address that this host has, or leave the address out".into())
             }
+            NetworkError::NoPorts(_) => {
+                Some("leave -p out: the container's ports are reached at its own address".into())
+            }
+            NetworkError::NoIpv6(_) => {
+                Some("make the network with --ipv6, or with an IPv6 --subnet".into())
+            }
             NetworkError::NoFreeAddress(_) => Some("remove containers that are not needed".into()),
             NetworkError::Kernel { source, .. }
                 if source.raw_os_error() == Some(Errno::PERM.raw_os_error()) =>
@@ -129,7 +145,7 @@ impl NetworkError {
             NetworkError::Kernel { source, .. }
                 if source.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) =>
             {
-                Some("the kernel lacks a module: bridge, veth or nf_tables".into())
+                Some("the kernel lacks a module: bridge, veth, macvlan or nf_tables".into())
             }
             _ => None,
         }

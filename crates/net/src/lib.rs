@@ -1,16 +1,20 @@
-//! Bridge, addresses and published ports of containers.
+//! Networks, addresses and published ports of containers.
 //!
 //! A [`Network`] is a bridge in the network namespace that the command runs in: containers get a
 //! veth pair, an address and a default route ([`Network::attach`]), and ports of the host that lead
-//! to them ([`Network::publish`]). All of it is done by netlink, synchronously and without helper
-//! programs; `docs/adr/0002-nftables-by-netlink.md` says why.
+//! to them ([`Network::publish`]). Or it is a segment on which containers are machines of their own:
+//! that of a bridge of somebody else, or of a device, by macvlan. All of it is done by netlink,
+//! synchronously and without helper programs; `docs/adr/0002-nftables-by-netlink.md` says why.
 //!
 //! ```text
-//! network   operations: ensure, attach, publish, detach        files   /etc/hosts and the like
-//! conntrack forgets UDP flows of published ports
+//! network   operations: attach, publish, detach                files   /etc/hosts and the like
+//! config    a network as the user made it                       store   all of those
+//! bridge    our bridge and its settings                         connect devices, addresses, routes
+//! conntrack forgets UDP flows of published ports                announce  ARP and NA
 //! error     what can go wrong                                  claim   who has a port already
 //! lock      the lock of a container, its lifetime             hold    how packets are held
 //! connections  a lock of single connections                  segment bridge ports and queues
+//! inside    the lock of a container without a bridge
 //! rules     our nf_tables table                                 status  Podman's network.status
 //! state     who has which address and ports                     netns   namespaces without a process
 //! route nft typed handles on rtnetlink and nf_tables            ports   -p, and is a port free
@@ -18,12 +22,17 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod announce;
+mod bridge;
 mod claim;
+mod config;
+mod connect;
 mod connections;
 mod conntrack;
 mod error;
 pub mod files;
 mod hold;
+mod inside;
 mod lock;
 mod mac;
 mod netlink;
@@ -36,14 +45,20 @@ mod rules;
 mod segment;
 mod state;
 mod status;
+mod store;
 
+pub use bridge::Bridge;
+pub use config::{BadNetwork, Driver, LeaseRange, NetworkConfig, Subnet};
+pub use connect::bring_up_loopback;
 pub use connections::ConnectionLock;
 pub use error::NetworkError;
 pub use hold::Means;
-pub use ipnet::Ipv4Net;
+pub use inside::InsideLock;
+pub use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 pub use lock::{ContainerLock, Keep, Lock};
 pub use mac::{BadMac, Mac};
-pub use network::{AttachSpec, Bridge, DEFAULT_BRIDGE, Network, bring_up_loopback};
+pub use network::{AttachSpec, DEFAULT_BRIDGE, Network};
 pub use ports::{BadPort, PortMapping, Protocol};
 pub use state::{Lease, StateError};
-pub use status::{ArchivedStatus, BadStatus, NetworkStatus};
+pub use status::{ArchivedStatus, BadStatus, DEFAULT_NETWORK, NetworkStatus};
+pub use store::{AddressRange, CreateNetwork, NetworkStore};

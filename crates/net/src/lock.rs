@@ -14,7 +14,7 @@
 //! the rules again.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
@@ -37,6 +37,9 @@ pub struct Lock {
     pub container: String,
     /// The hardware address behind the locked one.
     pub mac: Mac,
+    /// The IPv6 address behind the same hardware address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ip6: Option<Ipv6Addr>,
     /// What happens to packets.
     pub means: Means,
     /// The container's name, for messages.
@@ -84,6 +87,7 @@ impl Lock {
         Lock {
             container: container.to_owned(),
             mac: lease.mac,
+            ip6: lease.ip6,
             means,
             name: lease.hostname.clone(),
             kept: false,
@@ -94,6 +98,10 @@ impl Lock {
             publisher: String::new(),
             ports: Vec::new(),
         }
+    }
+
+    fn addresses(&self, ip: Ipv4Addr) -> impl Iterator<Item = IpAddr> + use<> {
+        [Some(ip.into()), self.ip6.map(IpAddr::from)].into_iter().flatten()
     }
 
     /// Whether it has ended by itself.
@@ -142,7 +150,7 @@ impl Network {
         let not_attached = || NetworkError::NotAttached(container.to_owned());
         let lease = locked.state.leases.get(container).ok_or_else(not_attached)?.clone();
         let bridge = self.bridge_link(&mut route)?.ok_or_else(not_attached)?;
-        let hold = hold(&bridge, lease.ip, lease.mac);
+        let hold = hold(&bridge, lease.addresses(), lease.mac);
         let standing = locked.state.standing_lock(lease.ip, container).map(|lock| lock.means);
         let means = match (standing, means) {
             (Some(means), _) => {
@@ -173,7 +181,7 @@ impl Network {
     /// # Errors
     /// [`NetworkError::State`].
     pub fn locks(&self) -> Result<BTreeMap<Ipv4Addr, Lock>, NetworkError> {
-        Ok(peek(self.dir(), self.bridge_name())?.locks)
+        Ok(peek(self.dir(), self.key())?.locks)
     }
 
     /// Gives up the lock of a container, with what is held. One that is attached is reachable again;
@@ -237,7 +245,7 @@ impl Network {
             return Ok(());
         }
         let bridge = self.bridge_link(route)?.ok_or_else(not_attached)?;
-        let hold = hold(&bridge, lease.ip, lease.mac);
+        let hold = hold(&bridge, lease.addresses(), lease.mac);
         let means = if means == Means::Hold { hold.prepare(route)? } else { means };
         locked.state.locks.insert(lease.ip, Lock::working(container, &lease, means));
         locked.save()?;
@@ -253,11 +261,11 @@ impl Network {
     ) -> Result<Option<Lock>, NetworkError> {
         let Some(lock) = locked.state.locks.get(&ip).cloned() else { return Ok(None) };
         if !lock.ports.is_empty() {
-            rules::unpublish(nft, self.bridge_name(), &lock.publisher)
+            rules::unpublish(nft, self.link_name(), &lock.publisher)
                 .doing("unpublish ports of container", &lock.publisher)?;
         }
         if let Some(bridge) = self.bridge_link(route)? {
-            let hold = hold(&bridge, ip, lock.mac);
+            let hold = hold(&bridge, lock.addresses(ip), lock.mac);
             match locked.state.leases.values().find(|lease| lease.ip == ip) {
                 Some(lease) if route.link(&lease.host_veth).ok().flatten().is_some() => {
                     hold.release(route, nft, &lease.host_veth)?.finish(route, nft)?;
@@ -279,7 +287,7 @@ impl Network {
         nft: &mut Nft,
     ) -> Result<(), NetworkError> {
         let Some(bridge) = self.bridge_link(route)? else { return Ok(()) };
-        let hold = hold(&bridge, lease.ip, lease.mac);
+        let hold = hold(&bridge, lease.addresses(), lease.mac);
         if hold.is_there(route)? { hold.remove(route, nft) } else { Ok(()) }
     }
 
@@ -293,10 +301,10 @@ impl Network {
     ) -> Result<(), NetworkError> {
         for (ip, lock) in &state.locks {
             if !lock.ports.is_empty() {
-                rules::publish(nft, self.bridge_name(), None, &lock.publisher, *ip, &lock.ports)
+                rules::publish(nft, self.link_name(), None, &lock.publisher, *ip, &lock.ports)
                     .doing("publish ports of container", &lock.name)?;
             }
-            let hold = hold(bridge, *ip, lock.mac);
+            let hold = hold(bridge, lock.addresses(*ip), lock.mac);
             if lock.kept && !hold.stands(nft)? {
                 hold.engage(route, nft, lock.means)?;
             }
@@ -305,7 +313,7 @@ impl Network {
     }
 
     fn bridge_link(&self, route: &mut Route) -> Result<Option<Link>, NetworkError> {
-        route.link(self.bridge_name()).doing("look up", self.bridge_name())
+        route.link(self.link_name()).doing("look up", self.link_name())
     }
 }
 
@@ -373,7 +381,7 @@ impl ContainerLock {
             && !lock.ports.is_empty()
         {
             // Whoever took the lock over has not published them.
-            rules::unpublish(&mut self.nft, self.network.bridge_name(), &lock.publisher)
+            rules::unpublish(&mut self.nft, self.network.link_name(), &lock.publisher)
                 .doing("unpublish ports of container", &lock.publisher)?;
         }
         Ok(locked.save()?)
@@ -422,6 +430,6 @@ impl State {
     }
 }
 
-fn hold(bridge: &Link, ip: Ipv4Addr, mac: Mac) -> Hold {
-    Hold::new(&bridge.name, bridge.index, bridge.mtu, mac, vec![IpAddr::V4(ip)])
+fn hold(bridge: &Link, addresses: impl Iterator<Item = IpAddr>, mac: Mac) -> Hold {
+    Hold::new(&bridge.name, bridge.index, bridge.mtu, mac, addresses.collect())
 }

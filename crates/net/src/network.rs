@@ -1,32 +1,38 @@
-//! A bridge network: attaching containers and publishing their ports.
+//! A network: attaching containers and publishing their ports.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
+use crate::bridge::Bridge;
 use crate::claim;
+use crate::config::{Kind, NetworkConfig, Plan};
+use crate::connect::{self, Ground, Way};
 use crate::conntrack;
 use crate::error::{Doing, NetworkError};
 use crate::hold::Means;
+use crate::inside;
 use crate::mac::Mac;
 use crate::nft::Nft;
 use crate::ports::PortMapping;
-use crate::route::{Link, Route, Veth};
+use crate::route::Route;
 use crate::rules;
 use crate::state::{Lease, Locked, State, gateway, peek};
-use crate::status::NetworkStatus;
+use crate::status::{DEFAULT_NETWORK, NetworkStatus};
 
 /// What a container's interface is to be like.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttachSpec {
     /// Its address; `None` for a free one.
     pub ip: Option<Ipv4Addr>,
+    /// Its IPv6 address; `None` for a free one, if the network has any.
+    pub ip6: Option<Ipv6Addr>,
     /// Its hardware address; `None` for one derived from container and address.
     pub mac: Option<Mac>,
     /// Its name inside, usually `eth0`.
@@ -44,6 +50,7 @@ impl Default for AttachSpec {
     fn default() -> Self {
         AttachSpec {
             ip: None,
+            ip6: None,
             mac: None,
             ifname: "eth0".into(),
             hostname: String::new(),
@@ -53,38 +60,27 @@ impl Default for AttachSpec {
     }
 }
 
-/// The bridge as it stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Bridge {
-    /// Its name.
-    pub name: String,
-    /// Its interface index.
-    pub index: u32,
-    /// The subnet.
-    pub subnet: Ipv4Net,
-    /// Its own address: the containers' default route.
-    pub gateway: Ipv4Addr,
-    /// Its hardware address.
-    pub mac: Mac,
-    /// MTU in bytes.
-    pub mtu: u32,
-}
-
-/// A bridge network of the network namespace that the calling thread is in.
+/// A network of the network namespace that the calling thread is in.
 #[derive(Clone, Debug)]
 pub struct Network {
-    dir: PathBuf,
-    bridge: String,
-    wanted: Option<Ipv4Net>,
+    pub(crate) dir: PathBuf,
+    /// Of its state's files.
+    pub(crate) key: String,
+    /// As archives call it.
+    name: String,
+    /// The bridge, or the device that macvlan devices share.
+    pub(crate) link: String,
+    kind: Kind,
+    pub(crate) plan: Plan,
 }
 
 /// The bridge of the default network.
 pub const DEFAULT_BRIDGE: &str = "arctern0";
 
 impl Network {
-    /// The network with the bridge `bridge`, whose state is kept in `dir`. Nothing is made yet.
-    /// `subnet` is used when the network is made; without it one is chosen that collides with no
-    /// route of the host.
+    /// The default network, with the bridge `bridge`, whose state is kept in `dir`. Nothing is made
+    /// yet. `subnet` is used when the network is made; without it one is chosen that collides with
+    /// no route of the host.
     ///
     /// # Errors
     /// [`NetworkError::SubnetTooSmall`].
@@ -95,15 +91,62 @@ impl Network {
             return Err(NetworkError::SubnetTooSmall(subnet));
         }
         let bridge: String = bridge.chars().take(15).collect();
-        Ok(Network { dir: dir.to_owned(), bridge, wanted: subnet.map(|s| s.trunc()) })
+        Ok(Network {
+            dir: dir.to_owned(),
+            key: bridge.clone(),
+            name: DEFAULT_NETWORK.to_owned(),
+            link: bridge,
+            kind: Kind::Managed,
+            plan: Plan { subnet: subnet.map(|s| s.trunc()), ..Plan::default() },
+        })
     }
 
-    /// The bridge's name.
-    pub fn bridge_name(&self) -> &str {
-        &self.bridge
+    /// A network that the user made, whose state is kept in `dir`.
+    ///
+    /// # Errors
+    /// [`NetworkError::Bad`] when its configuration cannot be.
+    pub fn of(dir: &Path, config: &NetworkConfig) -> Result<Self, NetworkError> {
+        Ok(Network {
+            dir: dir.to_owned(),
+            key: config.name.clone(),
+            name: config.name.clone(),
+            link: config.network_interface.clone(),
+            kind: config.kind()?,
+            plan: config.plan()?,
+        })
     }
 
-    /// Makes bridge, address, forwarding and rules unless they are there.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// The name of the bridge, or of the device that macvlan devices share.
+    pub fn link_name(&self) -> &str {
+        &self.link
+    }
+
+    /// The name of the network, as archives have it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether containers are machines on a segment that is not ours: nothing is translated.
+    pub fn is_lan(&self) -> bool {
+        self.kind != Kind::Managed
+    }
+
+    /// Whether a container's lock is inside of its network namespace ([`crate::InsideLock`]) and not
+    /// on a bridge.
+    pub fn locks_inside(&self) -> bool {
+        matches!(self.kind, Kind::Macvlan(_))
+    }
+
+    /// Makes bridge, address, forwarding and rules unless they are there. On a network that is not
+    /// ours nothing is made.
     ///
     /// # Errors
     /// [`NetworkError`].
@@ -112,12 +155,8 @@ impl Network {
         self.ensure(&mut locked, &mut self.route()?, &mut self.nft()?)
     }
 
-    pub(crate) fn dir(&self) -> &Path {
-        &self.dir
-    }
-
     pub(crate) fn lock(&self) -> Result<Locked, NetworkError> {
-        Ok(Locked::open(&self.dir, &self.bridge)?)
+        Ok(Locked::open(&self.dir, &self.key)?)
     }
 
     pub(crate) fn route(&self) -> Result<Route, NetworkError> {
@@ -128,106 +167,50 @@ impl Network {
         Nft::open().doing("open", "a netfilter netlink socket")
     }
 
-    fn ensure(
+    /// What containers are connected to; made if it is ours.
+    fn ground(
         &self,
         locked: &mut Locked,
         route: &mut Route,
         nft: &mut Nft,
-    ) -> Result<Bridge, NetworkError> {
-        let name = &self.bridge;
-        let existing = route.link(name).doing("look up", name)?;
-        let link = match existing {
-            Some(link) if link.kind != "bridge" => {
-                return Err(NetworkError::NotABridge { name: name.clone(), kind: link.kind });
-            }
-            Some(link) if link.up && locked.state.subnet.is_some() => link,
-            other => self.build(locked, route, other)?,
-        };
-        let subnet = locked.state.subnet.ok_or(NetworkError::NoFreeSubnet)?;
-        set_sysctl("net/ipv4/ip_forward", "1")?;
-        set_sysctl(&format!("net/ipv4/conf/{name}/route_localnet"), "1")?;
-        if rules::ensure(nft, name, subnet).doing("make nf_tables table", name)? {
-            // The rules were flushed by somebody, or the host's tables are new: ports come back.
-            for (container, lease) in &locked.state.leases {
-                rules::publish(nft, name, None, container, lease.ip, &lease.ports)
-                    .doing("publish ports of container", container)?;
-            }
-            self.mend_locks(&locked.state, &link, route, nft)?;
+    ) -> Result<Ground, NetworkError> {
+        if self.kind == Kind::Managed {
+            let bridge = self.ensure(locked, route, nft)?;
+            return Ok(Ground {
+                index: bridge.index,
+                name: bridge.name,
+                mtu: self.plan.mtu.unwrap_or(bridge.mtu),
+                subnet: bridge.subnet,
+                gateway: Some(bridge.gateway).filter(|_| !self.plan.no_default_route),
+                subnet6: self.plan.subnet6,
+                gateway6: self.plan.gateway6.filter(|_| !self.plan.no_default_route),
+            });
         }
-        let gateway = gateway(subnet);
-        Ok(Bridge {
-            name: name.clone(),
+        let link = route.link(&self.link).doing("look up", &self.link)?;
+        let link = link.ok_or_else(|| NetworkError::Kernel {
+            action: "look up",
+            object: self.link.clone(),
+            source: Errno::NODEV.into(),
+        })?;
+        if self.kind == Kind::Plain && link.kind != "bridge" {
+            return Err(NetworkError::NotABridge { name: link.name, kind: link.kind });
+        }
+        let subnet = self.plan.subnet.ok_or(NetworkError::NoFreeSubnet)?;
+        locked.state.subnet = Some(subnet);
+        Ok(Ground {
             index: link.index,
+            name: link.name,
+            mtu: self.plan.mtu.unwrap_or(link.mtu),
             subnet,
-            gateway,
-            mac: link.mac.unwrap_or(Mac::of_gateway(gateway)),
-            mtu: link.mtu,
+            gateway: self.plan.gateway.filter(|_| !self.plan.no_default_route),
+            subnet6: self.plan.subnet6,
+            gateway6: self.plan.gateway6.filter(|_| !self.plan.no_default_route),
         })
     }
 
-    /// Makes what is missing of bridge and address.
-    fn build(
-        &self,
-        locked: &mut Locked,
-        route: &mut Route,
-        existing: Option<Link>,
-    ) -> Result<Link, NetworkError> {
-        let name = &self.bridge;
-        let subnet = match (locked.state.subnet, &existing) {
-            (Some(subnet), _) => subnet,
-            (None, Some(link)) => {
-                let addresses = route.addresses(link.index).doing("read addresses of", name)?;
-                match addresses.first() {
-                    Some(address) => address.trunc(),
-                    None => self.choose_subnet(route)?,
-                }
-            }
-            (None, None) => self.choose_subnet(route)?,
-        };
-        if existing.is_none() {
-            // Packets that fit into the containers' links then fit on the way out too.
-            let out = route.default_mtu().doing("read", "the default route of this host")?;
-            let mac = Mac::of_gateway(gateway(subnet));
-            route.add_bridge(name, mac, out.unwrap_or(1500)).doing("make bridge", name)?;
-        }
-        let found = route.link(name).doing("look up", name)?;
-        let link = found.ok_or_else(|| NetworkError::Kernel {
-            action: "look up",
-            object: name.clone(),
-            source: Errno::NODEV.into(),
-        })?;
-        if !link.up {
-            route.set_up(link.index).doing("bring up", name)?;
-        }
-        let address = Ipv4Net::new(gateway(subnet), subnet.prefix_len())
-            .map_err(|_| NetworkError::SubnetTooSmall(subnet))?;
-        route.add_address(link.index, address).doing("give an address to", name)?;
-        locked.state.subnet = Some(subnet);
-        locked.save()?;
-        Ok(link)
-    }
-
-    fn choose_subnet(&self, route: &mut Route) -> Result<Ipv4Net, NetworkError> {
-        if let Some(subnet) = self.wanted {
-            return Ok(subnet);
-        }
-        let taken = route.destinations().doing("read", "the routes of this host")?;
-        let overlaps = |a: &Ipv4Net, b: &Ipv4Net| a.contains(b) || b.contains(a);
-        let candidates = (88..=255u8)
-            .filter_map(|n| Ipv4Net::new(Ipv4Addr::new(10, n, 0, 0), 16).ok())
-            .chain((16..=31u8).filter_map(|n| Ipv4Net::new(Ipv4Addr::new(172, n, 0, 0), 16).ok()))
-            .chain(
-                (0..=255u8).filter_map(|n| Ipv4Net::new(Ipv4Addr::new(192, 168, n, 0), 24).ok()),
-            );
-        candidates
-            .into_iter()
-            .find(|candidate| !taken.iter().any(|t| overlaps(candidate, t)))
-            .ok_or(NetworkError::NoFreeSubnet)
-    }
-
-    /// Attaches a container: a veth pair between the bridge and its network namespace, its address
-    /// and default route; loopback comes up. A container that is attached already is attached anew,
-    /// with the same address unless another one is asked for. On failure nothing stays behind.
+    /// Attaches a container: its device, address and default route; loopback comes up, and the
+    /// segment is told. A container that is attached already is attached anew, with the same address
+    /// unless another one is asked for. On failure nothing stays behind.
     ///
     /// # Errors
     /// [`NetworkError`].
@@ -240,19 +223,21 @@ impl Network {
         let mut locked = self.lock()?;
         let mut route = self.route()?;
         let mut nft = self.nft()?;
-        let bridge = self.ensure(&mut locked, &mut route, &mut nft)?;
+        let ground = self.ground(&mut locked, &mut route, &mut nft)?;
         if !spec.resumes {
             self.end(&mut locked, &mut route, &mut nft, container)?;
         }
-        let ip = self.choose_address(&locked.state, container, spec, bridge.subnet)?;
+        let ip = self.choose_address(&locked.state, container, spec, ground.subnet)?;
+        let ip6 = self.choose_address6(&locked.state, container, spec.ip6)?;
         if let Some(old) = locked.state.leases.get(container)
             && !old.ports.is_empty()
         {
-            rules::unpublish(&mut nft, &self.bridge, container)
+            rules::unpublish(&mut nft, &self.link, container)
                 .doing("unpublish ports of container", container)?;
         }
         let lease = Lease {
             ip,
+            ip6,
             mac: spec.mac.unwrap_or_else(|| Mac::of_container(container, ip)),
             ifname: spec.ifname.clone(),
             host_veth: self.veth_name(container),
@@ -260,27 +245,47 @@ impl Network {
             ports: Vec::new(),
         };
         locked.state.last = Some(ip);
+        locked.state.last6 = ip6.or(locked.state.last6);
         locked.state.leases.insert(container.to_owned(), lease.clone());
         // Before the kernel is touched: who kills us now leaves a record to clean up by.
         locked.save()?;
-        let connected = match spec.lock {
-            Some(means) => self.lock_ahead(&mut locked, &mut route, &mut nft, container, means),
-            None => Ok(()),
+        let connected = match (spec.lock, self.kind) {
+            (Some(_), Kind::Macvlan(_)) => inside::lock(netns),
+            (Some(means), _) => {
+                self.lock_ahead(&mut locked, &mut route, &mut nft, container, means)
+            }
+            (None, _) => Ok(()),
         }
         .and_then(|()| {
             let is_locked = locked.state.standing_lock(ip, container).is_some();
-            connect(&mut route, netns, &bridge, &lease, is_locked)
+            match self.kind {
+                Kind::Managed | Kind::Plain => {
+                    let way = Way { ours: self.kind == Kind::Managed, is_locked };
+                    connect::by_veth(&mut route, netns, &ground, &lease, way)
+                }
+                Kind::Macvlan(mode) => {
+                    connect::by_macvlan(&mut route, netns, &ground, &lease, mode)
+                }
+            }
         });
         if let Err(error) = connected {
             if locked.state.kept_lock(ip).is_none() {
                 let _ = self.end(&mut locked, &mut route, &mut nft, container);
             }
-            let _ = route.delete_link(&lease.host_veth);
+            let _ = self.drop_link(&mut route, &lease, Some(netns), Route::delete_link);
             locked.state.leases.remove(container);
             locked.save()?;
             return Err(error);
         }
-        Ok(status(&lease, bridge.subnet, &self.bridge))
+        Ok(self.status_of(&lease, ground.subnet))
+    }
+
+    /// The default route of the containers.
+    fn gateway(&self, subnet: Ipv4Net) -> Option<Ipv4Addr> {
+        match self.kind {
+            Kind::Managed => Some(self.plan.gateway.unwrap_or(gateway(subnet))),
+            Kind::Plain | Kind::Macvlan(_) => self.plan.gateway,
+        }
     }
 
     fn choose_address(
@@ -290,34 +295,77 @@ impl Network {
         spec: &AttachSpec,
         subnet: Ipv4Net,
     ) -> Result<Ipv4Addr, NetworkError> {
+        let gateway = self.gateway(subnet);
         if let Some(ip) = spec.ip {
             let usable = subnet.contains(&ip)
-                && ![subnet.network(), subnet.broadcast(), gateway(subnet)].contains(&ip);
+                && ![subnet.network(), subnet.broadcast()].contains(&ip)
+                && gateway != Some(ip);
             if !usable {
-                return Err(NetworkError::AddressOutside { ip, subnet });
+                return Err(NetworkError::AddressOutside { ip: ip.into(), subnet: subnet.into() });
             }
             if let Some(holder) = state.holder(ip)
                 && holder != container
             {
-                return Err(NetworkError::AddressInUse { ip, holder: holder.to_owned() });
+                let holder = holder.to_owned();
+                return Err(NetworkError::AddressInUse { ip: ip.into(), holder });
             }
             return match state.kept_lock(ip) {
                 Some(lock) if !spec.resumes => {
-                    Err(NetworkError::AddressInUse { ip, holder: lock.name.clone() })
+                    let holder = lock.name.clone();
+                    Err(NetworkError::AddressInUse { ip: ip.into(), holder })
                 }
                 _ => Ok(ip),
             };
         }
         match state.leases.get(container) {
             Some(lease) if subnet.contains(&lease.ip) => Ok(lease.ip),
-            _ => state.free_address(subnet).ok_or(NetworkError::NoFreeAddress(subnet)),
+            _ => state
+                .free_address(subnet, gateway, self.plan.range)
+                .ok_or(NetworkError::NoFreeAddress(subnet.into())),
         }
     }
 
-    /// The name of the host's end: at most 15 bytes, always the same for the same container, and
+    fn choose_address6(
+        &self,
+        state: &State,
+        container: &str,
+        wanted: Option<Ipv6Addr>,
+    ) -> Result<Option<Ipv6Addr>, NetworkError> {
+        let Some(subnet) = self.plan.subnet6 else {
+            return match wanted {
+                Some(_) => Err(NetworkError::NoIpv6(self.name.clone())),
+                None => Ok(None),
+            };
+        };
+        if let Some(ip) = wanted {
+            let usable =
+                subnet.contains(&ip) && ip != subnet.network() && self.plan.gateway6 != Some(ip);
+            if !usable {
+                return Err(NetworkError::AddressOutside { ip: ip.into(), subnet: subnet.into() });
+            }
+            return match state.holder(ip) {
+                Some(holder) if holder != container => {
+                    Err(NetworkError::AddressInUse { ip: ip.into(), holder: holder.to_owned() })
+                }
+                _ => Ok(Some(ip)),
+            };
+        }
+        match state.leases.get(container).and_then(|lease| lease.ip6) {
+            Some(ip) if subnet.contains(&ip) => Ok(Some(ip)),
+            _ => state
+                .free_address6(subnet, self.plan.gateway6, self.plan.range6)
+                .map(Some)
+                .ok_or(NetworkError::NoFreeAddress(subnet.into())),
+        }
+    }
+
+    /// The name of the host's end, if there is one: at most 15 bytes, always the same for the same container, and
     /// different between networks.
     fn veth_name(&self, container: &str) -> String {
-        let digest = Sha256::new().chain_update(&self.bridge).chain_update(container).finalize();
+        if let Kind::Macvlan(_) = self.kind {
+            return String::new();
+        }
+        let digest = Sha256::new().chain_update(&self.key).chain_update(container).finalize();
         let hex: String = digest[..6].iter().map(|b| format!("{b:02x}")).collect();
         format!("veth{}", &hex[..11])
     }
@@ -333,11 +381,14 @@ impl Network {
         container: &str,
         ports: &[PortMapping],
     ) -> Result<Vec<PortMapping>, NetworkError> {
+        if self.is_lan() {
+            return Err(NetworkError::NoPorts(self.name.clone()));
+        }
         let mut locked = self.lock()?;
         let not_attached = || NetworkError::NotAttached(container.to_owned());
         let lease = locked.state.leases.get(container).ok_or_else(not_attached)?.clone();
         let mut nft = self.nft()?;
-        let foreign = rules::published_elsewhere(&mut nft, &self.bridge)
+        let foreign = rules::published_elsewhere(&mut nft, &self.link)
             .doing("read", "the ports that other networks publish")?;
         // Ports of a lock that was taken over are this container's now.
         let kept = locked.state.kept_lock(lease.ip).filter(|l| !l.ports.is_empty()).cloned();
@@ -351,8 +402,7 @@ impl Network {
             chosen.push(mapping);
         }
         let subnet = locked.state.subnet.ok_or_else(not_attached)?;
-        rules::ensure(&mut nft, &self.bridge, subnet)
-            .doing("make nf_tables table", &self.bridge)?;
+        rules::ensure(&mut nft, &self.link, subnet).doing("make nf_tables table", &self.link)?;
         let mut all = lease.ports.clone();
         all.extend(chosen.iter().cloned());
         if let Some(lease) = locked.state.leases.get_mut(container) {
@@ -360,9 +410,8 @@ impl Network {
         }
         locked.save()?;
         let before = kept.as_ref().map(|lock| lock.publisher.as_str());
-        let published =
-            rules::publish(&mut nft, &self.bridge, before, container, lease.ip, &chosen)
-                .doing("publish ports of container", container);
+        let published = rules::publish(&mut nft, &self.link, before, container, lease.ip, &chosen)
+            .doing("publish ports of container", container);
         if let Err(error) = published {
             if let Some(lock) = kept {
                 locked.state.locks.insert(lease.ip, lock);
@@ -385,7 +434,7 @@ impl Network {
     /// [`NetworkError`].
     pub fn unpublish(&self, container: &str) -> Result<(), NetworkError> {
         let mut locked = self.lock()?;
-        rules::unpublish(&mut self.nft()?, &self.bridge, container)
+        rules::unpublish(&mut self.nft()?, &self.link, container)
             .doing("unpublish ports of container", container)?;
         if let Some(lease) = locked.state.leases.get_mut(container)
             && !lease.ports.is_empty()
@@ -399,27 +448,55 @@ impl Network {
 
     /// Takes back ports, interface and address of a container. Absence is no error. Every step is
     /// tried; the address is only given back when all went well. Takes some 30 ms, in which the
-    /// kernel waits for everybody who may still see the interface.
+    /// kernel waits for everybody who may still see the interface. `netns` is the container's
+    /// namespace if it is still there: a macvlan device can only be seen in it.
     ///
     /// # Errors
     /// [`NetworkError::Several`], or the one error.
-    pub fn detach(&self, container: &str) -> Result<(), NetworkError> {
-        self.take_down(container, Route::delete_link)
+    pub fn detach(
+        &self,
+        container: &str,
+        netns: Option<BorrowedFd<'_>>,
+    ) -> Result<(), NetworkError> {
+        self.take_down(container, netns, Route::delete_link)
     }
 
     /// As [`Network::detach`], for a container whose namespace is deleted next: its interface is
-    /// taken off the bridge and renamed, which takes 2 ms, and goes with the namespace.
+    /// taken off the bridge, down and renamed, which takes 2 ms, and goes with the namespace.
     ///
     /// # Errors
     /// As [`Network::detach`].
-    pub fn disconnect(&self, container: &str) -> Result<(), NetworkError> {
-        self.take_down(container, Route::strand)
+    pub fn disconnect(
+        &self,
+        container: &str,
+        netns: Option<BorrowedFd<'_>>,
+    ) -> Result<(), NetworkError> {
+        self.take_down(container, netns, Route::strand)
+    }
+
+    fn drop_link(
+        &self,
+        route: &mut Route,
+        lease: &Lease,
+        netns: Option<BorrowedFd<'_>>,
+        how: impl Fn(&mut Route, &str) -> io::Result<bool>,
+    ) -> io::Result<()> {
+        match (self.kind, netns) {
+            // Down at least, while the namespace goes away in its own time: no two devices that are
+            // up share a hardware address.
+            (Kind::Macvlan(_), Some(netns)) => {
+                how(&mut Route::open_in(netns)?, &lease.ifname).map(drop)
+            }
+            (Kind::Macvlan(_), None) => Ok(()),
+            _ => how(route, &lease.host_veth).map(drop),
+        }
     }
 
     fn take_down(
         &self,
         container: &str,
-        drop_link: impl Fn(&mut Route, &str) -> io::Result<bool>,
+        netns: Option<BorrowedFd<'_>>,
+        how: impl Fn(&mut Route, &str) -> io::Result<bool>,
     ) -> Result<(), NetworkError> {
         let mut locked = self.lock()?;
         let mut route = self.route()?;
@@ -431,19 +508,32 @@ impl Network {
                 return Ok(());
             }
             self.end(&mut locked, &mut route, &mut nft, container)?;
-            if let Some(lease) = locked.state.leases.get(container) {
+            if let Some(lease) = locked.state.leases.get(container)
+                && !self.locks_inside()
+            {
                 self.sweep(lease, &mut route, &mut nft)?;
             }
-            rules::unpublish(&mut nft, &self.bridge, container)
+            if self.is_lan() {
+                return Ok(());
+            }
+            rules::unpublish(&mut nft, &self.link, container)
                 .doing("unpublish ports of container", container)
         }));
-        let veth = self.veth_name(container);
-        note(drop_link(&mut route, &veth).map(drop).doing("remove", &veth));
+        if let Some(lease) = locked.state.leases.get(container) {
+            let dropped = self.drop_link(&mut route, lease, netns, how);
+            note(dropped.doing("remove the interface of container", container));
+        } else if let veth = self.veth_name(container)
+            && !veth.is_empty()
+        {
+            note(how(&mut route, &veth).map(drop).doing("remove", &veth));
+        }
         if let Some(lease) = locked.state.leases.get(container).filter(|_| !kept) {
             let forgotten = conntrack::forget_udp(&lease.ports);
             note(forgotten.doing("end the flows to ports of", container));
-            if let Ok(Some(bridge)) = route.link(&self.bridge) {
-                note(route.delete_neighbour(bridge.index, lease.ip).doing("forget", lease.ip));
+            if let Ok(Some(link)) = route.link(&self.link) {
+                for ip in lease.addresses() {
+                    note(route.delete_neighbour(link.index, ip).doing("forget", ip));
+                }
             }
         }
         match errors.len() {
@@ -465,17 +555,31 @@ impl Network {
     pub fn remove(&self) -> Result<(), NetworkError> {
         let mut locked = self.lock()?;
         if let Some((holder, lease)) = locked.state.leases.iter().next() {
-            return Err(NetworkError::AddressInUse { ip: lease.ip, holder: holder.clone() });
+            return Err(NetworkError::AddressInUse { ip: lease.ip.into(), holder: holder.clone() });
         }
         if let Some((ip, lock)) = locked.state.locks.iter().next() {
-            return Err(NetworkError::AddressInUse { ip: *ip, holder: lock.name.clone() });
+            let holder = lock.name.clone();
+            return Err(NetworkError::AddressInUse { ip: (*ip).into(), holder });
         }
-        rules::remove(&mut self.nft()?, &self.bridge)
-            .doing("remove nf_tables table", &self.bridge)?;
-        self.route()?.delete_link(&self.bridge).doing("remove", &self.bridge)?;
+        if self.kind == Kind::Managed {
+            rules::remove(&mut self.nft()?, &self.link)
+                .doing("remove nf_tables table", &self.link)?;
+            self.route()?.delete_link(&self.link).doing("remove", &self.link)?;
+        }
         locked.state.subnet = None;
         locked.state.last = None;
+        locked.state.last6 = None;
         Ok(locked.save()?)
+    }
+
+    /// Subnet and gateway, if they are known: those of the default network are chosen when the first
+    /// container is attached.
+    ///
+    /// # Errors
+    /// [`NetworkError::State`].
+    pub fn subnet(&self) -> Result<Option<(Ipv4Net, Ipv4Addr)>, NetworkError> {
+        let subnet = peek(&self.dir, &self.key)?.subnet.or(self.plan.subnet);
+        Ok(subnet.and_then(|subnet| Some((subnet, self.gateway(subnet)?))))
     }
 
     /// Who is attached, by container id.
@@ -483,7 +587,7 @@ impl Network {
     /// # Errors
     /// [`NetworkError::State`].
     pub fn leases(&self) -> Result<BTreeMap<String, Lease>, NetworkError> {
-        Ok(peek(&self.dir, &self.bridge)?.leases)
+        Ok(peek(&self.dir, &self.key)?.leases)
     }
 
     /// How a container is attached; `None` when it is not.
@@ -491,110 +595,27 @@ impl Network {
     /// # Errors
     /// [`NetworkError::State`].
     pub fn status(&self, container: &str) -> Result<Option<NetworkStatus>, NetworkError> {
-        let state = peek(&self.dir, &self.bridge)?;
+        let state = peek(&self.dir, &self.key)?;
         Ok(state
             .subnet
             .zip(state.leases.get(container))
-            .map(|(subnet, lease)| status(lease, subnet, &self.bridge)))
+            .map(|(subnet, lease)| self.status_of(lease, subnet)))
     }
-}
 
-fn status(lease: &Lease, subnet: Ipv4Net, bridge: &str) -> NetworkStatus {
-    NetworkStatus {
-        ip: lease.ip,
-        prefix: subnet.prefix_len(),
-        gateway: gateway(subnet),
-        mac: lease.mac,
-        ifname: lease.ifname.clone(),
-        host_veth: lease.host_veth.clone(),
-        bridge: bridge.to_owned(),
-    }
-}
-
-/// Makes the veth pair and sets up its inner end.
-fn connect(
-    route: &mut Route,
-    netns: BorrowedFd<'_>,
-    bridge: &Bridge,
-    lease: &Lease,
-    is_locked: bool,
-) -> Result<(), NetworkError> {
-    let veth = Veth {
-        name: &lease.host_veth,
-        master: bridge.index,
-        peer_name: &lease.ifname,
-        peer_mac: lease.mac,
-        peer_netns: netns,
-        mtu: bridge.mtu,
-    };
-    match route.add_veth(&veth) {
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-            // Left by a command that was killed: the name is derived from the container's id.
-            route.delete_link(&lease.host_veth).doing("remove", &lease.host_veth)?;
-            route.add_veth(&veth).doing("make veth pair", &lease.host_veth)?;
+    fn status_of(&self, lease: &Lease, subnet: Ipv4Net) -> NetworkStatus {
+        let prefix6 = self.plan.subnet6.map(|subnet| subnet.prefix_len());
+        let routed = !self.plan.no_default_route;
+        NetworkStatus {
+            ip: lease.ip,
+            prefix: subnet.prefix_len(),
+            gateway: self.gateway(subnet).filter(|_| routed),
+            ip6: lease.ip6.zip(prefix6).and_then(|(ip, prefix)| Ipv6Net::new(ip, prefix).ok()),
+            gateway6: self.plan.gateway6.filter(|_| routed),
+            mac: lease.mac,
+            ifname: lease.ifname.clone(),
+            host_veth: lease.host_veth.clone(),
+            bridge: self.link.clone(),
+            network: self.name.clone(),
         }
-        other => other.doing("make veth pair", &lease.host_veth)?,
     }
-    if bridge_filters_ip() {
-        // Translation then happens before the bridge decides, so a container that uses its own
-        // published port gets its frames bridged back to itself instead of routed.
-        route.set_hairpin(&lease.host_veth).doing("set hairpin mode of", &lease.host_veth)?;
-    }
-    let mut inside = Route::open_in(netns).doing("enter", "the container's network namespace")?;
-    let loopback = index(&mut inside, "lo")?;
-    let eth = index(&mut inside, &lease.ifname)?;
-    let host_end = index(route, &lease.host_veth)?;
-    inside.set_up(loopback).doing("bring up", "lo")?;
-    inside.set_up(eth).doing("bring up", &lease.ifname)?;
-    let address = Ipv4Net::new(lease.ip, bridge.subnet.prefix_len())
-        .map_err(|_| NetworkError::SubnetTooSmall(bridge.subnet))?;
-    inside.add_address(eth, address).doing("set address", lease.ip)?;
-    // A route needs a link that is up, not one that runs.
-    inside.set_default_route(bridge.gateway).doing("set default route", bridge.gateway)?;
-    // One after the other: the bridge forwards to this end when that runs, and has a carrier itself
-    // when it forwards to anything.
-    inside.wait_running(eth, Some(netns)).doing("see the carrier of", &lease.ifname)?;
-    route.wait_running(host_end, None).doing("see the carrier of", &lease.host_veth)?;
-    route.wait_running(bridge.index, None).doing("see the carrier of", &bridge.name)?;
-    if is_locked {
-        // The lock has told it, for as long as it stands.
-        return Ok(());
-    }
-    route.set_neighbour(bridge.index, lease.ip, lease.mac).doing("announce", lease.ip)
-}
-
-fn index(route: &mut Route, name: &str) -> Result<u32, NetworkError> {
-    let link = route.link(name).doing("look up", name)?;
-    link.map(|l| l.index).ok_or_else(|| NetworkError::Kernel {
-        action: "look up",
-        object: name.to_owned(),
-        source: Errno::NODEV.into(),
-    })
-}
-
-/// Brings up the loopback device of a network namespace that has nothing else (`--network none`).
-///
-/// # Errors
-/// [`NetworkError::Kernel`].
-pub fn bring_up_loopback(netns: BorrowedFd<'_>) -> Result<(), NetworkError> {
-    let mut inside = Route::open_in(netns).doing("enter", "the container's network namespace")?;
-    match inside.link("lo").doing("look up", "lo")? {
-        Some(loopback) => inside.set_up(loopback.index).doing("bring up", "lo"),
-        None => Ok(()),
-    }
-}
-
-/// Whether bridged IPv4 packets pass the IP hooks of netfilter (module br_netfilter).
-fn bridge_filters_ip() -> bool {
-    std::fs::read("/proc/sys/net/bridge/bridge-nf-call-iptables").is_ok_and(|v| v.starts_with(b"1"))
-}
-
-/// Sets a value below `/proc/sys` of the current network namespace, if it differs.
-fn set_sysctl(name: &str, value: &str) -> Result<(), NetworkError> {
-    let path = Path::new("/proc/sys").join(name);
-    let current = std::fs::read_to_string(&path).doing("read", path.display())?;
-    if current.trim() == value {
-        return Ok(());
-    }
-    std::fs::write(&path, value).doing("set", path.display())
 }

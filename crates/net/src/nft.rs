@@ -6,6 +6,7 @@
 //! pass values on in 32-bit registers.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 
 use crate::netlink::{ACK, APPEND, CREATE, DUMP, Family, Messages, Reply, Socket, as_text, find};
 
@@ -413,6 +414,14 @@ impl Nft {
     /// The network namespace of a socket of the netfilter family.
     pub fn over(socket: Socket) -> Self {
         Nft(socket)
+    }
+
+    /// Another network namespace.
+    ///
+    /// # Errors
+    /// Those of `setns(2)` and `socket(2)`.
+    pub fn open_in(netns: BorrowedFd<'_>) -> io::Result<Self> {
+        Socket::open_in(Family::Netfilter, netns).map(Nft)
     }
 
     /// Commits a transaction.

@@ -3,9 +3,10 @@
 //! Numbers are those of `include/uapi/linux/{rtnetlink,if_link,if_addr,neighbour}.h`.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use ipnet::IpNet;
 use rustix::io::Errno;
 
 use crate::mac::Mac;
@@ -26,6 +27,7 @@ const RTM_DELNEIGH: u16 = 29;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
 const IFLA_OPERSTATE: u16 = 16;
 const IFLA_LINKINFO: u16 = 18;
@@ -36,6 +38,7 @@ const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
 const IFLA_BRPORT_MODE: u16 = 4;
 const VETH_INFO_PEER: u16 = 1;
+const IFLA_MACVLAN_MODE: u16 = 1;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_BROADCAST: u16 = 4;
@@ -48,6 +51,8 @@ const NDA_LLADDR: u16 = 2;
 const IFF_UP: u32 = 1;
 const IF_OPER_UP: u8 = 6;
 const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+const IFA_F_NODAD: u8 = 2;
 const RT_TABLE_MAIN: u8 = 254;
 const RTPROT_STATIC: u8 = 4;
 const RT_SCOPE_UNIVERSE: u8 = 0;
@@ -90,6 +95,23 @@ pub struct Veth<'a> {
     pub mtu: u32,
 }
 
+/// What a macvlan device is to be like.
+#[derive(Clone, Copy, Debug)]
+pub struct Macvlan<'a> {
+    /// Index of the device it shares.
+    pub parent: u32,
+    /// Its mode, `MACVLAN_MODE_*` of `if_link.h`.
+    pub mode: u32,
+    /// Its name.
+    pub name: &'a str,
+    /// Its hardware address.
+    pub mac: Mac,
+    /// The namespace it is made in.
+    pub netns: BorrowedFd<'a>,
+    /// MTU in bytes.
+    pub mtu: u32,
+}
+
 /// A handle on the routing tables and links of one network namespace.
 #[derive(Debug)]
 pub struct Route(pub(crate) Socket);
@@ -103,10 +125,26 @@ pub(crate) fn ifinfo(index: u32, flags: u32, change: u32) -> [u8; 16] {
     raw
 }
 
-/// `struct rtmsg` for an IPv4 route of the main table.
-fn rtmsg(prefix: u8) -> [u8; 12] {
+/// The address family of an address.
+fn family(ip: IpAddr) -> u8 {
+    match ip {
+        IpAddr::V4(_) => AF_INET,
+        IpAddr::V6(_) => AF_INET6,
+    }
+}
+
+/// The bytes of an address in network order.
+fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+/// `struct rtmsg` for a route of the main table.
+fn rtmsg(family: u8, prefix: u8) -> [u8; 12] {
     let mut raw = [0; 12];
-    raw[0] = AF_INET;
+    raw[0] = family;
     raw[1] = prefix;
     raw[4] = RT_TABLE_MAIN;
     raw[5] = RTPROT_STATIC;
@@ -115,10 +153,10 @@ fn rtmsg(prefix: u8) -> [u8; 12] {
     raw
 }
 
-/// `struct ndmsg` for an IPv4 neighbour.
-fn ndmsg(index: u32, state: u16) -> [u8; 12] {
+/// `struct ndmsg` for a neighbour.
+fn ndmsg(family: u8, index: u32, state: u16) -> [u8; 12] {
     let mut raw = [0; 12];
-    raw[0] = AF_INET;
+    raw[0] = family;
     raw[4..8].copy_from_slice(&index.to_ne_bytes());
     raw[8..10].copy_from_slice(&state.to_ne_bytes());
     raw
@@ -196,6 +234,29 @@ impl Route {
                     .attr(IFLA_ADDRESS, &veth.peer_mac.0)
                     .u32(IFLA_NET_NS_FD, netns);
                 m.end(peer);
+                m.end(data);
+                m.end(info);
+            })
+            .map(drop)
+    }
+
+    /// Makes a macvlan device in another namespace, down.
+    ///
+    /// # Errors
+    /// The kernel's answer, `EEXIST` when the name is taken there.
+    pub fn add_macvlan(&mut self, with: &Macvlan<'_>) -> io::Result<()> {
+        let netns = u32::try_from(with.netns.as_raw_fd()).map_err(|_| Errno::BADF)?;
+        self.0
+            .request(RTM_NEWLINK, CREATE | EXCL, &ifinfo(0, 0, 0), |m| {
+                m.text(IFLA_IFNAME, with.name)
+                    .u32(IFLA_LINK, with.parent)
+                    .u32(IFLA_MTU, with.mtu)
+                    .attr(IFLA_ADDRESS, &with.mac.0)
+                    .u32(IFLA_NET_NS_FD, netns);
+                let info = m.nest(IFLA_LINKINFO);
+                m.text(IFLA_INFO_KIND, "macvlan");
+                let data = m.nest(IFLA_INFO_DATA);
+                m.u32(IFLA_MACVLAN_MODE, with.mode);
                 m.end(data);
                 m.end(info);
             })
@@ -285,21 +346,28 @@ impl Route {
             .map(drop)
     }
 
-    /// Gives a link an IPv4 address. That it has it already is no error.
+    /// Gives a link an address, usable at once: who gives out addresses knows that nobody else has
+    /// it. That the link has it already is no error.
     ///
     /// # Errors
     /// The kernel's answer.
-    pub fn add_address(&mut self, index: u32, address: ipnet::Ipv4Net) -> io::Result<()> {
+    pub fn add_address(&mut self, index: u32, address: impl Into<IpNet>) -> io::Result<()> {
+        let address = address.into();
         // struct ifaddrmsg: family, prefix length, flags, scope, index.
         let mut raw = [0; 8];
-        raw[0] = AF_INET;
+        raw[0] = family(address.addr());
         raw[1] = address.prefix_len();
+        if let IpNet::V6(_) = address {
+            raw[2] = IFA_F_NODAD;
+        }
         raw[4..8].copy_from_slice(&index.to_ne_bytes());
+        let own = octets(address.addr());
         self.0
             .request(RTM_NEWADDR, CREATE | REPLACE, &raw, |m| {
-                m.attr(IFA_LOCAL, &address.addr().octets())
-                    .attr(IFA_ADDRESS, &address.addr().octets())
-                    .attr(IFA_BROADCAST, &address.broadcast().octets());
+                m.attr(IFA_LOCAL, &own).attr(IFA_ADDRESS, &own);
+                if let IpNet::V4(address) = address {
+                    m.attr(IFA_BROADCAST, &address.broadcast().octets());
+                }
             })
             .map(drop)
     }
@@ -323,29 +391,30 @@ impl Route {
             .collect())
     }
 
-    /// Sets the default route.
+    /// Sets the default route of the gateway's address family.
     ///
     /// # Errors
     /// The kernel's answer.
-    pub fn set_default_route(&mut self, gateway: Ipv4Addr) -> io::Result<()> {
+    pub fn set_default_route(&mut self, gateway: impl Into<IpAddr>) -> io::Result<()> {
+        let gateway = gateway.into();
         self.0
-            .request(RTM_NEWROUTE, CREATE | REPLACE, &rtmsg(0), |m| {
-                m.attr(RTA_GATEWAY, &gateway.octets());
+            .request(RTM_NEWROUTE, CREATE | REPLACE, &rtmsg(family(gateway), 0), |m| {
+                m.attr(RTA_GATEWAY, &octets(gateway));
             })
             .map(drop)
     }
 
-    /// MTU of the link that the IPv4 default route leads over; `None` without such a route.
+    /// The link that the IPv4 default route leads over; `None` without such a route.
     ///
     /// # Errors
     /// The kernel's answer.
-    pub fn default_mtu(&mut self) -> io::Result<Option<u32>> {
+    pub fn default_device(&mut self) -> io::Result<Option<Link>> {
         let routes = self.routes()?;
         let default = routes.iter().find(|r| r.get(1) == Some(&0));
         let out = default.and_then(|r| find(r.get(12..)?, RTA_OIF)).and_then(as_u32);
         let Some(index) = out else { return Ok(None) };
         let replies = self.0.request(RTM_GETLINK, 0, &ifinfo(index, 0, 0), |_| ())?;
-        Ok(replies.iter().find_map(|r| parse_link(&r.body)).map(|link| link.mtu))
+        Ok(replies.iter().find_map(|r| parse_link(&r.body)))
     }
 
     /// The bodies of all IPv4 routes.
@@ -372,26 +441,29 @@ impl Route {
             .collect())
     }
 
-    /// Tells a link which hardware address an IPv4 neighbour has, to be verified at the next use.
+    /// Tells a link which hardware address a neighbour has, to be verified at the next use.
     /// An older entry with another address would send packets into the void until it times out.
     ///
     /// # Errors
     /// The kernel's answer.
-    pub fn set_neighbour(&mut self, index: u32, ip: Ipv4Addr, mac: Mac) -> io::Result<()> {
+    pub fn set_neighbour(&mut self, index: u32, ip: impl Into<IpAddr>, mac: Mac) -> io::Result<()> {
+        let ip = ip.into();
         self.0
-            .request(RTM_NEWNEIGH, CREATE | REPLACE, &ndmsg(index, NUD_STALE), |m| {
-                m.attr(NDA_DST, &ip.octets()).attr(NDA_LLADDR, &mac.0);
+            .request(RTM_NEWNEIGH, CREATE | REPLACE, &ndmsg(family(ip), index, NUD_STALE), |m| {
+                m.attr(NDA_DST, &octets(ip)).attr(NDA_LLADDR, &mac.0);
             })
             .map(drop)
     }
 
-    /// Forgets an IPv4 neighbour. Absence is no error.
+    /// Forgets a neighbour. Absence is no error.
     ///
     /// # Errors
     /// The kernel's answer.
-    pub fn delete_neighbour(&mut self, index: u32, ip: Ipv4Addr) -> io::Result<()> {
-        let deleted = self.0.request(RTM_DELNEIGH, 0, &ndmsg(index, 0), |m: &mut Messages| {
-            m.attr(NDA_DST, &ip.octets());
+    pub fn delete_neighbour(&mut self, index: u32, ip: impl Into<IpAddr>) -> io::Result<()> {
+        let ip = ip.into();
+        let fixed = ndmsg(family(ip), index, 0);
+        let deleted = self.0.request(RTM_DELNEIGH, 0, &fixed, |m: &mut Messages| {
+            m.attr(NDA_DST, &octets(ip));
         });
         match deleted {
             Err(e) if e.raw_os_error() != Some(Errno::NOENT.raw_os_error()) => Err(e),

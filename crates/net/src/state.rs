@@ -4,13 +4,13 @@
 //! do not survive a reboot, so a file from before the last boot keeps its subnet and nothing else;
 //! for the same reason it is not synced to disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -24,11 +24,14 @@ use crate::ports::PortMapping;
 pub struct Lease {
     /// Its address.
     pub ip: Ipv4Addr,
+    /// Its IPv6 address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ip6: Option<Ipv6Addr>,
     /// The hardware address of its interface.
     pub mac: Mac,
     /// The name of its interface.
     pub ifname: String,
-    /// The host's end of its veth pair.
+    /// The host's end of its veth pair; empty for macvlan.
     pub host_veth: String,
     /// Its host name, for other containers' `/etc/hosts`.
     #[serde(default)]
@@ -36,6 +39,13 @@ pub struct Lease {
     /// Its published ports.
     #[serde(default)]
     pub ports: Vec<PortMapping>,
+}
+
+impl Lease {
+    /// Its addresses of both kinds.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        [Some(self.ip.into()), self.ip6.map(IpAddr::from)].into_iter().flatten()
+    }
 }
 
 /// The file's content.
@@ -48,6 +58,8 @@ pub(crate) struct State {
     /// The address given last: the next search begins after it, so that an address is not used
     /// again at once.
     pub last: Option<Ipv4Addr>,
+    #[serde(default)]
+    pub last6: Option<Ipv6Addr>,
     /// By container id.
     pub leases: BTreeMap<String, Lease>,
     /// Addresses whose packets are held.
@@ -138,20 +150,64 @@ fn read(path: &Path) -> io::Result<State> {
 }
 
 impl State {
-    /// An address of the subnet that nobody has; `None` when all are taken.
-    pub fn free_address(&self, subnet: Ipv4Net) -> Option<Ipv4Addr> {
-        let taken: std::collections::BTreeSet<Ipv4Addr> =
-            self.leases.values().map(|l| l.ip).chain([gateway(subnet)]).collect();
+    /// An address of the subnet, or of a range in it, that nobody has; `None` when all are taken.
+    pub fn free_address(
+        &self,
+        subnet: Ipv4Net,
+        gateway: Option<Ipv4Addr>,
+        range: Option<(Ipv4Addr, Ipv4Addr)>,
+    ) -> Option<Ipv4Addr> {
+        let taken: BTreeSet<Ipv4Addr> = self.leases.values().map(|l| l.ip).chain(gateway).collect();
         let taken = &taken | &self.locks.keys().copied().collect();
-        let (first, last) = (u32::from(subnet.network()) + 1, u32::from(subnet.broadcast()) - 1);
-        let after = self.last.map_or(first, u32::from).clamp(first, last);
-        let candidates = (after + 1..=last).chain(first..=after);
+        let usable = (u32::from(subnet.network()) + 1, u32::from(subnet.broadcast()) - 1);
+        let (first, last) = match range {
+            Some((first, last)) => (u32::from(first).max(usable.0), u32::from(last).min(usable.1)),
+            None => usable,
+        };
+        if first > last {
+            return None;
+        }
+        // The search begins after the one given last.
+        let begin = match self.last.map(u32::from) {
+            Some(given) if (first..last).contains(&given) => given + 1,
+            _ => first,
+        };
+        let candidates = (begin..=last).chain(first..begin);
         candidates.map(Ipv4Addr::from).find(|ip| !taken.contains(ip))
     }
 
+    /// As [`State::free_address`], for IPv6.
+    pub fn free_address6(
+        &self,
+        subnet: Ipv6Net,
+        gateway: Option<Ipv6Addr>,
+        range: Option<(Ipv6Addr, Ipv6Addr)>,
+    ) -> Option<Ipv6Addr> {
+        let taken: BTreeSet<Ipv6Addr> =
+            self.leases.values().filter_map(|l| l.ip6).chain(gateway).collect();
+        // The first address of a subnet is its routers' anycast address.
+        let usable = (u128::from(subnet.network()) + 1, u128::from(subnet.broadcast()) - 1);
+        let (first, last) = match range {
+            Some((first, last)) => {
+                (u128::from(first).max(usable.0), u128::from(last).min(usable.1))
+            }
+            None => usable,
+        };
+        if first > last {
+            return None;
+        }
+        let begin = match self.last6.map(u128::from) {
+            Some(given) if (first..last).contains(&given) => given + 1,
+            _ => first,
+        };
+        let candidates = (begin..=last).chain(first..begin);
+        candidates.map(Ipv6Addr::from).find(|ip| !taken.contains(ip))
+    }
+
     /// The container that has an address.
-    pub fn holder(&self, ip: Ipv4Addr) -> Option<&str> {
-        self.leases.iter().find(|(_, l)| l.ip == ip).map(|(id, _)| id.as_str())
+    pub fn holder(&self, ip: impl Into<IpAddr>) -> Option<&str> {
+        let ip = ip.into();
+        self.leases.iter().find(|(_, l)| l.addresses().any(|a| a == ip)).map(|(id, _)| id.as_str())
     }
 }
 
@@ -167,6 +223,7 @@ mod tests {
     fn lease(ip: Ipv4Addr) -> Lease {
         Lease {
             ip,
+            ip6: None,
             mac: Mac::of_gateway(ip),
             ifname: "eth0".into(),
             host_veth: "v".into(),
@@ -180,7 +237,8 @@ mod tests {
         let subnet: Ipv4Net = "10.1.2.0/29".parse().expect("subnet");
         let mut state = State::default();
         let mut given = Vec::new();
-        while let Some(ip) = state.free_address(subnet) {
+        let gateway = Some(gateway(subnet));
+        while let Some(ip) = state.free_address(subnet, gateway, None) {
             state.last = Some(ip);
             state.leases.insert(ip.to_string(), lease(ip));
             given.push(ip.octets()[3]);
@@ -189,8 +247,21 @@ mod tests {
         state.leases.remove("10.1.2.3");
         state.leases.remove("10.1.2.5");
         state.last = Some(Ipv4Addr::new(10, 1, 2, 3));
-        assert_eq!(state.free_address(subnet), Some(Ipv4Addr::new(10, 1, 2, 5)));
+        assert_eq!(state.free_address(subnet, gateway, None), Some(Ipv4Addr::new(10, 1, 2, 5)));
         assert_eq!(state.holder(Ipv4Addr::new(10, 1, 2, 2)), Some("10.1.2.2"));
+    }
+
+    #[test]
+    fn addresses_come_from_the_range() {
+        let state = State::default();
+        let ip = |text: &str| text.parse::<Ipv4Addr>().expect("ip");
+        let subnet = "192.0.2.0/24".parse().expect("subnet");
+        let free = |first, last| state.free_address(subnet, None, Some((ip(first), ip(last))));
+        assert_eq!(free("192.0.2.32", "192.0.2.40"), Some(ip("192.0.2.32")));
+        assert_eq!(free("192.0.2.40", "192.0.2.32"), None);
+        let subnet6: Ipv6Net = "fd00:2::/64".parse().expect("subnet");
+        let gateway = "fd00:2::1".parse().ok();
+        assert_eq!(state.free_address6(subnet6, gateway, None), "fd00:2::2".parse().ok());
     }
 
     #[test]

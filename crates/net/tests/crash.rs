@@ -28,7 +28,7 @@ fn worker() {
         let fd = netns::create(&path).expect("create");
         net.attach(fd.as_fd(), &name, &AttachSpec::default()).expect("attach");
         net.publish(&name, std::slice::from_ref(&port)).expect("publish");
-        net.disconnect(&name).expect("disconnect");
+        net.disconnect(&name, None).expect("disconnect");
     }
 }
 
@@ -68,7 +68,7 @@ fn killed_commands_leave_nothing_that_stays() {
     }
     let net = network(dir.path());
     for name in ["a", "b"] {
-        net.detach(name).expect("detach");
+        net.detach(name, None).expect("detach");
         netns::delete(&dir.path().join(name)).expect("delete");
     }
     net.remove().expect("remove");

@@ -262,8 +262,12 @@ fn nobody_notices_that_the_container_is_gone() {
     lock.keep(keep(Some(Duration::from_secs(60)))).expect("keep");
     lock.finish().expect("stands");
     drop(server);
-    world.host.net.disconnect("a").expect("disconnect");
-    world.host.net.disconnect("a").expect("whoever cleans up once more leaves the lock alone");
+    world.host.net.disconnect("a", None).expect("disconnect");
+    world
+        .host
+        .net
+        .disconnect("a", None)
+        .expect("whoever cleans up once more leaves the lock alone");
     let old = world.host.made.iter().position(|p| p.ends_with("a")).expect("made");
     netns::delete(&world.host.made.remove(old)).expect("delete");
     world.a = world.neighbour.try_clone().expect("duplicate");
@@ -342,7 +346,7 @@ fn nobody_notices_that_the_container_is_gone() {
         }
         eprintln!("late connections after {:?}", start.elapsed());
         lock.finish().expect("finish");
-        world.host.net.disconnect("again").expect("disconnect");
+        world.host.net.disconnect("again", None).expect("disconnect");
         netns::delete(&world.host.dir.path().join("again")).expect("delete");
     });
     assert_eq!(world.refusals(), before, "ICMP errors and resets");
@@ -391,8 +395,8 @@ fn locks_end_when_they_are_given_up_or_over() {
     client.read_exact(&mut [0]).expect("answer");
     // Over, with the container gone: nothing of it is left, and the network can go.
     engage(Some(Duration::ZERO));
-    net.disconnect("a").expect("disconnect");
-    net.disconnect("b").expect("disconnect");
+    net.disconnect("a", None).expect("disconnect");
+    net.disconnect("b", None).expect("disconnect");
     assert!(net.remove().is_err(), "in use by a lock");
     net.end_expired_locks().expect("end");
     net.remove().expect("remove");
@@ -420,9 +424,9 @@ fn a_container_is_attached_under_its_lock() {
     lock.finish().expect("finish");
     assert_eq!(world.refusals(), before);
     // One that is not taken any further goes with the container.
-    world.host.net.detach("c").expect("disconnect");
+    world.host.net.detach("c", None).expect("disconnect");
     world.host.net.attach(c.as_fd(), "d", &spec).expect("attach");
-    world.host.net.detach("d").expect("disconnect");
+    world.host.net.detach("d", None).expect("disconnect");
     assert!(world.host.net.locks().expect("locks").is_empty());
     assert!(!run("ip", &["link"]).contains("hold"));
 }

@@ -107,9 +107,9 @@ fn containers_reach_each_other_and_the_host() {
         netns::run_in(b.as_fd(), || TcpStream::connect((bridge.gateway, 99)).map(drop))
     });
     client.expect("enter").expect("b to host");
-    host.net.detach("a").expect("detach");
-    host.net.detach("a").expect("absence is no error");
-    host.net.detach("b").expect("detach");
+    host.net.detach("a", None).expect("detach");
+    host.net.detach("a", None).expect("absence is no error");
+    host.net.detach("b", None).expect("detach");
     host.net.remove().expect("remove");
     assert_eq!(run("nft", &["list", "ruleset"]).trim(), "");
     assert!(!run("ip", &["link"]).contains("arctern0"));
@@ -240,7 +240,7 @@ fn address_and_mac_are_kept_when_asked_for() {
     let Some(mut host) = host() else { return };
     let (_a, ip) = host.server("a");
     let before = host.net.status("a").expect("state").expect("attached");
-    host.net.detach("a").expect("detach");
+    host.net.detach("a", None).expect("detach");
     let again = host.container("again");
     let spec = AttachSpec { ip: Some(ip), mac: Some(before.mac), ..AttachSpec::default() };
     let status = host.net.attach(again.as_fd(), "other", &spec).expect("attach");
@@ -258,7 +258,7 @@ fn a_new_mac_at_an_old_address_is_reached_at_once() {
     let Some(mut host) = host() else { return };
     let (_a, ip) = host.server("a");
     assert!(ask((ip, 80)).expect("first").starts_with('a'));
-    host.net.detach("a").expect("detach");
+    host.net.detach("a", None).expect("detach");
     let other = host.container("other");
     let spec = AttachSpec { ip: Some(ip), ..AttachSpec::default() };
     host.net.attach(other.as_fd(), "other", &spec).expect("attach");
@@ -275,9 +275,9 @@ fn a_disconnected_interface_goes_with_its_namespace() {
     let a = host.container("a");
     host.net.attach(a.as_fd(), "a", &AttachSpec::default()).expect("attach");
     let start = Instant::now();
-    host.net.disconnect("a").expect("disconnect");
+    host.net.disconnect("a", None).expect("disconnect");
     eprintln!("disconnect {:?}", start.elapsed());
-    host.net.disconnect("a").expect("absence is no error");
+    host.net.disconnect("a", None).expect("absence is no error");
     assert!(host.net.status("a").expect("state").is_none());
     // The name is free at once, while the old interface still exists.
     let again = host.container("again");
@@ -307,7 +307,7 @@ fn udp_and_chosen_ports() {
     let (len, _) = socket.recv_from(&mut buffer).expect("arrives");
     assert_eq!(&buffer[..len], b"hello");
     // A client that goes on from the same port is led to the new container.
-    host.net.detach("a").expect("detach");
+    host.net.detach("a", None).expect("detach");
     let b = host.container("b");
     host.net.attach(b.as_fd(), "b", &AttachSpec::default()).expect("attach");
     let other = netns::run_in(b.as_fd(), || UdpSocket::bind("0.0.0.0:53")).expect("enter");
@@ -343,10 +343,10 @@ fn two_networks_with_the_same_container_do_not_touch_each_other() {
     let other = Network::open(&host.dir.path().join("other"), "arctern1", None).expect("open");
     let fd = host.container("a2");
     let status = other.attach(fd.as_fd(), "a", &AttachSpec::default()).expect("attach");
-    assert_ne!(status.gateway, host.net.ensure_bridge().expect("bridge").gateway);
+    assert_ne!(status.gateway, Some(host.net.ensure_bridge().expect("bridge").gateway));
     let error = other.publish("a", &[port("8080:80")]).expect_err("taken in the other network");
     assert!(matches!(error, NetworkError::PortPublished { port: 8080, .. }), "{error}");
-    other.detach("a").expect("detach");
+    other.detach("a", None).expect("detach");
     other.remove().expect("remove");
     assert!(ask((Ipv4Addr::LOCALHOST, 8080)).is_ok());
 }
@@ -369,7 +369,7 @@ fn attach_and_publish_are_fast() {
         host.net.publish(&name, &[mapping]).expect("publish");
         let published = start.elapsed();
         let start = Instant::now();
-        host.net.detach(&name).expect("detach");
+        host.net.detach(&name, None).expect("detach");
         eprintln!(
             "namespace {made:?}, attach {attached:?}, publish {published:?}, detach {:?}",
             start.elapsed()

@@ -70,7 +70,8 @@ impl Capture {
             rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, 64 << 20)?;
             Ok(socket)
         })?;
-        let (ended, stop) = rustix::pipe::pipe()?;
+        // What programs started meanwhile inherit would keep it open.
+        let (ended, stop) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         let begin = Instant::now();
         let thread = std::thread::spawn(move || {
             let mut seen = Seen::default();

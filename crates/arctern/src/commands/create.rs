@@ -1,9 +1,9 @@
 //! `create`
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
-use arctern_container::config::{NetworkMode, PortMapping, Tmpfs, Ulimit, Volume, parse_size};
+use arctern_container::config::{Mac, NetworkMode, PortMapping, Tmpfs, Ulimit, Volume, parse_size};
 use arctern_container::lifecycle::CreateOptions;
 
 use super::Context;
@@ -66,15 +66,21 @@ pub struct ContainerArgs {
     #[arg(long, value_name = "SECONDS")]
     pub stop_timeout: Option<u32>,
 
-    /// Network: bridge, none or host
-    #[arg(long, value_name = "MODE", default_value = "bridge", value_parser = parse::<NetworkMode>)]
-    pub network: NetworkMode,
+    /// Network: bridge, none, host, or one that `network create` made, with addresses after a colon
+    #[arg(long, visible_alias = "net", value_name = "NETWORK[:ip=ADDRESS,mac=ADDRESS]", default_value = "bridge", value_parser = parse::<OnNetwork>)]
+    pub network: OnNetwork,
     /// Publish a port of the container on the host
     #[arg(short, long, value_name = "[[IP:]HOSTPORT:]PORT[/PROTO]", value_parser = parse::<PortMapping>)]
     pub publish: Vec<PortMapping>,
-    /// Address of the container on the bridge
+    /// Address of the container on its network
     #[arg(long, value_name = "ADDRESS")]
     pub ip: Option<Ipv4Addr>,
+    /// IPv6 address of the container on its network
+    #[arg(long, value_name = "ADDRESS")]
+    pub ip6: Option<Ipv6Addr>,
+    /// Hardware address of the container on its network
+    #[arg(long, value_name = "ADDRESS", value_parser = parse::<Mac>)]
+    pub mac_address: Option<Mac>,
 
     /// Mount a directory or file of the host
     #[arg(short, long, value_name = "SOURCE:TARGET[:OPTIONS]", value_parser = parse_volume)]
@@ -115,6 +121,43 @@ pub struct ContainerArgs {
     /// Command and its arguments, in place of the image's
     #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
     pub command: Vec<String>,
+}
+
+/// The value of `--network`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OnNetwork {
+    mode: NetworkMode,
+    name: Option<String>,
+    ip: Option<Ipv4Addr>,
+    ip6: Option<Ipv6Addr>,
+    mac: Option<Mac>,
+}
+
+impl std::str::FromStr for OnNetwork {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, options) = text.split_once(':').unwrap_or((text, ""));
+        let mut network = OnNetwork::default();
+        match name.parse::<NetworkMode>() {
+            Ok(mode) => network.mode = mode,
+            Err(_) if name == "podman" || name == "default" => {}
+            Err(_) if name.is_empty() => return Err("it has no name".to_owned()),
+            Err(_) => network.name = Some(name.to_owned()),
+        }
+        for option in options.split(',').filter(|option| !option.is_empty()) {
+            let bad = || format!("{option} is no ip=ADDRESS and no mac=ADDRESS");
+            match option.split_once('=') {
+                Some(("ip" | "ip6", value)) => match value.parse().map_err(|_| bad())? {
+                    IpAddr::V4(ip) => network.ip = Some(ip),
+                    IpAddr::V6(ip) => network.ip6 = Some(ip),
+                },
+                Some(("mac", value)) => network.mac = Some(value.parse().map_err(|_| bad())?),
+                _ => return Err(bad()),
+            }
+        }
+        Ok(network)
+    }
 }
 
 fn parse<T: std::str::FromStr>(text: &str) -> Result<T, T::Err> {
@@ -168,8 +211,11 @@ impl ContainerArgs {
             workdir: self.workdir,
             user: self.user,
             hostname: self.hostname,
-            network: self.network,
-            ip: self.ip,
+            network: self.network.mode,
+            network_name: self.network.name,
+            ip: self.ip.or(self.network.ip),
+            ip6: self.ip6.or(self.network.ip6),
+            mac: self.mac_address.or(self.network.mac),
             ports: self.publish,
             cap_add: self.cap_add,
             cap_drop: self.cap_drop,
@@ -214,6 +260,18 @@ mod tests {
         assert_eq!(parse_cpus(".25"), Ok(250));
         for bad in ["", "0", "x", "1.x", "-1"] {
             assert!(parse_cpus(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn networks_with_addresses() {
+        let lan: OnNetwork = "lan:ip=192.0.2.9,mac=02:00:00:00:00:09".parse().expect("lan");
+        assert_eq!((lan.mode, lan.name.as_deref()), (NetworkMode::Bridge, Some("lan")));
+        assert_eq!(lan.ip, "192.0.2.9".parse().ok());
+        assert!(lan.mac.is_some() && lan.ip6.is_none());
+        assert_eq!("host".parse::<OnNetwork>().expect("host").mode, NetworkMode::Host);
+        for bad in ["", "lan:ip=x", "lan:alias=web", ":ip=192.0.2.9"] {
+            assert!(bad.parse::<OnNetwork>().is_err(), "{bad}");
         }
     }
 

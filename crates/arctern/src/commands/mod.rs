@@ -12,6 +12,11 @@ pub mod inspect;
 pub mod internal;
 pub mod kill;
 pub mod logs;
+pub mod network_create;
+pub mod network_exists;
+pub mod network_inspect;
+pub mod network_ls;
+pub mod network_rm;
 pub mod port;
 pub mod ps;
 pub mod restore;
@@ -27,7 +32,7 @@ pub mod wait;
 use arctern_container::Host;
 use arctern_container::paths::Paths;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, Network};
 use crate::report::{Cannot, CommandResult, Failure};
 
 /// What every command gets: where the host is. It is opened by those that need it.
@@ -75,6 +80,11 @@ pub fn run(cli: Cli) -> CommandResult {
         Command::Images(args) => images::run(&ctx, args),
         Command::Rmi(args) => rmi::run(&ctx, args),
         Command::Tag(args) => tag::run(&ctx, args),
+        Command::Network(Network::Create(args)) => network_create::run(&ctx, args),
+        Command::Network(Network::Ls(args)) => network_ls::run(&ctx, args),
+        Command::Network(Network::Inspect(args)) => network_inspect::run(&ctx, args),
+        Command::Network(Network::Rm(args)) => network_rm::run(&ctx, args),
+        Command::Network(Network::Exists(args)) => network_exists::run(&ctx, args),
         Command::Info(args) => info::run(&ctx, args),
         Command::Version(args) => version::run(args),
         Command::Check(args) => check::run(args),

@@ -42,6 +42,12 @@ pub struct Args {
     /// Leave out changes of the root file system
     #[arg(long, requires = "file")]
     pub ignore_rootfs: bool,
+    /// Take a new address in place of the one it had
+    #[arg(long, requires = "file")]
+    pub ignore_static_ip: bool,
+    /// Take a new hardware address in place of the one it had
+    #[arg(long, requires = "file")]
+    pub ignore_static_mac: bool,
     /// Also live TCP connections; the container gets the address that it had
     #[arg(long, conflicts_with = "tcp_close")]
     pub tcp_established: bool,
@@ -69,6 +75,8 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         name: args.name,
         publish: args.publish,
         ignore_rootfs: args.ignore_rootfs,
+        ignore_static_ip: args.ignore_static_ip,
+        ignore_static_mac: args.ignore_static_mac,
         file_locks: args.file_locks,
         tcp: match (args.tcp_established, args.tcp_close) {
             (true, _) => TcpPolicy::Established,

@@ -57,7 +57,7 @@ impl Archive {
             config: serde_json::to_vec(&record.config).map_err(Error::json("the configuration"))?,
             spec: std::fs::read(&spec).map_err(Error::io("read", &spec))?,
             network: crate::network::parse_status(record.network.as_deref())
-                .map(|status| status.to_podman("podman").map_err(Error::network))
+                .map(|status| status.to_podman().map_err(Error::network))
                 .transpose()?,
         }))
     }

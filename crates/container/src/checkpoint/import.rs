@@ -156,7 +156,8 @@ impl Host {
             self.apply_diff(id, &dir)?;
         }
         if let Ok(text) = fs::read_to_string(dir.join(NETWORK)) {
-            let status = crate::network::from_archive(&text)?;
+            let new_mac = options.ignore_static_mac.then(|| new_mac(id));
+            let status = crate::network::from_archive(&text, options.ignore_static_ip, new_mac)?;
             self.store.update(id, |r| r.network = status)?;
         }
         discard(&dir)
@@ -219,13 +220,20 @@ fn read_config(file: &Path, options: &RestoreOptions) -> Result<ContainerConfig>
         }
         config.name.clone_from(name);
         // A new container gets the old address if it is free, and another one if it is not.
-        config.static_ip = None;
+        config.forget_statics(true, true);
         config.id = ids::new_id().map_err(Error::system("read random bytes"))?;
     }
+    config.forget_statics(options.ignore_static_ip, options.ignore_static_mac);
     if !options.publish.is_empty() {
         config.ports.clone_from(&options.publish);
     }
     Ok(config)
+}
+
+/// A hardware address that the container has not had: its id with the time make another one.
+fn new_mac(id: &str) -> arctern_net::Mac {
+    let now = Timestamp::now().0;
+    arctern_net::Mac::of_container(&format!("{id} {now}"), std::net::Ipv4Addr::UNSPECIFIED)
 }
 
 /// Refuses what cannot run here.

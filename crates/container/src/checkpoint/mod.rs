@@ -95,6 +95,10 @@ pub struct RestoreOptions {
     pub publish: Vec<PortMapping>,
     /// Leave the root file system's changes out.
     pub ignore_rootfs: bool,
+    /// A new address in place of the one it had.
+    pub ignore_static_ip: bool,
+    /// A new hardware address in place of the one it had.
+    pub ignore_static_mac: bool,
     /// File locks too.
     pub file_locks: bool,
     /// What is done about live TCP connections.

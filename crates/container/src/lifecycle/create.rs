@@ -1,9 +1,11 @@
 //! `create`: from options and an image to a container that can be started.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::config::{ContainerConfig, NetworkMode, PortMapping, Tmpfs, Ulimit, Volume, short_id};
+use crate::config::{
+    ContainerConfig, Mac, NetworkMode, NetworkOptions, PortMapping, Tmpfs, Ulimit, Volume, short_id,
+};
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::ids;
@@ -35,8 +37,14 @@ pub struct CreateOptions {
     pub hostname: Option<String>,
     /// Network.
     pub network: NetworkMode,
-    /// Address on the bridge.
+    /// A network that the user made, in place of the default one.
+    pub network_name: Option<String>,
+    /// Address on the network.
     pub ip: Option<Ipv4Addr>,
+    /// IPv6 address on the network.
+    pub ip6: Option<Ipv6Addr>,
+    /// Hardware address.
+    pub mac: Option<Mac>,
     /// Published ports.
     pub ports: Vec<PortMapping>,
     /// Capabilities to add.
@@ -110,9 +118,36 @@ impl Host {
         }
     }
 
+    /// The container's networks as its configuration has them, after a look whether they can be.
+    fn on_network(
+        &self,
+        options: &CreateOptions,
+    ) -> Result<Option<BTreeMap<String, NetworkOptions>>> {
+        let statics = NetworkOptions {
+            static_ips: options.ip6.map(|ip6| {
+                options.ip.map(IpAddr::from).into_iter().chain([IpAddr::from(ip6)]).collect()
+            }),
+            static_mac: options.mac.map(|mac| mac.to_string()).unwrap_or_default(),
+            interface_name: "eth0".to_owned(),
+        };
+        let Some(name) = &options.network_name else {
+            if options.ip6.is_some() {
+                return Err(Error::Invalid("the default network has no IPv6 addresses".to_owned()));
+            }
+            let default = arctern_net::DEFAULT_NETWORK.to_owned();
+            return Ok(options.mac.map(|_| BTreeMap::from([(default, statics)])));
+        };
+        let network = self.network(name)?;
+        if network.is_lan() && !options.ports.is_empty() {
+            return Err(Error::network(arctern_net::NetworkError::NoPorts(network.name)));
+        }
+        Ok(Some(BTreeMap::from([(network.name, statics)])))
+    }
+
     fn configure(&mut self, options: CreateOptions) -> Result<ContainerConfig> {
         let fail = "read random bytes";
         let id = ids::new_id().map_err(Error::system(fail))?;
+        let networks = self.on_network(&options)?;
         let name = match options.name {
             Some(name) if ids::is_valid_name(&name) => name,
             Some(name) => return Err(Error::InvalidName(name)),
@@ -125,8 +160,10 @@ impl Host {
                     "--publish needs the bridge, not --network {mode}"
                 )));
             }
-            if options.ip.is_some() {
-                return Err(Error::Invalid(format!("--ip needs the bridge, not --network {mode}")));
+            if options.ip.is_some() || options.ip6.is_some() || options.mac.is_some() {
+                return Err(Error::Invalid(format!(
+                    "--ip, --ip6 and --mac-address need a network with addresses, not --network {mode}"
+                )));
             }
         }
         caps::bounding(&options.cap_add, &options.cap_drop, options.privileged)?;
@@ -187,6 +224,7 @@ impl Host {
             create_netns: options.network != NetworkMode::Host,
             network: options.network,
             static_ip: options.ip,
+            networks,
             ports: options.ports,
             cap_add: options.cap_add,
             cap_drop: options.cap_drop,

@@ -20,7 +20,7 @@ impl Host {
         let network = record.config.network;
         let waits = |lock: &arctern_net::Lock| lock.container == record.id() && lock.archived;
         if network == NetworkMode::Bridge && (force || !self.locks()?.values().any(waits)) {
-            crate::network::end_lock(&self.paths, record.id())?;
+            crate::network::end_lock(&self.paths, &record.config)?;
         }
         if network == NetworkMode::Host {
             crate::netlock::of_host(record.id()).unlock().map_err(Error::network)?;

@@ -1,0 +1,78 @@
+//! The lock of a container that is a machine of a segment by a device of its own (macvlan): there is
+//! no bridge that could hold its packets, so they are dropped in its network namespace, before
+//! anything in it answers them.
+//!
+//! A lock goes with the namespace, and is not needed after it: what is sent to an address that nobody
+//! has gets no answer from this host, which has no part in it. ARP and neighbour discovery pass, so
+//! that peers do not give the container up; so does what the container sends to itself.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use crate::error::{Doing, NetworkError};
+use crate::nft::{Batch, Expr, Hook, Nft, REG, interface, meta};
+
+const TABLE: &str = "arctern-lock";
+/// Before everybody else's chains.
+const FIRST: i32 = -1000;
+const ICMPV6: [u8; 1] = [58];
+
+/// The lock of everything in a network namespace.
+#[derive(Debug)]
+pub struct InsideLock(OwnedFd);
+
+impl InsideLock {
+    /// The lock of this namespace, as it stands.
+    pub fn new(netns: OwnedFd) -> Self {
+        InsideLock(netns)
+    }
+
+    /// Locks. That it is locked already is no error.
+    ///
+    /// # Errors
+    /// [`NetworkError::Kernel`].
+    pub fn lock(&self) -> Result<(), NetworkError> {
+        lock(self.0.as_fd())
+    }
+
+    /// Opens the lock. That it is open is no error.
+    ///
+    /// # Errors
+    /// [`NetworkError::Kernel`].
+    pub fn unlock(&self) -> Result<(), NetworkError> {
+        let mut nft = open(self.0.as_fd())?;
+        let mut batch = Batch::new(TABLE);
+        batch.delete_table();
+        match nft.commit(batch) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other.doing("unlock", "the container's network namespace"),
+        }
+    }
+}
+
+fn open(netns: BorrowedFd<'_>) -> Result<Nft, NetworkError> {
+    Nft::open_in(netns).doing("enter", "the container's network namespace")
+}
+
+/// Locks a namespace.
+pub(crate) fn lock(netns: BorrowedFd<'_>) -> Result<(), NetworkError> {
+    let loopback = interface("lo");
+    let mut batch = Batch::new(TABLE);
+    batch.table().delete_table().table();
+    for (chain, hook, device) in
+        [("in", Hook::Input, meta::INPUT_NAME), ("out", Hook::Output, meta::OUTPUT_NAME)]
+    {
+        batch.chain(chain, "filter", hook, FIRST);
+        batch.rule(
+            chain,
+            &[
+                Expr::Meta(REG, device),
+                Expr::Differs(REG, &loopback),
+                Expr::Meta(REG, meta::TRANSPORT_PROTOCOL),
+                Expr::Differs(REG, &ICMPV6),
+                Expr::Drop,
+            ],
+        );
+    }
+    open(netns)?.commit(batch).doing("lock", "the container's network namespace")
+}
