@@ -17,7 +17,9 @@ use arctern_sys::{PAGE_SIZE, Pid, proc};
 use crate::error::{CaptureError, Refusal, Remedy, Subject};
 use crate::faults::Faults;
 use crate::freeze::{Frozen, freeze};
-use crate::options::{AfterCapture, CaptureOptions, CaptureReport, Event, Events};
+use crate::options::{
+    AfterCapture, CaptureOptions, CaptureReport, Event, Events, NetworkLock, TcpPolicy,
+};
 use crate::plan::{PlannedTask, plan};
 use crate::state::cgroup::CgroupCollector;
 use crate::state::files::{FileCollector, FileOptions};
@@ -29,12 +31,13 @@ use crate::state::task::capture as task_state;
 use crate::tree::{FrozenTask, FrozenTree};
 
 /// Names of the steps, in order: fault points, and what `arctern internal plan-steps` lists.
-pub const STEPS: [&str; 10] = [
+pub const STEPS: [&str; 11] = [
     "freeze",
     "namespaces",
     "descriptors",
     "mappings",
     "tasks",
+    "connections",
     "while-frozen",
     "pages",
     "images",
@@ -47,6 +50,10 @@ const BUFFER_LIMIT: u64 = 256 << 20;
 
 /// CRIU refuses longer auxiliary vectors. Programs read theirs from the stack, which is whole.
 const AUXV_WORDS: usize = 44;
+
+/// `network_lock_method` of the inventory.
+const NFTABLES: u32 = 1;
+const NO_LOCK: u32 = 2;
 
 /// How often a capture is tried when all that is in its way is a matter of moments.
 const ATTEMPTS: u32 = 8;
@@ -138,6 +145,8 @@ fn attempt_capture(
         externals: options.externals.clone(),
         mount_namespace: namespaces.is_nested(Kind::Mount),
         net_ns_id: namespaces.number(Kind::Net).unwrap_or(0),
+        tcp: options.tcp,
+        skip_in_flight: options.skip_in_flight,
     });
     files.collect_descriptors(tree, &mut refusals)?;
 
@@ -187,11 +196,24 @@ fn attempt_capture(
     }
 
     step(events, 5)?;
+    let mut lock = Locked::default();
+    let run_id = options.network.as_ref().and_then(|network| network.run_id());
+    if options.tcp == TcpPolicy::Established {
+        lock.lock(options.network.as_deref_mut(), &files)?;
+        // Nothing reaches the listeners any more.
+        let late = files.late_arrivals()?;
+        if !late.is_empty() {
+            return Err(CaptureError::Refused(late));
+        }
+        files.write_connections(&images)?;
+    }
+
+    step(events, 6)?;
     if let Some(hook) = &mut options.while_frozen {
         hook().map_err(CaptureError::Hook)?;
     }
 
-    step(events, 6)?;
+    step(events, 7)?;
     let memory_started = Instant::now();
     let mut plans = Vec::new();
     for (index, mm) in &mut spaces {
@@ -225,7 +247,7 @@ fn attempt_capture(
     shared_memory(tree, &spaces, &images, &pages_ids)?;
     report.memory_us = memory_started.elapsed().as_micros() as u64;
 
-    step(events, 7)?;
+    step(events, 8)?;
     files.write(tree, &images, &pages_ids)?;
     namespaces.write(tree, &images, &pages_ids)?;
     cgroups.write(&images)?;
@@ -235,20 +257,29 @@ fn attempt_capture(
         cores,
         seccomp: filters.into_entry(),
         restarts,
-        inventory: inventory(&namespaces, cgroups.root_set()),
+        inventory: InventoryEntry {
+            network_lock_method: Some(if run_id.is_some() { NFTABLES } else { NO_LOCK }),
+            dump_criu_run_id: run_id,
+            ..inventory(&namespaces, cgroups.root_set())
+        },
     };
     // What is only described needs no freeze. If the tasks are to die it must be safe before.
     if !early {
         described.write(&images)?;
     }
 
-    step(events, 8)?;
+    step(events, 9)?;
     if let Some(hook) = &mut options.before_release {
         hook().map_err(CaptureError::Hook)?;
     }
 
-    step(events, 9)?;
+    step(events, 10)?;
     let since = frozen.since;
+    if options.after == AfterCapture::Kill {
+        files.silence_connections()?;
+        lock.keep();
+    }
+    drop(lock);
     release(frozen, options.after)?;
     report.frozen_us = since.elapsed().as_micros() as u64;
     tracing::debug!("released after {} µs", started.elapsed().as_micros());
@@ -265,6 +296,40 @@ fn attempt_capture(
     }
     report.total_us = started.elapsed().as_micros() as u64;
     Ok(report)
+}
+
+/// The lock of the network; dropped, it is unlocked, before the tasks go on.
+#[derive(Default)]
+struct Locked<'l, 'n> {
+    network: Option<&'l mut (dyn NetworkLock + 'n)>,
+}
+
+impl<'l, 'n> Locked<'l, 'n> {
+    fn lock(
+        &mut self,
+        network: Option<&'l mut (dyn NetworkLock + 'n)>,
+        files: &FileCollector,
+    ) -> Result<(), CaptureError> {
+        let Some(network) = network else { return Ok(()) };
+        // Also after an error: it may have been half done.
+        let network = self.network.insert(network);
+        network.lock(&files.connections()).map_err(CaptureError::Hook)
+    }
+
+    /// Leaves the network locked.
+    fn keep(&mut self) {
+        self.network = None;
+    }
+}
+
+impl Drop for Locked<'_, '_> {
+    fn drop(&mut self) {
+        if let Some(network) = &mut self.network
+            && let Err(e) = network.unlock()
+        {
+            tracing::error!("the network stays locked: {e}");
+        }
+    }
 }
 
 /// Images that are in memory when everything has been read.
@@ -491,7 +556,6 @@ fn inventory(namespaces: &NamespaceCollector, root_cg_set: u32) -> InventoryEntr
         root_cg_set: Some(root_cg_set),
         lsmtype: Some(Lsmtype::NoLsm.into()),
         dump_uptime: uptime.map(|seconds| (seconds * 1e6) as u64),
-        network_lock_method: Some(2),
         ..InventoryEntry::default()
     }
 }

@@ -93,6 +93,11 @@ pub struct Connection {
     pub peer: SocketAddr,
 }
 
+/// Mark (SO_MARK) of packets that a lock of the network lets pass: those that stand for a peer while
+/// its connection is rebuilt. They pass the loopback device of the tree's namespace only. The number
+/// is CRIU's.
+pub const PASSING_MARK: u32 = 0xc114;
+
 /// Keeps packets away from connections while there is no socket that could answer them rightly.
 ///
 /// Capture: [`NetworkLock::lock`] is called once in each attempt, when every task is stopped and
@@ -105,10 +110,14 @@ pub struct Connection {
 /// After a failed restore the lock is left as it is.
 pub trait NetworkLock {
     /// No packet reaches or leaves these connections, and none reaches the tree's listeners, from
-    /// here on.
+    /// here on; but for packets with [`PASSING_MARK`].
     fn lock(&mut self, connections: &[Connection]) -> Result<(), HookError>;
     /// Packets pass again.
     fn unlock(&mut self) -> Result<(), HookError>;
+    /// Id under which CRIU finds and ends this lock (`dump_criu_run_id` of the images), if it can.
+    fn run_id(&self) -> Option<String> {
+        None
+    }
 }
 
 /// How one capture is made.

@@ -17,7 +17,7 @@ use self::build::Build;
 use self::loaded::Loaded;
 use crate::error::{RestoreError, Subject};
 use crate::faults::Faults;
-use crate::options::{Event, Events, HookError, RestoreOptions, RestoreReport};
+use crate::options::{Event, Events, HookError, NetworkLock, RestoreOptions, RestoreReport};
 use crate::plan::{Step, plan};
 use crate::restore_context::RestoreContext;
 use crate::state::cgroup::CgroupRestore;
@@ -33,6 +33,7 @@ type Hook<'a> = &'a mut dyn FnMut(i32) -> Result<(), HookError>;
 struct Hooks<'a> {
     setup_namespaces: Option<Hook<'a>>,
     before_resume: Option<Hook<'a>>,
+    network: Option<&'a mut dyn NetworkLock>,
     orphan_terminal: Option<&'a mut dyn FnMut(OwnedFd)>,
 }
 
@@ -50,6 +51,7 @@ pub fn restore(
     let mut hooks = Hooks {
         setup_namespaces: options.setup_namespaces.take(),
         before_resume: options.before_resume.take(),
+        network: options.network.take(),
         orphan_terminal: options.orphan_terminal.take(),
     };
     let options = options;
@@ -95,6 +97,7 @@ pub fn restore(
             file_locks: options.file_locks,
             shell_job: options.shell_job,
             orphan_terminals: terminals.clone(),
+            tcp: options.tcp,
         },
     )?;
     let root_dir = options.root.clone().unwrap_or_else(|| "/".into());
@@ -194,6 +197,7 @@ fn phase(step: &Step) -> &'static str {
     match step {
         Step::Root | Step::Namespaces => "namespaces",
         Step::SharedFiles(_) | Step::Files(_) | Step::Fs(_) | Step::FinishFiles => "files",
+        Step::Connections | Step::Unlock => "network",
         Step::Memory(_) => "memory",
         Step::Session(_)
         | Step::Clone { .. }

@@ -8,6 +8,8 @@
 //!   chain out  filter output -1000   likewise
 //! ```
 //!
+//! Packets with a mark pass: they stand for a peer while its connection is rebuilt.
+//!
 //! For trees that share a network namespace with others, where the address cannot be locked as a
 //! whole: processes that are no container, and containers in the host's network. Segments are dropped
 //! and not held, so a peer that sent meanwhile goes on when its timer fires. The table stays when the
@@ -29,6 +31,10 @@ const SERVICE: u32 = 13;
 const FOUR: &str = "four";
 const SIX: &str = "six";
 const TCP: [u8; 1] = [6];
+
+/// Mark of packets that pass: those that stand for a peer while its connection is rebuilt. The number
+/// is CRIU's.
+const PASSING: [u8; 4] = 0xc114_u32.to_ne_bytes();
 
 /// The lock of some TCP connections, by name.
 #[derive(Debug)]
@@ -132,6 +138,8 @@ fn rule(
     // The numbers of the two families are constants of the kernel's interface.
     let protocol: &'static [u8] = if family == 2 { &[2] } else { &[10] };
     vec![
+        Expr::Meta(REG, meta::MARK),
+        Expr::Differs(REG, &PASSING),
         Expr::Meta(REG, meta::NETWORK_PROTOCOL),
         Expr::Equal(REG, protocol),
         Expr::Meta(REG, meta::TRANSPORT_PROTOCOL),

@@ -294,6 +294,8 @@ pub enum Expr<'a> {
 
 /// Keys of [`Expr::Meta`].
 pub mod meta {
+    /// The packet's mark.
+    pub const MARK: u32 = 3;
     /// Name of the incoming interface, 16 bytes.
     pub const INPUT_NAME: u32 = 6;
     /// Name of the outgoing interface, 16 bytes.

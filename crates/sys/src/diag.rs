@@ -1,7 +1,11 @@
-//! Unix sockets of a network namespace, as the kernel lists them to sock_diag(7).
+//! Sockets of a network namespace, as the kernel lists them to sock_diag(7).
 //!
-//! Peers, waiting connections and what was shut down are told nowhere else. The namespace is entered
-//! on a thread of its own.
+//! Peers of unix sockets, waiting connections and what was shut down are told nowhere else. The
+//! namespace is entered on a thread of its own.
+
+mod tcp;
+
+pub use tcp::{TcpSocket, tcp_sockets};
 
 use std::collections::HashMap;
 use std::io;
@@ -43,42 +47,58 @@ const HEADER: usize = 16;
 
 /// Lists the unix sockets of a network namespace; None: our own.
 pub fn unix_sockets(namespace: Option<BorrowedFd<'_>>) -> io::Result<HashMap<u32, UnixSocket>> {
-    let Some(namespace) = namespace else { return list() };
+    // struct unix_diag_req: family, states, what to show: name, peer, waiting connections, queues.
+    let mut request = vec![libc::AF_UNIX as u8, 0, 0, 0];
+    request.extend(u32::MAX.to_ne_bytes());
+    request.extend(0u32.to_ne_bytes());
+    request.extend((1u32 | 4 | 8 | 16).to_ne_bytes());
+    request.extend([0; 8]);
+    let mut sockets = HashMap::new();
+    list(namespace, &[request], |message| {
+        let socket = unix_socket(message)?;
+        sockets.insert(socket.ino, socket);
+        Some(())
+    })?;
+    Ok(sockets)
+}
+
+/// Asks for lists of sockets in a network namespace, and hands every answer to `each`, which says
+/// None to what it does not understand.
+fn list(
+    namespace: Option<BorrowedFd<'_>>,
+    requests: &[Vec<u8>],
+    mut each: impl FnMut(&[u8]) -> Option<()> + Send,
+) -> io::Result<()> {
+    let mut all = || requests.iter().try_for_each(|request| list_here(request, &mut each));
+    let Some(namespace) = namespace else { return all() };
     std::thread::scope(|scope| {
         let thread = scope.spawn(move || {
             setns(namespace, CloneFlags::CLONE_NEWNET)?;
-            list()
+            all()
         });
         thread.join().unwrap_or_else(|_| Err(io::Error::other("the listing thread failed")))
     })
 }
 
-fn list() -> io::Result<HashMap<u32, UnixSocket>> {
+fn list_here(request: &[u8], each: &mut impl FnMut(&[u8]) -> Option<()>) -> io::Result<()> {
     let socket = socket(
         AddressFamily::Netlink,
         SockType::Raw,
         SockFlag::SOCK_CLOEXEC,
         SockProtocol::NetlinkSockDiag,
     )?;
-    // struct nlmsghdr, then struct unix_diag_req: family, states, what to show.
-    let mut request = Vec::with_capacity(40);
-    request.extend(40u32.to_ne_bytes());
-    request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    request.extend(((libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16).to_ne_bytes());
-    request.extend([0; 8]);
-    request.extend([libc::AF_UNIX as u8, 0, 0, 0]);
-    request.extend(u32::MAX.to_ne_bytes());
-    request.extend(0u32.to_ne_bytes());
-    // Name, peer, waiting connections, queues.
-    request.extend((1u32 | 4 | 8 | 16).to_ne_bytes());
-    request.extend([0; 8]);
-    send(socket.as_raw_fd(), &request, MsgFlags::empty())?;
-    let mut sockets = HashMap::new();
+    let mut message = Vec::with_capacity(HEADER + request.len());
+    message.extend(((HEADER + request.len()) as u32).to_ne_bytes());
+    message.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    message.extend(((libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16).to_ne_bytes());
+    message.extend([0; 8]);
+    message.extend(request);
+    send(socket.as_raw_fd(), &message, MsgFlags::empty())?;
     let mut buffer = vec![0; 1 << 16];
     loop {
         let n = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-        if parse(&buffer[..n], &mut sockets)? {
-            return Ok(sockets);
+        if parse(&buffer[..n], each)? {
+            return Ok(());
         }
     }
 }
@@ -92,7 +112,7 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
 }
 
 /// Takes the sockets of one datagram of answers. True when the list is complete.
-fn parse(mut bytes: &[u8], sockets: &mut HashMap<u32, UnixSocket>) -> io::Result<bool> {
+fn parse(mut bytes: &[u8], each: &mut impl FnMut(&[u8]) -> Option<()>) -> io::Result<bool> {
     let bad = || io::Error::new(io::ErrorKind::InvalidData, "sock_diag answer not understood");
     while bytes.len() >= HEADER {
         let length = word(bytes, 0).ok_or_else(bad)? as usize;
@@ -103,10 +123,7 @@ fn parse(mut bytes: &[u8], sockets: &mut HashMap<u32, UnixSocket>) -> io::Result
                 let error = word(message, 0).ok_or_else(bad)? as i32;
                 return Err(io::Error::from_raw_os_error(-error));
             }
-            SOCK_DIAG_BY_FAMILY => {
-                let socket = unix_socket(message).ok_or_else(bad)?;
-                sockets.insert(socket.ino, socket);
-            }
+            SOCK_DIAG_BY_FAMILY => each(message).ok_or_else(bad)?,
             _ => {}
         }
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
@@ -179,14 +196,14 @@ mod tests {
 
     #[test]
     fn damaged_answers_are_errors() {
-        let mut sockets = HashMap::new();
+        let mut each = |message: &[u8]| unix_socket(message).map(drop);
         let mut message = vec![0; 20];
         message[0] = 60;
         message[4] = 20;
-        assert!(parse(&message, &mut sockets).is_err());
+        assert!(parse(&message, &mut each).is_err());
         message[0] = 20;
-        assert!(parse(&message, &mut sockets).is_err());
+        assert!(parse(&message, &mut each).is_err());
         message[4] = 3;
-        assert!(parse(&message, &mut sockets).unwrap());
+        assert!(parse(&message, &mut each).unwrap());
     }
 }

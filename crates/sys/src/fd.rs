@@ -67,7 +67,7 @@ unsafe fn ioctl_read<const N: usize>(fd: impl AsFd, request: u64) -> io::Result<
 ///
 /// # Safety
 /// The request must write one int.
-unsafe fn ioctl_int(fd: impl AsFd, request: u64) -> io::Result<i32> {
+pub(crate) unsafe fn ioctl_int(fd: impl AsFd, request: u64) -> io::Result<i32> {
     // SAFETY: passed on to the caller.
     Ok(i32::from_ne_bytes(unsafe { ioctl_read::<4>(fd, request) }?))
 }
@@ -137,6 +137,15 @@ pub fn set_socket_int(socket: impl AsFd, level: i32, name: i32, value: i32) -> i
         }
         .into(),
     )?;
+    Ok(())
+}
+
+/// Changes a socket option of any shape.
+pub fn set_socket_option(socket: impl AsFd, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
+    let len = value.len() as libc::socklen_t;
+    let raw = socket.as_fd().as_raw_fd();
+    // SAFETY: the kernel reads `len` bytes of `value`, which is how many it has.
+    check(unsafe { libc::setsockopt(raw, level, name, value.as_ptr().cast(), len) }.into())?;
     Ok(())
 }
 
@@ -226,6 +235,31 @@ pub fn socket_address(socket: impl AsFd, peer: bool) -> io::Result<Vec<u8>> {
     check(ret.into())?;
     out.truncate(len as usize);
     Ok(out)
+}
+
+/// Gives a socket its own address: raw bytes of the sockaddr.
+pub fn bind_socket(socket: impl AsFd, address: &[u8]) -> io::Result<()> {
+    let (raw, len) = (socket.as_fd().as_raw_fd(), address.len() as libc::socklen_t);
+    // SAFETY: the kernel reads `len` bytes of `address`, which is how many it has.
+    check(unsafe { libc::bind(raw, address.as_ptr().cast(), len) }.into())?;
+    Ok(())
+}
+
+/// Connects a socket to its peer: raw bytes of the sockaddr.
+pub fn connect_socket(socket: impl AsFd, address: &[u8]) -> io::Result<()> {
+    let (raw, len) = (socket.as_fd().as_raw_fd(), address.len() as libc::socklen_t);
+    // SAFETY: the kernel reads `len` bytes of `address`, which is how many it has.
+    check(unsafe { libc::connect(raw, address.as_ptr().cast(), len) }.into())?;
+    Ok(())
+}
+
+/// Sends a packet to an address: raw bytes of the sockaddr.
+pub fn send_packet(socket: impl AsFd, packet: &[u8], address: &[u8]) -> io::Result<()> {
+    let (raw, len) = (socket.as_fd().as_raw_fd(), address.len() as libc::socklen_t);
+    let (from, to) = (packet.as_ptr().cast(), address.as_ptr().cast());
+    // SAFETY: the kernel reads both slices, whose lengths it is given.
+    check(unsafe { libc::sendto(raw, from, packet.len(), 0, to, len) } as libc::c_long)?;
+    Ok(())
 }
 
 /// Opens a file by its handle on the mount that holds `mount` (open_by_handle_at(2);

@@ -20,6 +20,7 @@ pub mod pidfd;
 pub mod proc;
 pub mod ptrace;
 pub mod shared_memory;
+pub mod tcp;
 
 use std::fmt;
 

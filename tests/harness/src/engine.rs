@@ -93,6 +93,7 @@ impl Engine {
         if leave_running {
             command.arg("-R");
         }
+        command.args(["--tcp-established", "--network-lock", "nftables"]);
         if self == Self::Criu {
             command.args(["--link-remap", "--ghost-limit", "64M"]);
         }
@@ -112,6 +113,7 @@ impl Engine {
     pub fn restore_command(self, images: &Path) -> Result<Command> {
         let mut command = self.command()?;
         command.args(["restore", "-v4", "-o", "restore.log", "-d", "--file-locks"]);
+        command.args(["--tcp-established", "--network-lock", "nftables"]);
         command.arg("--pidfile").arg(images.join("restored.pid")).arg("-D").arg(images);
         Ok(command)
     }

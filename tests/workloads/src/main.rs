@@ -20,6 +20,7 @@ mod shell;
 mod signals;
 mod sockets;
 mod stage;
+mod tcp;
 mod threads;
 mod timers;
 mod unix_queues;
@@ -79,6 +80,17 @@ const WORKLOADS: &[(&str, i32, Body)] = &[
     ("passed-descriptors", NONE, unix_queues::passed_descriptors),
     ("passed-sockets", NONE, unix_queues::passed_sockets),
     ("tcp-listeners", NONE, sockets::tcp_listeners),
+    ("tcp-established", NONE, tcp::established),
+    ("tcp-ipv6", NONE, tcp::ipv6),
+    ("tcp-v4-mapped", NONE, tcp::v4_mapped),
+    ("tcp-queues", NONE, tcp::queues),
+    ("tcp-both-ends", NONE, tcp::both_ends),
+    ("tcp-half-closed", NONE, tcp::half_closed),
+    ("tcp-closing", NONE, tcp::closing),
+    ("tcp-options", NONE, tcp::options),
+    ("tcp-more-options", NONE, tcp::more_options),
+    ("tcp-syn-sent", NONE, tcp::syn_sent),
+    ("tcp-listen-accepted", NONE, tcp::listen_accepted),
     ("udp", NONE, sockets::udp),
     ("udp-queues", NONE, datagrams::udp_queues),
     ("udp-shared-port", NONE, datagrams::udp_shared_port),

@@ -20,14 +20,16 @@ fn send(fd: i32, data: &[u8]) {
     must!(libc::send(fd, data.as_ptr().cast(), data.len(), 0));
 }
 
-fn option(fd: i32, level: i32, name: i32) -> i32 {
+/// An option that is an int.
+pub fn option(fd: i32, level: i32, name: i32) -> i32 {
     let mut value = 0i32;
     let mut length = size_of::<i32>() as u32;
     must!(libc::getsockopt(fd, level, name, (&raw mut value).cast(), &mut length));
     value
 }
 
-fn set_option(fd: i32, level: i32, name: i32, value: i32) {
+/// Changes an option that is an int.
+pub fn set_option(fd: i32, level: i32, name: i32, value: i32) {
     must!(libc::setsockopt(fd, level, name, (&raw const value).cast(), size_of::<i32>() as u32));
 }
 

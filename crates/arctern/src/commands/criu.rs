@@ -4,19 +4,24 @@
 //! not know is refused as an unknown option, never ignored; options that only concern state which
 //! the engine refuses anyway are accepted.
 
+mod lock;
 mod log;
 mod spec;
 
+use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use arctern_engine::options::{AfterCapture, CaptureOptions, External, RestoreOptions, TcpPolicy};
+use arctern_engine::options::{
+    AfterCapture, CaptureOptions, Event, Events, External, RestoreOptions, TcpPolicy,
+};
 use arctern_image::images::{ImageDir, ImageKind};
-use arctern_image::messages::{DumpStatsEntry, RestoreStatsEntry, StatsEntry};
+use arctern_image::messages::{DumpStatsEntry, InventoryEntry, RestoreStatsEntry, StatsEntry};
 use clap::Parser;
 
 use crate::report::{CommandResult, Failure};
+use lock::TreeLock;
 use log::Log;
 
 /// Dump and restore process trees with CRIU's command line
@@ -98,12 +103,18 @@ struct Criu {
     /// Unix sockets whose peer is outside
     #[arg(short = 'x', long, value_name = "INODE,…", require_equals = true, num_args = 0..=1, default_missing_value = "")]
     ext_unix_sk: Option<String>,
-    /// Established connections
-    #[arg(long)]
+    /// Carry live TCP connections
+    #[arg(long, conflicts_with = "tcp_close")]
     tcp_established: bool,
-    /// Restore established connections as closed
+    /// Drop live TCP connections: their descriptors become closed sockets
     #[arg(long)]
     tcp_close: bool,
+    /// Drop TCP connections that nobody has accepted yet
+    #[arg(long)]
+    skip_in_flight: bool,
+    /// How connections are kept from harm meanwhile: nftables, or skip
+    #[arg(long, value_name = "METHOD", value_parser = ["nftables", "skip"], default_value = "nftables")]
+    network_lock: String,
     /// Link deleted files back while they are dumped
     #[arg(long)]
     link_remap: bool,
@@ -198,6 +209,8 @@ fn dump(args: Criu) -> anyhow::Result<u8> {
     let externals =
         args.external.iter().map(|s| spec::parse_dump(s)).collect::<Result<Vec<_>, _>>()?;
     let sockets = spec::parse_sockets(args.ext_unix_sk.as_deref().unwrap_or_default())?;
+    let root = OnceCell::from(pid);
+    let mut network = TreeLock::new(&root).context("make an id for the lock")?;
     let options = CaptureOptions {
         after: match (args.leave_running, args.leave_stopped) {
             (true, _) => AfterCapture::Resume,
@@ -214,9 +227,9 @@ fn dump(args: Criu) -> anyhow::Result<u8> {
         ghost_limit: args.ghost_limit,
         timeout: Duration::from_secs(args.timeout),
         freeze_cgroup: args.freeze_cgroup.clone(),
-        tcp: TcpPolicy::Refuse,
-        skip_in_flight: false,
-        network: None,
+        tcp: args.tcp(),
+        skip_in_flight: args.skip_in_flight,
+        network: args.locks().then_some(&mut network),
         while_frozen: None,
         before_release: None,
     };
@@ -262,6 +275,21 @@ fn restore(args: Criu) -> anyhow::Result<u8> {
     let inherit_fds =
         args.inherit_fd.iter().map(|s| spec::inherit(s)).collect::<Result<Vec<_>, _>>()?;
     let pidfile = args.pidfile.as_ref().map(|f| args.work().join(f));
+    let inventory: InventoryEntry =
+        ImageDir::open(&args.images_dir)?.read_one(ImageKind::Inventory, 0)?;
+    if args.locks() && inventory.network_lock_method == Some(IPTABLES) {
+        log.event(Event::Warning(
+            "the connections were locked with iptables rules, which only CRIU removes: dump with \
+             --network-lock nftables"
+                .to_owned(),
+        ));
+    }
+    let tree = OnceCell::new();
+    let mut network = TreeLock::of(inventory.dump_criu_run_id.as_deref().unwrap_or("none"), &tree);
+    let mut note_root = |pid: i32| {
+        tree.get_or_init(|| pid);
+        Ok(())
+    };
     let options = RestoreOptions {
         root: args.root.clone(),
         externals,
@@ -271,10 +299,10 @@ fn restore(args: Criu) -> anyhow::Result<u8> {
         orphan_terminal: None,
         leave_stopped: args.leave_stopped,
         file_locks: args.file_locks,
-        tcp: TcpPolicy::Refuse,
-        network: None,
+        tcp: args.tcp(),
+        network: args.locks().then_some(&mut network),
         sibling: args.restore_sibling,
-        setup_namespaces: None,
+        setup_namespaces: Some(&mut note_root),
         before_resume: None,
     };
     match arctern_engine::restore(&args.images_dir, options, &mut log) {
@@ -305,7 +333,22 @@ fn restore(args: Criu) -> anyhow::Result<u8> {
     }
 }
 
+/// `network_lock_method` of an inventory.
+const IPTABLES: u32 = 0;
+
 impl Criu {
+    fn tcp(&self) -> TcpPolicy {
+        match (self.tcp_established, self.tcp_close) {
+            (true, _) => TcpPolicy::Established,
+            (_, true) => TcpPolicy::Close,
+            _ => TcpPolicy::Refuse,
+        }
+    }
+
+    fn locks(&self) -> bool {
+        self.network_lock != "skip"
+    }
+
     fn work(&self) -> &Path {
         self.work_dir.as_deref().unwrap_or(&self.images_dir)
     }

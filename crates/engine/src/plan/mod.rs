@@ -7,6 +7,8 @@
 //!   before its setsid, and orphans of a session are cloned by its leader with CLONE_PARENT;
 //! - all tasks and threads exist before credentials drop: set_tid needs them;
 //! - zombies exit before signal dispositions are restored: SIG_IGN for SIGCHLD would reap them;
+//! - connections after listeners: a listener cannot be bound beside one; they come to life last,
+//!   since a restore that fails before closes them without a word to their peers;
 //! - limits after descriptors and memory; timers last, since they run.
 
 use std::fmt;
@@ -75,6 +77,8 @@ pub enum Step {
     Fs(usize),
     /// Handlers, queued signals, per-thread state.
     State(usize),
+    /// Live TCP connections, beside listeners that are all there.
+    Connections,
     /// epoll, queues, locks: what needs all descriptors.
     FinishFiles,
     /// Seccomp, credentials, limits.
@@ -85,6 +89,8 @@ pub enum Step {
     Timers(usize),
     /// Registers.
     Registers(usize),
+    /// Connections come to life, the network is unlocked.
+    Unlock,
     /// Let go.
     Release,
 }
@@ -126,11 +132,13 @@ impl fmt::Display for Step {
             Step::Files(t) => write!(f, "files {t}"),
             Step::Fs(t) => write!(f, "fs {t}"),
             Step::State(t) => write!(f, "state {t}"),
+            Step::Connections => write!(f, "connections"),
             Step::FinishFiles => write!(f, "finish-files"),
             Step::Credentials(t) => write!(f, "credentials {t}"),
             Step::Hook => write!(f, "hook"),
             Step::Timers(t) => write!(f, "timers {t}"),
             Step::Registers(t) => write!(f, "registers {t}"),
+            Step::Unlock => write!(f, "unlock"),
             Step::Release => write!(f, "release"),
         }
     }
@@ -185,12 +193,12 @@ impl Planner<'_> {
         for make in [Step::Threads as fn(usize) -> Step, Step::Files, Step::Fs, Step::State] {
             self.steps.extend(alive.iter().copied().map(make));
         }
-        self.steps.push(Step::FinishFiles);
+        self.steps.extend([Step::Connections, Step::FinishFiles]);
         self.steps.extend(alive.iter().copied().map(Step::Credentials));
         self.steps.push(Step::Hook);
         self.steps.extend(alive.iter().copied().map(Step::Timers));
         self.steps.extend(alive.iter().copied().map(Step::Registers));
-        self.steps.push(Step::Release);
+        self.steps.extend([Step::Unlock, Step::Release]);
         if self.refusals.is_empty() { Ok(self.steps) } else { Err(self.refusals) }
     }
 

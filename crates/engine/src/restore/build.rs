@@ -117,13 +117,12 @@ impl Build<'_, '_> {
                 self.files.install_fs(&mut self.ctx, &stub, task)
             }
             Step::State(task) => self.state(task, events),
+            Step::Connections => {
+                let stubs = self.leaders();
+                self.files.build_connections(&stubs, hooks.network.as_deref_mut())
+            }
             Step::FinishFiles => {
-                let stubs: Vec<(usize, Stub)> = self
-                    .stubs
-                    .iter()
-                    .enumerate()
-                    .filter_map(|(task, stub)| stub.map(|stub| (task, stub)))
-                    .collect();
+                let stubs = self.leaders();
                 self.files.finish(&mut self.ctx, &stubs)
             }
             Step::Credentials(task) => self.credentials(task, events),
@@ -140,8 +139,15 @@ impl Build<'_, '_> {
                 }
             }
             Step::Registers(task) => self.registers(task),
+            Step::Unlock => self.files.wake_connections(hooks.network.as_deref_mut()),
             Step::Release => self.release(options.leave_stopped),
         }
+    }
+
+    /// The leader of every task that is no zombie.
+    fn leaders(&self) -> Vec<(usize, Stub)> {
+        let stubs = self.stubs.iter().enumerate();
+        stubs.filter_map(|(task, stub)| stub.map(|stub| (task, stub))).collect()
     }
 
     fn root(&mut self, options: &RestoreOptions<'_>) -> Result<(), RestoreError> {

@@ -63,6 +63,7 @@ impl Build<'_, '_> {
 
     /// Kills and reaps everything that was made.
     pub(super) fn tear_down(&mut self) {
+        self.files.silence_connections();
         use nix::sys::prctl::{get_child_subreaper, set_child_subreaper};
         // Tasks whose parents die with them come to us, not to an init that may not reap them.
         let was_subreaper = get_child_subreaper().unwrap_or(false);

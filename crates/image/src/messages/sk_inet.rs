@@ -107,6 +107,10 @@ pub struct InetSkEntry {
     #[prost(message, repeated, tag = "4096")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub more_opts: Vec<SocketOption>,
+    /// Arctern's own, passed over by CRIU: name of the congestion control of a TCP socket.
+    #[prost(string, optional, tag = "4097")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub congestion_control: Option<String>,
 }
 
 /// A socket option whose value is an int (Arctern's own message).

@@ -18,9 +18,9 @@ use arctern_sys::{Pid, proc};
 use nix::sys::stat::{SFlag, fstat};
 
 use super::descriptor::{self, Descriptor};
-use super::{epoll, ghost, passed, pipe, regular, tty, udp, unix};
+use super::{epoll, ghost, passed, pipe, regular, tcp, tty, udp, unix};
 use crate::error::{CaptureError, Refusal};
-use crate::options::External;
+use crate::options::{External, TcpPolicy};
 use crate::tree::FrozenTree;
 
 /// What the caller decided about files.
@@ -40,6 +40,10 @@ pub struct FileOptions {
     pub mount_namespace: bool,
     /// Id of the tree's network namespace in the images.
     pub net_ns_id: u32,
+    /// What is done about live TCP connections.
+    pub tcp: TcpPolicy,
+    /// Connections that nobody has accepted yet are left out.
+    pub skip_in_flight: bool,
 }
 
 /// What identifies a description before the kernel is asked whether two are one: device, inode,
@@ -87,6 +91,7 @@ pub struct FileCollector {
     pub(super) unix: unix::Collected,
     pub(super) udp: Vec<udp::Member>,
     pub(super) passed: passed::Passed,
+    pub(super) tcp: tcp::Collected,
     pub(super) terminals: tty::Collected,
     pub(super) epolls: Vec<epoll::Pending>,
     fs: Vec<(i32, FsEntry)>,

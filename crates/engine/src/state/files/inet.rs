@@ -1,11 +1,11 @@
-//! TCP and UDP sockets without a live TCP connection: listening, bound, closed, UDP.
+//! TCP and UDP sockets: listening, bound, closed, UDP, and what a live TCP connection shares with them.
 //!
-//! State comes from the socket itself: TCP_INFO, getsockname(2), getpeername(2) and options.
-//! What is unread in UDP sockets is in [`super::udp`].
-//! Refused: TCP connections in any state, connections that wait to be accepted,
-//! other protocols (raw, ICMP, SCTP, MPTCP), sockets of another network namespace. Options that
-//! CRIU's images do not know are kept in a field of our own, which it passes over. Not kept:
-//! memberships of multicast groups, which the kernel does not tell.
+//! State comes from the socket itself: TCP_INFO, getsockname(2), getpeername(2) and options. What
+//! makes a TCP connection live is the room [`super::tcp`]'s, what is unread in UDP sockets that of
+//! [`super::udp`]. Refused: connections that wait to be accepted, other protocols (raw, ICMP, SCTP,
+//! MPTCP), sockets of another network namespace. Options that CRIU's images do not know are kept in
+//! fields of our own, which it passes over. Not kept: memberships of multicast groups, which the
+//! kernel does not tell.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -13,42 +13,26 @@ use std::os::fd::OwnedFd;
 use arctern_image::messages::{
     FdTypes, FileEntry, InetSkEntry, IpOptsEntry, SkShutdown, SocketOption, TcpOptsEntry,
 };
-use arctern_sys::fd::{socket_address, socket_int, socket_option};
+use arctern_sys::fd::{socket_address, socket_int};
 
 use super::capture::FileCollector;
 use super::descriptor::{Descriptor, entry};
 use super::sockopts::{self, set};
 use super::table::Opener;
+use super::tcp;
 use super::udp::Datagram;
 use super::udp_restore;
-use crate::error::{CaptureError, Refusal, Remedy, RestoreError};
+use crate::error::{CaptureError, Refusal, RestoreError};
 
-const ESTABLISHED: u32 = 1;
-const CLOSE: u32 = 7;
-const LISTEN: u32 = 10;
-
-/// Names of the kernel's TCP states, from 1.
-const STATES: [&str; 12] = [
-    "established",
-    "connecting (SYN_SENT)",
-    "being accepted (SYN_RECV)",
-    "closing (FIN_WAIT1)",
-    "closing (FIN_WAIT2)",
-    "closing (TIME_WAIT)",
-    "closed",
-    "half closed by the peer (CLOSE_WAIT)",
-    "closing (LAST_ACK)",
-    "listening",
-    "closing (CLOSING)",
-    "being accepted (NEW_SYN_RECV)",
-];
+pub(super) const ESTABLISHED: u32 = 1;
+pub(super) const CLOSE: u32 = 7;
+pub(super) const LISTEN: u32 = 10;
 
 const IPV6_V6ONLY: i32 = 26;
 const IPV6_FREEBIND: i32 = 78;
 const IPV6_RECVPKTINFO: i32 = 49;
 const IP_FREEBIND: i32 = 15;
 const IP_PKTINFO: i32 = 8;
-const SO_PEEK_OFF: i32 = 42;
 
 impl FileCollector {
     /// A descriptor of an IPv4 or IPv6 socket.
@@ -64,12 +48,14 @@ impl FileCollector {
         let proto = option(libc::SOL_SOCKET, libc::SO_PROTOCOL).map_err(failed)?;
         let source = address(d, false)?;
         let target = address(d, true)?;
+        let mut both = (source, target);
         let (state, backlog) = match (kind, proto) {
-            (libc::SOCK_STREAM, libc::IPPROTO_TCP) => match tcp_state(d, source, target, refusals)?
-            {
-                Some(state) => state,
-                None => return Ok(None),
-            },
+            (libc::SOCK_STREAM, libc::IPPROTO_TCP) => {
+                match self.tcp_socket(d, &mut both, refusals)? {
+                    Some(state) => state,
+                    None => return Ok(None),
+                }
+            }
             (libc::SOCK_DGRAM, libc::IPPROTO_UDP | libc::IPPROTO_UDPLITE) => {
                 (if target.is_some() { ESTABLISHED } else { CLOSE }, 0)
             }
@@ -81,6 +67,7 @@ impl FileCollector {
                 return Ok(None);
             }
         };
+        let (source, target) = both;
         if let Some(SocketAddr::V6(v6)) = source
             && v6.scope_id() != 0
         {
@@ -116,13 +103,7 @@ impl FileCollector {
             }
         };
         let tcp_opts = if proto == libc::IPPROTO_TCP {
-            TcpOptsEntry {
-                cork: on(libc::IPPROTO_TCP, libc::TCP_CORK),
-                nodelay: on(libc::IPPROTO_TCP, libc::TCP_NODELAY),
-                keepcnt: number(libc::IPPROTO_TCP, libc::TCP_KEEPCNT),
-                keepidle: number(libc::IPPROTO_TCP, libc::TCP_KEEPIDLE),
-                keepintvl: number(libc::IPPROTO_TCP, libc::TCP_KEEPINTVL),
-            }
+            tcp::options(&d.file)
         } else {
             TcpOptsEntry::default()
         };
@@ -150,6 +131,9 @@ impl FileCollector {
                 shutdown: None,
                 tcp_opts: Some(tcp_opts),
                 more_opts: more_options(&d.file, proto, v6),
+                congestion_control: (proto == libc::IPPROTO_TCP)
+                    .then(|| arctern_sys::tcp::congestion_control(&d.file).ok())
+                    .flatten(),
             })),
             ..entry(FdTypes::Inetsk, id)
         }))
@@ -157,19 +141,24 @@ impl FileCollector {
 }
 
 /// Options that CRIU's images have no place for: who has them, level, name, value of a new socket.
-const MORE: [(Family, i32, i32, i32); 31] = [
+const MORE: [(Family, i32, i32, i32); 36] = [
     (Family::Any, libc::SOL_SOCKET, libc::SO_TIMESTAMP, 0),
     (Family::Any, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 0),
     (Family::Any, libc::SOL_SOCKET, libc::SO_TIMESTAMPING, 0),
     (Family::Any, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 0),
+    (Family::Any, libc::SOL_SOCKET, libc::SO_PEEK_OFF, -1),
+    (Family::Any, libc::SOL_SOCKET, libc::SO_ZEROCOPY, 0),
     (Family::Tcp, libc::IPPROTO_TCP, libc::TCP_SYNCNT, 6),
     (Family::Tcp, libc::IPPROTO_TCP, libc::TCP_LINGER2, 60),
     (Family::Tcp, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 0),
     (Family::Tcp, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, 0),
     (Family::Tcp, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 0),
     (Family::Tcp, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, 0),
-    (Family::Udp, libc::SOL_SOCKET, SO_PEEK_OFF, -1),
     (Family::Udp, libc::IPPROTO_UDP, UDP_CORK, 0),
+    (Family::Tcp, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, 0),
+    (Family::Tcp, libc::IPPROTO_TCP, libc::TCP_SAVE_SYN, 0),
+    (Family::Tcp, libc::IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 0),
+    (Family::Tcp, libc::IPPROTO_TCP, TCP_INQ, 0),
     (Family::Udp, libc::IPPROTO_UDP, UDP_SEGMENT, 0),
     (Family::Udp, libc::IPPROTO_UDP, UDP_GRO, 0),
     (Family::V4, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, 1),
@@ -179,18 +168,20 @@ const MORE: [(Family, i32, i32, i32); 31] = [
     (Family::V4, libc::IPPROTO_IP, libc::IP_TRANSPARENT, 0),
     (Family::V4, libc::IPPROTO_IP, libc::IP_RECVORIGDSTADDR, 0),
     (Family::V4, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 0),
-    (Family::V4, libc::IPPROTO_IP, libc::IP_MULTICAST_TTL, 1),
-    (Family::V4, libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP, 1),
+    (Family::MulticastV4, libc::IPPROTO_IP, libc::IP_MULTICAST_TTL, 1),
+    (Family::MulticastV4, libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP, 1),
     (Family::V6, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, 1),
     (Family::V6, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 0),
     (Family::V6, libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 0),
     (Family::V6, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 0),
     (Family::V6, libc::IPPROTO_IPV6, libc::IPV6_TCLASS, 0),
     (Family::V6, libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT, 0),
-    (Family::V6, libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS, 1),
-    (Family::V6, libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP, 1),
+    (Family::MulticastV6, libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS, 1),
+    (Family::MulticastV6, libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP, 1),
 ];
 const UDP_CORK: i32 = 1;
+const TCP_FASTOPEN_CONNECT: i32 = 30;
+const TCP_INQ: i32 = 36;
 const UDP_SEGMENT: i32 = 103;
 const UDP_GRO: i32 = 104;
 
@@ -200,6 +191,8 @@ enum Family {
     Any,
     Tcp,
     Udp,
+    MulticastV4,
+    MulticastV6,
     V4,
     V6,
 }
@@ -210,6 +203,9 @@ fn more_options(socket: &OwnedFd, proto: i32, v6: bool) -> Vec<SocketOption> {
         Family::Any => true,
         Family::Tcp => tcp,
         Family::Udp => proto == libc::IPPROTO_UDP,
+        // What an accepted socket has there cannot be set, and means nothing.
+        Family::MulticastV4 => !v6 && !tcp,
+        Family::MulticastV6 => v6 && !tcp,
         Family::V4 => !v6,
         Family::V6 => v6,
     });
@@ -221,45 +217,8 @@ fn more_options(socket: &OwnedFd, proto: i32, v6: bool) -> Vec<SocketOption> {
         .collect()
 }
 
-/// State and backlog of a TCP socket; None if it was refused.
-fn tcp_state(
-    d: &Descriptor<'_>,
-    source: Option<SocketAddr>,
-    target: Option<SocketAddr>,
-    refusals: &mut Vec<Refusal>,
-) -> Result<Option<(u32, u32)>, CaptureError> {
-    // struct tcp_info: the state first; for a listening socket tcpi_unacked and tcpi_sacked are the
-    // number of waiting connections and the backlog.
-    let mut info = [0; 104];
-    socket_option(&d.file, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info)
-        .map_err(d.failed("read the state of the TCP socket"))?;
-    let word = |at: usize| info[at..at + 4].try_into().map(u32::from_ne_bytes).unwrap_or_default();
-    match u32::from(info[0]) {
-        CLOSE => Ok(Some((CLOSE, 0))),
-        LISTEN if word(24) == 0 => Ok(Some((LISTEN, word(28)))),
-        LISTEN => {
-            refusals.push(d.refuse(
-                format!("{} connection(s) wait to be accepted ({})", word(24), ends(source, None)),
-                Remedy::try_again("when the program has accepted them"),
-            ));
-            Ok(None)
-        }
-        state => {
-            let name = STATES.get(state as usize - 1).copied().unwrap_or("in an unknown state");
-            refusals.push(d.refuse(
-                format!(
-                    "TCP {} is {name}; live TCP connections cannot be carried yet",
-                    ends(source, target)
-                ),
-                "close the connection, or checkpoint when no client is connected",
-            ));
-            Ok(None)
-        }
-    }
-}
-
 /// `10.0.0.2:80 -> 10.0.0.9:51514`.
-fn ends(source: Option<SocketAddr>, target: Option<SocketAddr>) -> String {
+pub(super) fn ends(source: Option<SocketAddr>, target: Option<SocketAddr>) -> String {
     let text = |a: Option<SocketAddr>| a.map_or_else(|| "?".to_owned(), |a| a.to_string());
     match target {
         Some(_) => format!("{} -> {}", text(source), text(target)),
@@ -305,6 +264,20 @@ pub(super) fn words(address: Option<SocketAddr>, v6: bool) -> (Vec<u32>, u16) {
     (bytes.chunks(4).map(word).collect(), address.map_or(0, |a| a.port()))
 }
 
+/// An address as the kernel takes it.
+pub(super) fn raw_address(address: SocketAddr) -> Vec<u8> {
+    let v6 = address.is_ipv6();
+    let (addr, port) = words(Some(address), v6);
+    let family = if v6 { libc::AF_INET6 } else { libc::AF_INET };
+    sockaddr(family as u32, &addr, port.into()).unwrap_or_default()
+}
+
+/// Both addresses of a connection's entry.
+pub(super) fn ends_of(socket: &InetSkEntry) -> Option<(SocketAddr, SocketAddr)> {
+    let read = |addr, port| parse(&sockaddr(socket.family, addr, port)?);
+    Some((read(&socket.src_addr, socket.src_port)?, read(&socket.dst_addr, socket.dst_port)?))
+}
+
 /// The sockaddr of an entry's address.
 pub(super) fn sockaddr(family: u32, addr: &[u32], port: u32) -> Option<Vec<u8>> {
     let bytes: Vec<u8> = addr.iter().flat_map(|word| word.to_ne_bytes()).collect();
@@ -335,12 +308,6 @@ pub(super) fn check(socket: &InetSkEntry) -> Option<(String, &'static str)> {
             "restore the images with the program that wrote them",
         ));
     }
-    if protocol == libc::IPPROTO_TCP && !matches!(socket.state, CLOSE | LISTEN) {
-        return Some((
-            "live TCP connections cannot be restored yet".to_owned(),
-            "checkpoint when no client is connected",
-        ));
-    }
     None
 }
 
@@ -359,22 +326,31 @@ pub(super) fn open(
         set(o, fd, libc::IPPROTO_IPV6, IPV6_V6ONLY, only.into());
     }
     let reuse = socket.opts.reuseaddr();
+    // A connection gets its addresses, buffers and queues later, or not at all.
+    let live = tcp::is_live(socket);
     // The connections of the tasks that were captured may linger in TIME_WAIT.
-    let bound = socket.src_port != 0;
+    let bound = socket.src_port != 0 && !live;
     if reuse || bound && tcp {
         set(o, fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1);
     }
     sockopts::set_before_bind(o, fd, &socket.opts);
     // Some of them decide about bind and listen.
     for option in &socket.more_opts {
-        set(o, fd, option.level, option.name, option.value);
+        if !(live && tcp::is_clamp(option.level, option.name)) {
+            set(o, fd, option.level, option.name, option.value);
+        }
     }
     let ip = socket.ip_opts.clone().unwrap_or_default();
     let level = if v6 { libc::IPPROTO_IPV6 } else { libc::IPPROTO_IP };
     if ip.freebind() {
         set(o, fd, level, if v6 { IPV6_FREEBIND } else { IP_FREEBIND }, 1);
     }
-    sockopts::set_buffers(o, fd, &socket.opts);
+    if !live {
+        sockopts::set_buffers(o, fd, &socket.opts);
+        if let Some(name) = &socket.congestion_control {
+            sockopts::set_text(o, fd, libc::IPPROTO_TCP, libc::TCP_CONGESTION, name);
+        }
+    }
     if bound {
         let address = sockaddr(socket.family, &socket.src_addr, socket.src_port).ok_or_else(bad)?;
         let len = address.len();
@@ -396,7 +372,12 @@ pub(super) fn open(
     if bound && tcp && !reuse {
         set(o, fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 0);
     }
-    sockopts::set_after(o, fd, &socket.opts);
+    let mut general = socket.opts.clone();
+    if live {
+        // It would meet packets of our own.
+        general.so_filter.clear();
+    }
+    sockopts::set_after(o, fd, &general);
     if ip.pktinfo() {
         set(o, fd, level, if v6 { IPV6_RECVPKTINFO } else { IP_PKTINFO }, 1);
     }
@@ -409,8 +390,8 @@ pub(super) fn open(
     }
     if tcp && let Some(options) = &socket.tcp_opts {
         for (name, value, default) in [
-            (libc::TCP_CORK, options.cork.map(u32::from), 0),
-            (libc::TCP_NODELAY, options.nodelay.map(u32::from), 0),
+            (libc::TCP_CORK, options.cork.map(u32::from).filter(|_| !live), 0),
+            (libc::TCP_NODELAY, options.nodelay.map(u32::from).filter(|_| !live), 0),
             (libc::TCP_KEEPCNT, options.keepcnt, 9),
             (libc::TCP_KEEPIDLE, options.keepidle, 7200),
             (libc::TCP_KEEPINTVL, options.keepintvl, 75),
@@ -457,12 +438,5 @@ mod tests {
         let kept = more_options(&fd, libc::IPPROTO_TCP, false);
         let (level, name) = (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT);
         assert_eq!(kept, [SocketOption { level, name, value: 777 }]);
-    }
-
-    #[test]
-    fn every_state_has_a_name() {
-        assert_eq!(STATES[ESTABLISHED as usize - 1], "established");
-        assert_eq!(STATES[LISTEN as usize - 1], "listening");
-        assert_eq!(STATES[CLOSE as usize - 1], "closed");
     }
 }

@@ -41,6 +41,7 @@ mod restore;
 mod socket;
 mod sockopts;
 mod table;
+mod tcp;
 mod tty;
 mod tty_restore;
 mod udp;

@@ -14,9 +14,9 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use super::groups::{self, Bond, Group};
 use super::table::Table;
-use super::{ghost, memfd, pipe, regular, udp_restore, unix_restore};
+use super::{ghost, memfd, pipe, regular, tcp, udp_restore, unix_restore};
 use crate::error::{Refusal, RestoreError, Subject};
-use crate::options::External;
+use crate::options::{External, TcpPolicy};
 use crate::restore_context::{RestoreContext, TaskNode};
 
 /// What the caller decided about files.
@@ -32,6 +32,8 @@ pub struct FileRestoreOptions {
     pub shell_job: bool,
     /// Indices of pseudo terminals whose new master the caller has by now.
     pub orphan_terminals: Vec<u32>,
+    /// What is done about live TCP connections.
+    pub tcp: TcpPolicy,
 }
 
 /// Restores the descriptors of a tree.
@@ -77,6 +79,10 @@ pub struct FilesRestore {
     /// Ids of mounts that are the root of a mount namespace of the images.
     pub(super) root_mounts: HashSet<i32>,
     pub(super) prepared: bool,
+    /// Connections that are complete.
+    pub(super) connections: Vec<tcp::Built>,
+    /// Sockets of connections that could not be built.
+    pub(super) silenced: Vec<OwnedFd>,
 }
 
 impl FilesRestore {
@@ -124,6 +130,8 @@ impl FilesRestore {
             root_mounts: HashSet::new(),
             prepared: false,
             options,
+            connections: Vec::new(),
+            silenced: Vec::new(),
         };
         for file in images.read_all::<FileEntry>(ImageKind::Files, 0)? {
             restore.files.insert(file.id, file);

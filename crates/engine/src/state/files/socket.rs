@@ -9,7 +9,7 @@ use super::descriptor::Descriptor;
 use super::groups::{Bond, Group};
 use super::restore::FilesRestore;
 use super::table::Opener;
-use super::{inet, netlink, unix, unix_restore};
+use super::{inet, netlink, tcp, unix, unix_restore};
 use crate::error::{CaptureError, Refusal, RestoreError};
 
 impl FileCollector {
@@ -72,7 +72,16 @@ impl FilesRestore {
     /// Sockets that cannot be restored.
     pub(super) fn check_sockets(&self, refusals: &mut Vec<Refusal>) {
         for id in self.ids() {
-            if let Some((cause, remedy)) = self.files[&id].isk.as_deref().and_then(inet::check) {
+            let Some(socket) = self.files[&id].isk.as_deref() else { continue };
+            let cause = inet::check(socket).or_else(|| match tcp::is_live(socket) {
+                true if !self.holders.contains_key(&id) => Some((
+                    "the live TCP connection was sent to the program and not received".to_owned(),
+                    "checkpoint when the program has received it",
+                )),
+                true => tcp::check(socket, self.options.tcp, &self.images),
+                false => None,
+            });
+            if let Some((cause, remedy)) = cause {
                 refusals.push(Refusal {
                     subject: self.named_subject(id),
                     cause,

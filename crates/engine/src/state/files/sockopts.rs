@@ -140,6 +140,21 @@ pub(super) fn set_buffers(o: &mut Opener<'_>, fd: i32, options: &SkOptsEntry) {
     }
 }
 
+/// The sizes and locks that the buffers had, when the queues need no more room.
+pub(super) fn put_buffers_back(socket: impl AsFd, options: &SkOptsEntry) -> io::Result<()> {
+    let socket = socket.as_fd();
+    set_socket_int(socket, SOL, libc::SO_SNDBUFFORCE, (options.so_sndbuf / 2) as i32)?;
+    set_socket_int(socket, SOL, libc::SO_RCVBUFFORCE, (options.so_rcvbuf / 2) as i32)?;
+    // Kernels before 5.14 tune no buffer whose size was set.
+    let _ = set_socket_int(socket, SOL, SO_BUF_LOCK, options.so_buf_lock.unwrap_or(0) as i32);
+    Ok(())
+}
+
+/// The classic filter in the kernel's order.
+pub(super) fn instructions(options: &SkOptsEntry) -> Vec<u64> {
+    options.so_filter.iter().copied().map(from_image).collect()
+}
+
 /// All other options.
 pub(super) fn set_after(o: &mut Opener<'_>, fd: i32, options: &SkOptsEntry) {
     let flags = [
@@ -224,6 +239,13 @@ impl<'a> Room<'a> {
 pub(super) fn set(o: &mut Opener<'_>, fd: i32, level: i32, name: i32, value: i32) {
     let value = o.bytes(&value.to_ne_bytes());
     let args = [fd.into(), level.into(), name.into(), value.into(), 4.into()];
+    o.call(libc::SYS_setsockopt, &args, "set a socket option");
+}
+
+/// Sets an option that is a name.
+pub(super) fn set_text(o: &mut Opener<'_>, fd: i32, level: i32, name: i32, value: &str) {
+    let bytes = o.bytes(value.as_bytes());
+    let args = [fd.into(), level.into(), name.into(), bytes.into(), value.len().into()];
     o.call(libc::SYS_setsockopt, &args, "set a socket option");
 }
 
