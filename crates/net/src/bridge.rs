@@ -54,10 +54,12 @@ impl Network {
         if self.plan.subnet6.is_some() {
             forward_ipv6(name)?;
         }
-        if rules::ensure(nft, name, subnet).doing("make nf_tables table", name)? {
+        if rules::ensure(nft, name, subnet, self.plan.subnet6)
+            .doing("make nf_tables table", name)?
+        {
             // The rules were flushed by somebody, or the host's tables are new: ports come back.
             for (container, lease) in &locked.state.leases {
-                rules::publish(nft, name, None, container, lease.ip, &lease.ports)
+                rules::publish(nft, name, None, container, lease.addresses(), &lease.ports)
                     .doing("publish ports of container", container)?;
             }
             self.mend_locks(&locked.state, &link, route, nft)?;

@@ -21,8 +21,8 @@ const TUPLE_PROTO: u16 = 2;
 const PROTO_NUM: u16 = 1;
 const PROTO_DST_PORT: u16 = 3;
 const ID: u16 = 12;
-/// `struct nfgenmsg` for IPv4.
-const IPV4: [u8; 4] = [2, 0, 0, 0];
+/// `struct nfgenmsg` for IPv4 and for IPv6.
+const FAMILIES: [[u8; 4]; 2] = [[2, 0, 0, 0], [10, 0, 0, 0]];
 
 /// Forgets every UDP flow to a host port of `ports`. Without UDP ports nothing is read.
 ///
@@ -34,7 +34,11 @@ pub(crate) fn forget_udp(ports: &[PortMapping]) -> io::Result<()> {
         return Ok(());
     }
     let mut socket = Socket::open(Family::Netfilter)?;
-    for flow in socket.request(GET, DUMP, &IPV4, |_| ())? {
+    FAMILIES.iter().try_for_each(|family| forget_udp_of(&mut socket, family, &udp))
+}
+
+fn forget_udp_of(socket: &mut Socket, family: &[u8; 4], udp: &[&PortMapping]) -> io::Result<()> {
+    for flow in socket.request(GET, DUMP, family, |_| ())? {
         let attributes = flow.body.get(4..).unwrap_or_default();
         let Some(tuple) = find(attributes, TUPLE_ORIG) else { continue };
         let to_us = udp_port(tuple)
@@ -42,7 +46,7 @@ pub(crate) fn forget_udp(ports: &[PortMapping]) -> io::Result<()> {
         if !to_us {
             continue;
         }
-        let deleted = socket.request(DELETE, 0, &IPV4, |m| {
+        let deleted = socket.request(DELETE, 0, family, |m| {
             let nest = m.nest(TUPLE_ORIG);
             m.raw(tuple);
             m.end(nest);

@@ -301,7 +301,8 @@ impl Network {
     ) -> Result<(), NetworkError> {
         for (ip, lock) in &state.locks {
             if !lock.ports.is_empty() {
-                rules::publish(nft, self.link_name(), None, &lock.publisher, *ip, &lock.ports)
+                let to = lock.addresses(*ip);
+                rules::publish(nft, self.link_name(), None, &lock.publisher, to, &lock.ports)
                     .doing("publish ports of container", &lock.name)?;
             }
             let hold = hold(bridge, lock.addresses(*ip), lock.mac);

@@ -402,7 +402,8 @@ impl Network {
             chosen.push(mapping);
         }
         let subnet = locked.state.subnet.ok_or_else(not_attached)?;
-        rules::ensure(&mut nft, &self.link, subnet).doing("make nf_tables table", &self.link)?;
+        rules::ensure(&mut nft, &self.link, subnet, self.plan.subnet6)
+            .doing("make nf_tables table", &self.link)?;
         let mut all = lease.ports.clone();
         all.extend(chosen.iter().cloned());
         if let Some(lease) = locked.state.leases.get_mut(container) {
@@ -410,7 +411,8 @@ impl Network {
         }
         locked.save()?;
         let before = kept.as_ref().map(|lock| lock.publisher.as_str());
-        let published = rules::publish(&mut nft, &self.link, before, container, lease.ip, &chosen)
+        let to = lease.addresses();
+        let published = rules::publish(&mut nft, &self.link, before, container, to, &chosen)
             .doing("publish ports of container", container);
         if let Err(error) = published {
             if let Some(lock) = kept {

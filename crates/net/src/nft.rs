@@ -286,6 +286,9 @@ pub enum Expr<'a> {
     SendTo(u32),
     /// Redirects the connection to the IPv4 address in the register and the port in the next one.
     DestinationNat(u32),
+    /// Redirects the connection to the IPv6 address that begins in the register and the port after
+    /// it.
+    DestinationNat6(u32),
     /// Gives the connection the address of the interface it leaves by.
     Masquerade,
     /// Drops the packet.
@@ -354,6 +357,10 @@ impl Expr<'_> {
             Expr::DestinationNat(register) => expression(m, "nat", |m| {
                 // NFT_NAT_DNAT, NFPROTO_IPV4, address and port registers.
                 m.be32(1, 1).be32(2, 2).be32(3, register).be32(5, register + 1);
+            }),
+            Expr::DestinationNat6(register) => expression(m, "nat", |m| {
+                // NFT_NAT_DNAT, NFPROTO_IPV6; an address fills four registers.
+                m.be32(1, 1).be32(2, 10).be32(3, register).be32(5, register + 4);
             }),
             Expr::Masquerade => expression(m, "masq", |_| ()),
             Expr::Drop => expression(m, "immediate", |m| {

@@ -300,6 +300,21 @@ impl Download {
         self.received.load(Ordering::Relaxed)
     }
 
+    /// Whether it has ended, well or not.
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Waits until so many bytes have come, or it has ended.
+    pub fn wait_for(&self, bytes: u64) -> Result<()> {
+        let begin = Instant::now();
+        while self.received() < bytes && !self.is_finished() {
+            ensure!(begin.elapsed() < PATIENCE, "the download stands at {} bytes", self.received());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
     /// Waits for the end.
     pub fn finish(self) -> Result<Downloaded> {
         self.thread.join().map_err(|_| anyhow::anyhow!("the download panicked"))?

@@ -7,10 +7,13 @@ use arctern_harness::capture::Capture;
 use arctern_harness::host::Host;
 use arctern_harness::lab::{Lab, SUBNET, SUBNET6, address};
 use arctern_harness::load::{Download, Load, hexadecimal};
+use arctern_harness::place::Place;
+use arctern_harness::random::rounds;
 use arctern_harness::skips::judge;
 use sha2::{Digest, Sha256};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How the containers of a host come onto the segment.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +45,19 @@ impl Lan {
     }
 }
 
+/// Waits until a server that was just started listens, of which it gives no other sign.
+fn await_listener(client: &Place, server: SocketAddr) -> Result<()> {
+    client.inside(|| {
+        for _ in 0..200 {
+            if TcpStream::connect_timeout(&server, Duration::from_secs(1)).is_ok() {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        anyhow::bail!("{server} does not listen")
+    })
+}
+
 /// A container without connections moves, is announced, and is reached at once at its address.
 fn moves_with_its_address(lan: Lan) -> Result<()> {
     let lab = Lab::new()?;
@@ -57,8 +73,7 @@ fn moves_with_its_address(lan: Lan) -> Result<()> {
     ensure!(before["ip"] == "192.0.2.16", "the address is not of the host's range: {before}");
     let web = SocketAddr::new(before["ip"].as_str().context("no address")?.parse()?, 80);
     let get = || Load::http(&client, web, "/", 1, Duration::ZERO);
-    // A server that starts gives no other sign that it listens.
-    std::thread::sleep(Duration::from_millis(300));
+    await_listener(&client, web)?;
     let load = get()?;
     load.wait_for(1)?;
     load.finish()?.check()?;
@@ -152,5 +167,160 @@ fn a_server_that_stays_is_the_control() -> Result<(), String> {
             report.answers, report.longest_gap, downloaded.bytes, seen.packets
         );
         Ok(())
+    })
+}
+
+/// Two hosts on a segment, with a container that goes to and fro between them.
+struct Traveller<'a> {
+    hosts: [&'a Host; 2],
+    name: &'a str,
+    moves: usize,
+}
+
+impl Traveller<'_> {
+    /// Moves the container to the other host with its connections. Gives the time from the beginning
+    /// of the checkpoint to the end of the restore.
+    fn go(&mut self) -> Result<Duration> {
+        let (from, to) = (self.hosts[self.moves % 2], self.hosts[(self.moves + 1) % 2]);
+        let archive = from.dir().join(format!("{}-{}.tar", self.name, self.moves));
+        let file = archive.to_string_lossy().into_owned();
+        let mut checkpoint = vec!["container", "checkpoint", "--tcp-established", "--file", &file];
+        if self.moves == 0 {
+            // The other host has the image from then on.
+            checkpoint.push("--with-image");
+        }
+        checkpoint.push(self.name);
+        let begin = Instant::now();
+        from.arctern(&checkpoint)?;
+        to.arctern(&["container", "restore", "--tcp-established", "--file", &file])?;
+        let took = begin.elapsed();
+        from.arctern(&["rm", self.name])?;
+        std::fs::remove_file(&archive)?;
+        self.moves += 1;
+        Ok(took)
+    }
+
+    /// Removes the container and the networks; nothing may be left.
+    fn end(self) -> Result<()> {
+        let host = self.hosts[self.moves % 2];
+        host.arctern(&["rm", "-f", "-t", "0", self.name])?;
+        for host in self.hosts {
+            host.arctern(&["network", "rm", "--force", "lan"])?;
+            let left = host.leftovers()?;
+            ensure!(left.is_empty(), "left on a host:\n{}", left.join("\n"));
+        }
+        Ok(())
+    }
+}
+
+/// nginx with kept-open connections and a download, moved from host to host.
+fn nginx_moves_under_load(lan: Lan) -> Result<()> {
+    let lab = Lab::new()?;
+    let (a, b, client) = (lan.host(&lab, 1)?, lan.host(&lab, 2)?, lab.client(100)?);
+    let slow = lab.slow_client(101, "40mbit")?;
+    a.image("nginx", &[r#"CMD ["nginx", "-g", "daemon off;"]"#])?;
+    let (volume, digest) = large_file(&a, 50)?;
+    a.arctern(&[
+        "run",
+        "-d",
+        "--network",
+        "lan",
+        "--ip",
+        "192.0.2.20",
+        "-v",
+        &volume,
+        "--name",
+        "web",
+        "nginx",
+    ])?;
+    let server = SocketAddr::new(address(20).into(), 80);
+    await_listener(&client, server)?;
+
+    let capture = Capture::start(&client)?;
+    let load = Load::http(&client, server, "/", 8, Duration::from_millis(5))?;
+    let mut download = Download::start(&slow, server, "/files/large")?;
+    load.wait_for(200)?;
+    let mut traveller = Traveller { hosts: [&a, &b], name: "web", moves: 0 };
+    let mut times = Vec::new();
+    for round in 0..rounds(3, 10) {
+        if download.is_finished() {
+            let done =
+                std::mem::replace(&mut download, Download::start(&slow, server, "/files/large")?);
+            ensure!(done.finish()?.sha256 == digest, "the download differs");
+        }
+        let more = download.received() + (1 << 20);
+        download.wait_for(more.min(40 << 20))?;
+        times.push(traveller.go().with_context(|| format!("move {round}"))?);
+        load.wait_for(200).with_context(|| format!("after move {round}"))?;
+    }
+    let downloaded = download.finish().context("the download")?;
+    let report = load.finish()?;
+    let seen = capture.finish()?;
+    println!(
+        "{lan:?}: {} answers on {} connections, moves {times:?}, longest gap {:?}, of the download {:?}",
+        report.answers, report.connections, report.longest_gap, downloaded.longest_gap
+    );
+    report.check()?;
+    ensure!(downloaded.sha256 == digest, "the download differs");
+    ensure!(seen.resets.is_empty(), "resets: {:?}", seen.resets);
+    ensure!(seen.icmp_errors.is_empty(), "ICMP errors: {:?}", seen.icmp_errors);
+    traveller.end()
+}
+
+#[test]
+fn nginx_moves_under_load_on_macvlan() -> Result<(), String> {
+    judge("moves::nginx-macvlan", || nginx_moves_under_load(Lan::Macvlan))
+}
+
+#[test]
+fn nginx_moves_under_load_on_a_plain_bridge() -> Result<(), String> {
+    judge("moves::nginx-plain-bridge", || nginx_moves_under_load(Lan::PlainBridge))
+}
+
+#[test]
+fn redis_moves_with_fifty_clients() -> Result<(), String> {
+    judge("moves::redis", || {
+        let lan = Lan::PlainBridge;
+        let lab = Lab::new()?;
+        let (a, b, client) = (lan.host(&lab, 1)?, lan.host(&lab, 2)?, lab.client(100)?);
+        a.image("redis", &[])?;
+        let run =
+            ["run", "-d", "--network", "lan", "--ip", "192.0.2.20", "--name", "redis", "redis"];
+        let command = ["redis-server", "--protected-mode", "no", "--save", ""];
+        a.arctern(&[&run[..], &command].concat())?;
+        let server = SocketAddr::new(address(20).into(), 6379);
+        await_listener(&client, server)?;
+        let capture = Capture::start(&client)?;
+        let load = Load::increments(&client, server, "count", 50, Duration::from_millis(20))?;
+        load.wait_for(500)?;
+        let mut traveller = Traveller { hosts: [&a, &b], name: "redis", moves: 0 };
+        let mut times = Vec::new();
+        for round in 0..rounds(3, 20) {
+            times.push(traveller.go().with_context(|| format!("move {round}"))?);
+            load.wait_for(500).with_context(|| format!("after move {round}"))?;
+        }
+        let report = load.finish()?;
+        let seen = capture.finish()?;
+        println!(
+            "{} increments, moves {times:?}, longest gap {:?}",
+            report.answers, report.longest_gap
+        );
+        report.check()?;
+        ensure!(report.connections == 50, "{} connections were opened", report.connections);
+        let value = client.inside(|| {
+            let mut stream = TcpStream::connect(server)?;
+            stream.write_all(b"GET count\r\nQUIT\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        })?;
+        let count = report.answers.to_string();
+        ensure!(
+            value.lines().nth(1) == Some(&count),
+            "{count} were acknowledged, redis has {value}"
+        );
+        ensure!(seen.resets.is_empty(), "resets: {:?}", seen.resets);
+        ensure!(seen.icmp_errors.is_empty(), "ICMP errors: {:?}", seen.icmp_errors);
+        traveller.end()
     })
 }
