@@ -56,33 +56,28 @@ impl ConnectionLock {
     /// # Errors
     /// [`NetworkError::Kernel`]; nothing was changed then.
     pub fn lock(&self, connections: &[(SocketAddr, SocketAddr)]) -> Result<(), NetworkError> {
-        let (mut four, mut six) = (Vec::new(), Vec::new());
-        for (local, peer) in connections {
-            match (local.ip().to_canonical(), peer.ip().to_canonical()) {
-                (IpAddr::V4(here), IpAddr::V4(there)) => {
-                    four.push(flow(&here.octets(), local, &there.octets(), peer));
-                }
-                (IpAddr::V6(here), IpAddr::V6(there)) => {
-                    six.push(flow(&here.octets(), local, &there.octets(), peer));
-                }
-                // No connection has two kinds of addresses.
-                _ => {}
-            }
-        }
         let mut batch = Batch::new(&self.name);
         // Made so that it can be removed, whether it was there or not.
         batch.table().delete_table().table();
-        batch.set(FOUR, 1, join(&[ADDRESS, SERVICE, ADDRESS, SERVICE]), 16);
-        batch.set(SIX, 2, join(&[ADDRESS6, SERVICE, ADDRESS6, SERVICE]), 40);
-        for (chain, hook, source_is_ours) in
-            [("in", Hook::Input, false), ("out", Hook::Output, true)]
-        {
-            batch.chain(chain, "filter", hook, -1000);
-            batch.rule(chain, &rule(2, (12, 16, 4), source_is_ours, FOUR, 1));
-            batch.rule(chain, &rule(10, (8, 24, 16), source_is_ours, SIX, 2));
-        }
-        batch.add_elements(FOUR, &four).add_elements(SIX, &six);
+        fill(&mut batch, connections);
         self.nft()?.commit(batch).doing("lock", format!("{} connections", connections.len()))
+    }
+
+    /// As [`ConnectionLock::lock`], in a table of its own that goes with the result, and with this
+    /// process however it ends.
+    ///
+    /// # Errors
+    /// [`NetworkError::Kernel`]; nothing was changed then.
+    pub fn lock_for_now(
+        &self,
+        connections: &[(SocketAddr, SocketAddr)],
+    ) -> Result<PassingLock, NetworkError> {
+        let mut batch = Batch::new(&format!("{}-now", self.name));
+        batch.owned_table();
+        fill(&mut batch, connections);
+        let mut nft = self.nft()?;
+        nft.commit(batch).doing("lock", format!("{} connections", connections.len()))?;
+        Ok(PassingLock { _owner: nft })
     }
 
     /// Lets all of them pass again. That nothing is locked is no error.
@@ -105,6 +100,38 @@ impl ConnectionLock {
         };
         socket.map(Nft::over).doing("open", "a netfilter netlink socket")
     }
+}
+
+/// A lock that ends with this value.
+#[derive(Debug)]
+pub struct PassingLock {
+    /// The kernel removes the table when this socket is closed.
+    _owner: Nft,
+}
+
+/// Sets, chains and rules of a table.
+fn fill(batch: &mut Batch, connections: &[(SocketAddr, SocketAddr)]) {
+    let (mut four, mut six) = (Vec::new(), Vec::new());
+    for (local, peer) in connections {
+        match (local.ip().to_canonical(), peer.ip().to_canonical()) {
+            (IpAddr::V4(here), IpAddr::V4(there)) => {
+                four.push(flow(&here.octets(), local, &there.octets(), peer));
+            }
+            (IpAddr::V6(here), IpAddr::V6(there)) => {
+                six.push(flow(&here.octets(), local, &there.octets(), peer));
+            }
+            // No connection has two kinds of addresses.
+            _ => {}
+        }
+    }
+    batch.set(FOUR, 1, join(&[ADDRESS, SERVICE, ADDRESS, SERVICE]), 16);
+    batch.set(SIX, 2, join(&[ADDRESS6, SERVICE, ADDRESS6, SERVICE]), 40);
+    for (chain, hook, source_is_ours) in [("in", Hook::Input, false), ("out", Hook::Output, true)] {
+        batch.chain(chain, "filter", hook, -1000);
+        batch.rule(chain, &rule(2, (12, 16, 4), source_is_ours, FOUR, 1));
+        batch.rule(chain, &rule(10, (8, 24, 16), source_is_ours, SIX, 2));
+    }
+    batch.add_elements(FOUR, &four).add_elements(SIX, &six);
 }
 
 /// The number of a concatenated type.

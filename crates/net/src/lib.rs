@@ -50,7 +50,7 @@ mod store;
 pub use bridge::Bridge;
 pub use config::{BadNetwork, Driver, LeaseRange, NetworkConfig, Subnet};
 pub use connect::bring_up_loopback;
-pub use connections::ConnectionLock;
+pub use connections::{ConnectionLock, PassingLock};
 pub use error::NetworkError;
 pub use hold::Means;
 pub use inside::InsideLock;

@@ -135,6 +135,16 @@ impl Batch {
         self
     }
 
+    /// Makes the table so that nobody else can change it and that it goes with the socket that commits
+    /// it (kernel 5.12).
+    pub fn owned_table(&mut self) -> &mut Self {
+        const OWNER: u32 = 2;
+        self.message(NEWTABLE, CREATE, |m, table| {
+            m.text(1, table).be32(2, OWNER);
+        });
+        self
+    }
+
     /// Removes the table with everything in it.
     pub fn delete_table(&mut self) -> &mut Self {
         self.message(DELTABLE, 0, |m, table| {

@@ -50,9 +50,18 @@ fn only_the_locked_connections_are_silent() {
         held.write_all(b"c").expect("write");
         drop(TcpStream::connect(listener.local_addr().expect("address")).expect("new ones pass"));
         lock.unlock().expect("unlock");
+        let now = lock.lock_for_now(&[ends(&server)]).expect("lock");
+        server.write_all(b"z").expect("write");
+        lock.lock(&[ends(&server)]).expect("beside the other");
+        lock.unlock().expect("unlock");
+        let silent = held.read(&mut byte).expect_err("locked").kind();
+        assert!(matches!(silent, ErrorKind::WouldBlock | ErrorKind::TimedOut), "{silent}");
+        drop(now);
         held.set_read_timeout(Some(Duration::from_secs(5))).expect("timeout");
         held.read_exact(&mut byte).expect("sent again");
         assert_eq!(byte, *b"a");
+        held.read_exact(&mut byte).expect("sent again");
+        assert_eq!(byte, *b"z");
         server.read_exact(&mut byte).expect("sent again");
         assert_eq!(byte, *b"c");
     }

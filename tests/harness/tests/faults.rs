@@ -115,6 +115,12 @@ fn capture_that_fails_at_any_step_leaves_a_busy_program_unharmed() -> Result<()>
     capture_faults("busy", false)
 }
 
+#[test]
+fn capture_that_fails_at_any_step_leaves_connections_unharmed() -> Result<()> {
+    capture_faults("tcp-queues", false)?;
+    capture_faults("tcp-closing", false)
+}
+
 fn restore_faults(workload: &str) -> Result<()> {
     let mut run = Run::start(workload)?;
     let images = run.images("images")?;
@@ -144,6 +150,18 @@ fn restore_that_fails_at_any_step_leaves_nothing_of_threads() -> Result<()> {
 #[test]
 fn restore_that_fails_at_any_step_leaves_nothing_of_a_tree() -> Result<()> {
     restore_faults("sessions")
+}
+
+#[test]
+fn restore_that_fails_at_any_step_leaves_connections_for_the_next() -> Result<()> {
+    restore_faults("tcp-queues")?;
+    restore_faults("tcp-half-closed")?;
+    restore_faults("tcp-closing")
+}
+
+#[test]
+fn killed_capture_leaves_connections_unharmed() -> Result<()> {
+    captures("tcp-closing", false)
 }
 
 #[test]

@@ -210,7 +210,9 @@ fn dump(args: Criu) -> anyhow::Result<u8> {
         args.external.iter().map(|s| spec::parse_dump(s)).collect::<Result<Vec<_>, _>>()?;
     let sockets = spec::parse_sockets(args.ext_unix_sk.as_deref().unwrap_or_default())?;
     let root = OnceCell::from(pid);
-    let mut network = TreeLock::new(&root).context("make an id for the lock")?;
+    let network = TreeLock::new(&root).context("make an id for the lock")?;
+    let (mut lock, stops) = (&network, !args.leave_running && !args.leave_stopped);
+    let mut before_release = || if stops { network.keep() } else { Ok(()) };
     let options = CaptureOptions {
         after: match (args.leave_running, args.leave_stopped) {
             (true, _) => AfterCapture::Resume,
@@ -229,9 +231,9 @@ fn dump(args: Criu) -> anyhow::Result<u8> {
         freeze_cgroup: args.freeze_cgroup.clone(),
         tcp: args.tcp(),
         skip_in_flight: args.skip_in_flight,
-        network: args.locks().then_some(&mut network),
+        network: args.locks().then_some(&mut lock),
         while_frozen: None,
-        before_release: None,
+        before_release: Some(&mut before_release),
     };
     match arctern_engine::capture(arctern_sys::Pid(pid), &args.images_dir, options, &mut log) {
         Ok(report) => {
@@ -285,7 +287,8 @@ fn restore(args: Criu) -> anyhow::Result<u8> {
         ));
     }
     let tree = OnceCell::new();
-    let mut network = TreeLock::of(inventory.dump_criu_run_id.as_deref().unwrap_or("none"), &tree);
+    let network = TreeLock::of(inventory.dump_criu_run_id.as_deref().unwrap_or("none"), &tree);
+    let mut lock = &network;
     let mut note_root = |pid: i32| {
         tree.get_or_init(|| pid);
         Ok(())
@@ -300,7 +303,7 @@ fn restore(args: Criu) -> anyhow::Result<u8> {
         leave_stopped: args.leave_stopped,
         file_locks: args.file_locks,
         tcp: args.tcp(),
-        network: args.locks().then_some(&mut network),
+        network: args.locks().then_some(&mut lock),
         sibling: args.restore_sibling,
         setup_namespaces: Some(&mut note_root),
         before_resume: None,

@@ -1,20 +1,28 @@
 //! The lock of a tree's connections: rules in the network namespace of the tree, under the name that
 //! CRIU gives its own, so that either program ends the lock that the other made.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::fs::File;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use arctern_engine::options::{Connection, HookError, NetworkLock};
-use arctern_net::ConnectionLock;
+use arctern_net::{ConnectionLock, PassingLock};
 
 /// Letters of a run's id in the name of its table: as many as CRIU has room for.
 const ID_LENGTH: usize = 21;
 
 /// Locks single connections. The network namespace becomes known when the tree is there.
+///
+/// The lock of a dump goes with the program until [`TreeLock::keep`]: if it is killed before, the tasks
+/// go on, and so do their connections.
 pub struct TreeLock<'a> {
     run_id: String,
     root: &'a OnceCell<i32>,
+    /// The program ends before the lock does.
+    lasting: bool,
+    passing: RefCell<Option<PassingLock>>,
+    locked: RefCell<Vec<(SocketAddr, SocketAddr)>>,
 }
 
 impl<'a> TreeLock<'a> {
@@ -22,12 +30,27 @@ impl<'a> TreeLock<'a> {
     pub fn new(root: &'a OnceCell<i32>) -> std::io::Result<Self> {
         // The kernel's own: a random UUID.
         let id = std::fs::read_to_string("/proc/sys/kernel/random/uuid")?;
-        Ok(TreeLock { run_id: id.trim().to_owned(), root })
+        Ok(TreeLock { lasting: false, ..TreeLock::of(id.trim(), root) })
     }
 
     /// The lock that a dump made, by the run id of its images.
     pub fn of(run_id: &str, root: &'a OnceCell<i32>) -> Self {
-        TreeLock { run_id: run_id.to_owned(), root }
+        TreeLock {
+            run_id: run_id.to_owned(),
+            root,
+            lasting: true,
+            passing: RefCell::default(),
+            locked: RefCell::default(),
+        }
+    }
+
+    /// The connections stay locked when the program ends.
+    pub fn keep(&self) -> Result<(), HookError> {
+        let locked = self.locked.borrow();
+        if !locked.is_empty() {
+            self.rules()?.lock(&locked)?;
+        }
+        Ok(())
     }
 
     fn rules(&self) -> Result<ConnectionLock, HookError> {
@@ -45,17 +68,26 @@ fn table(run_id: &str) -> String {
     format!("CRIU-{}", id.take(ID_LENGTH).collect::<String>())
 }
 
-impl NetworkLock for TreeLock<'_> {
+impl NetworkLock for &TreeLock<'_> {
     fn lock(&mut self, connections: &[Connection]) -> Result<(), HookError> {
         if connections.is_empty() {
             return Ok(());
         }
         let ends: Vec<_> = connections.iter().map(|c| (c.local, c.peer)).collect();
-        Ok(self.rules()?.lock(&ends)?)
+        let rules = self.rules()?;
+        if self.lasting {
+            rules.lock(&ends)?;
+        } else {
+            *self.passing.borrow_mut() = Some(rules.lock_for_now(&ends)?);
+        }
+        *self.locked.borrow_mut() = ends;
+        Ok(())
     }
 
     fn unlock(&mut self) -> Result<(), HookError> {
-        Ok(self.rules()?.unlock()?)
+        self.rules()?.unlock()?;
+        *self.passing.borrow_mut() = None;
+        Ok(())
     }
 
     fn run_id(&self) -> Option<String> {
