@@ -17,9 +17,11 @@ pub fn load(kind: &str, count: usize, stage: &Stage) {
         "threads" => threads(count),
         "mappings" => mappings(count),
         "descriptors" => descriptors(count),
+        "echo" => echo(count, stage.dir()),
         _ => {
             eprintln!(
-                "no load is called {kind}: memory (MiB), processes, threads, mappings, descriptors"
+                "no load is called {kind}: memory (MiB), processes, threads, mappings, descriptors, \
+                 echo"
             );
             std::process::exit(64);
         }
@@ -96,4 +98,30 @@ fn descriptors(count: usize) {
             must!(libc::open(name.as_ptr(), libc::O_RDWR | libc::O_CREAT, 0o600));
         }
     }
+}
+
+/// A server that sends `count` clients back what they send; its port is written to DIR/port.
+fn echo(count: usize, dir: &std::path::Path) {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+    let port = listener.local_addr().expect("address").port();
+    std::fs::write(dir.join("port"), port.to_string()).expect("the directory can be written");
+    std::thread::spawn(move || {
+        for client in listener.incoming().take(count) {
+            let mut client = client.expect("accept");
+            std::thread::spawn(move || {
+                let mut bytes = vec![0; 1 << 16];
+                loop {
+                    match client.read(&mut bytes) {
+                        Ok(0) => return,
+                        Ok(n) => client.write_all(&bytes[..n]).expect("write"),
+                        Err(e) => {
+                            eprintln!("read: {e}");
+                            std::process::exit(1);
+                        }
+                    }
+                }
+            });
+        }
+    });
 }

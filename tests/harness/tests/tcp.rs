@@ -1,0 +1,110 @@
+//! Connections whose other end is outside of the tree, under load: every byte arrives, and the clients
+//! notice a pause and nothing else.
+#![forbid(unsafe_code)]
+
+use anyhow::{Context, Result, bail, ensure};
+use arctern_harness::engine::Engine::Arctern;
+use arctern_harness::workload::Run;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+const CLIENTS: usize = 4;
+
+/// A byte of a client's stream.
+fn byte(client: usize, at: usize) -> u8 {
+    (at % 251 + client) as u8
+}
+
+/// A client that sends as fast as it can, and compares what comes back.
+struct Client {
+    writer: JoinHandle<Result<usize>>,
+    reader: JoinHandle<Result<(usize, Duration)>>,
+}
+
+impl Client {
+    fn start(number: usize, port: u16, stop: &Arc<AtomicBool>) -> Result<Self> {
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        let (mut from, mut to, stop) = (stream.try_clone()?, stream, stop.clone());
+        let writer = std::thread::spawn(move || {
+            let mut at = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let bytes: Vec<u8> = (at..at + 10_000).map(|at| byte(number, at)).collect();
+                to.write_all(&bytes).context("write")?;
+                at += bytes.len();
+            }
+            to.shutdown(Shutdown::Write)?;
+            Ok(at)
+        });
+        let reader = std::thread::spawn(move || {
+            let (mut at, mut longest, mut last) = (0, Duration::ZERO, Instant::now());
+            let mut bytes = vec![0; 1 << 16];
+            loop {
+                let n = from.read(&mut bytes).with_context(|| format!("after {at} bytes"))?;
+                longest = longest.max(last.elapsed());
+                last = Instant::now();
+                if n == 0 {
+                    return Ok((at, longest));
+                }
+                if let Some(wrong) = (0..n).find(|i| bytes[*i] != byte(number, at + i)) {
+                    bail!("byte {} differs", at + wrong);
+                }
+                at += n;
+            }
+        });
+        Ok(Client { writer, reader })
+    }
+
+    fn finish(self) -> Result<Duration> {
+        let sent = self.writer.join().expect("the writer ends")?;
+        let (got, longest) = self.reader.join().expect("the reader ends")?;
+        ensure!(sent == got, "{sent} bytes were sent, {got} came back");
+        ensure!(sent > 1 << 20, "only {sent} bytes were sent");
+        Ok(longest)
+    }
+}
+
+/// Runs `act` some times while clients talk to a server.
+fn under_load(mut act: impl FnMut(&mut Run, usize) -> Result<()>) -> Result<()> {
+    let count = CLIENTS.to_string();
+    let mut run = Run::start_with(&["load", "echo", &count])?;
+    let port = std::fs::read_to_string(run.work().join("port"))?.parse()?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let clients: Result<Vec<Client>> =
+        (0..CLIENTS).map(|number| Client::start(number, port, &stop)).collect();
+    for round in 0..5 {
+        // Traffic between the captures, not a wait for something.
+        std::thread::sleep(Duration::from_millis(100));
+        act(&mut run, round).with_context(|| format!("round {round}"))?;
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    stop.store(true, Ordering::Relaxed);
+    for client in clients? {
+        println!("longest pause {:?}", client.finish()?);
+    }
+    run.verify()
+}
+
+#[test]
+fn clients_of_a_tree_that_goes_on_lose_nothing() -> Result<()> {
+    under_load(|run, round| {
+        let images = run.images(&format!("images-{round}"))?;
+        Arctern.dump(run.pid(), &images, true)
+    })
+}
+
+#[test]
+fn clients_of_a_tree_that_moves_lose_nothing() -> Result<()> {
+    under_load(|run, round| {
+        let images = run.images(&format!("images-{round}"))?;
+        let tree = run.tree()?;
+        Arctern.dump(run.pid(), &images, false)?;
+        run.wait_for_kill(tree)?;
+        let pid = Arctern.restore(&images)?;
+        run.restored(pid)
+    })
+}
