@@ -143,6 +143,7 @@ fn attempt_capture(
         file_locks: options.file_locks,
         ghost_limit: options.ghost_limit,
         externals: options.externals.clone(),
+        external_unix: options.external_unix,
         mount_namespace: namespaces.is_nested(Kind::Mount),
         net_ns_id: namespaces.number(Kind::Net).unwrap_or(0),
         tcp: options.tcp,

@@ -58,7 +58,8 @@ pub enum External {
         /// Device number of the file system that it is on.
         dev: u64,
     },
-    /// `unix[INO]` (capture): a unix socket whose peer stays outside.
+    /// `unix[INO]` (capture): a unix socket that stays outside, and to whose name sockets of the tree
+    /// are connected again: [`ExternalUnix::Reconnect`] for this one.
     Unix {
         /// Socket inode number.
         ino: u64,
@@ -120,6 +121,19 @@ pub trait NetworkLock {
     }
 }
 
+/// What is done about unix sockets that are connected to a socket outside of the tree.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ExternalUnix {
+    /// They are refused.
+    #[default]
+    Refuse,
+    /// The restore connects to the other socket's name. Refused where it has none, or where data
+    /// that it sent is unread.
+    Reconnect,
+    /// The other end is closed after the restore. What it had sent can still be read.
+    Close,
+}
+
 /// How one capture is made.
 pub struct CaptureOptions<'a> {
     /// What happens to the tasks after success. After a failure they always go on.
@@ -131,6 +145,8 @@ pub struct CaptureOptions<'a> {
     /// Terminals of the tree's own mount namespace may have their master outside: the restore makes
     /// it anew and hands it to its caller (CRIU's `orphan_pts_master`).
     pub orphan_terminals: bool,
+    /// Unix sockets that are connected to a socket outside.
+    pub external_unix: ExternalUnix,
     /// Capture file locks instead of refusing them.
     pub file_locks: bool,
     /// Largest deleted file that goes into the images, in bytes.

@@ -15,6 +15,7 @@ mod ipc;
 mod jobs;
 mod load;
 mod memory;
+mod outside;
 mod pipes;
 mod shell;
 mod signals;
@@ -110,6 +111,10 @@ const WORKLOADS: &[(&str, i32, Body)] = &[
     ("busy-interruptible", NONE, busy::busy_interruptible),
 ];
 
+/// Those that need somebody outside: started by tests of their own, and not listed.
+const WITH_OTHERS: &[(&str, i32, Body)] =
+    &[("unix-reconnected", NONE, outside::reconnected), ("unix-closed", NONE, outside::closed)];
+
 fn main() {
     // Descriptors of whoever started this are no part of a workload.
     must!(libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0));
@@ -125,8 +130,8 @@ fn main() {
             }
         }
         ["run", name, dir] => {
-            let Some((name, namespaces, body)) = WORKLOADS.iter().find(|(known, ..)| known == name)
-            else {
+            let mut all = WORKLOADS.iter().chain(WITH_OTHERS);
+            let Some((name, namespaces, body)) = all.find(|(known, ..)| known == name) else {
                 eprintln!("no workload is called {name} (see `workload list`)");
                 std::process::exit(64);
             };

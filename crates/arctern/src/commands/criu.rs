@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use arctern_engine::options::{
-    AfterCapture, CaptureOptions, Event, Events, External, RestoreOptions, TcpPolicy,
+    AfterCapture, CaptureOptions, Event, Events, External, ExternalUnix, RestoreOptions, TcpPolicy,
 };
 use arctern_image::images::{ImageDir, ImageKind};
 use arctern_image::messages::{DumpStatsEntry, InventoryEntry, RestoreStatsEntry, StatsEntry};
@@ -100,8 +100,9 @@ struct Criu {
     /// Use this process's descriptor N for what the images call KEY
     #[arg(long, value_name = "fd[N]:KEY")]
     inherit_fd: Vec<String>,
-    /// Unix sockets whose peer is outside
-    #[arg(short = 'x', long, value_name = "INODE,…", require_equals = true, num_args = 0..=1, default_missing_value = "")]
+    /// Connect unix sockets again by name to sockets outside: those with these inodes, or all; with
+    /// `close`, their other ends are closed
+    #[arg(short = 'x', long, value_name = "INODE,…|close", require_equals = true, num_args = 0..=1, default_missing_value = "")]
     ext_unix_sk: Option<String>,
     /// Carry live TCP connections
     #[arg(long, conflicts_with = "tcp_close")]
@@ -208,7 +209,10 @@ fn dump(args: Criu) -> anyhow::Result<u8> {
     let mut log = open_log(&args)?;
     let externals =
         args.external.iter().map(|s| spec::parse_dump(s)).collect::<Result<Vec<_>, _>>()?;
-    let sockets = spec::parse_sockets(args.ext_unix_sk.as_deref().unwrap_or_default())?;
+    let (others, sockets) = match args.ext_unix_sk.as_deref() {
+        None => (ExternalUnix::Refuse, Vec::new()),
+        Some(text) => spec::parse_sockets(text)?,
+    };
     let root = OnceCell::from(pid);
     let network = TreeLock::new(&root).context("make an id for the lock")?;
     let (mut lock, stops) = (&network, !args.leave_running && !args.leave_stopped);
@@ -225,6 +229,7 @@ fn dump(args: Criu) -> anyhow::Result<u8> {
             .collect(),
         shell_job: args.shell_job,
         orphan_terminals: false,
+        external_unix: others,
         file_locks: args.file_locks,
         ghost_limit: args.ghost_limit,
         timeout: Duration::from_secs(args.timeout),

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use anyhow::{Context, bail};
-use arctern_engine::options::External;
+use arctern_engine::options::{External, ExternalUnix};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
 /// `KIND[KEY]:VALUE` or `KIND[KEY]`.
@@ -77,9 +77,17 @@ pub fn inherit(text: &str) -> anyhow::Result<(String, OwnedFd)> {
     Ok((key.to_owned(), fd))
 }
 
-/// `--ext-unix-sk=INO,INO`.
-pub fn parse_sockets(text: &str) -> anyhow::Result<Vec<u64>> {
-    text.split(',').filter(|t| !t.is_empty()).map(|t| decimal(t, text)).collect()
+/// `--ext-unix-sk`, `--ext-unix-sk=close`, `--ext-unix-sk=INO,INO`: what is done about unix sockets
+/// outside, and those that are connected to again.
+pub fn parse_sockets(text: &str) -> anyhow::Result<(ExternalUnix, Vec<u64>)> {
+    Ok(match text {
+        "" => (ExternalUnix::Reconnect, Vec::new()),
+        "close" => (ExternalUnix::Close, Vec::new()),
+        _ => {
+            let inodes = text.split(',').filter(|t| !t.is_empty()).map(|t| decimal(t, text));
+            (ExternalUnix::Refuse, inodes.collect::<Result<_, _>>()?)
+        }
+    })
 }
 
 /// `--ghost-limit`: bytes with K, M or G.

@@ -20,7 +20,7 @@ use nix::sys::stat::{SFlag, fstat};
 use super::descriptor::{self, Descriptor};
 use super::{epoll, ghost, passed, pipe, regular, tcp, tty, udp, unix};
 use crate::error::{CaptureError, Refusal};
-use crate::options::{External, TcpPolicy};
+use crate::options::{External, ExternalUnix, TcpPolicy};
 use crate::tree::FrozenTree;
 
 /// What the caller decided about files.
@@ -36,6 +36,8 @@ pub struct FileOptions {
     pub ghost_limit: u64,
     /// Things that stay outside.
     pub externals: Vec<External>,
+    /// Unix sockets that are connected to a socket outside.
+    pub external_unix: ExternalUnix,
     /// The mount namespace goes into the images: entries of files name their mounts.
     pub mount_namespace: bool,
     /// Id of the tree's network namespace in the images.

@@ -47,6 +47,7 @@ mod tty_restore;
 mod udp;
 mod udp_restore;
 mod unix;
+mod unix_outside;
 mod unix_queue;
 mod unix_restore;
 

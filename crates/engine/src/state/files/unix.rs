@@ -3,8 +3,7 @@
 //! sock_diag tells state, peer, backlog, what waits and what was shut down; the socket itself its
 //! options; SIOCUNIXFILE the file that it is bound to. Queues are in [`super::unix_queue`].
 //!
-//! Refused: peers outside of the tree (datagram sockets may be declared external and are connected
-//! again by name), connections that wait to be accepted from outside or with data. Not kept: the
+//! Peers outside of the tree are in [`super::unix_outside`]. Refused: connections that wait to be accepted from outside or with data. Not kept: the
 //! credentials of the peer (SO_PEERCRED).
 
 use std::collections::HashMap;
@@ -13,7 +12,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use arctern_image::messages::{FdTypes, FileEntry, FilePermsEntry, FownEntry, UnixSkEntry};
+use arctern_image::messages::{FdTypes, FileEntry, FilePermsEntry, UnixSkEntry};
 use arctern_sys::diag::{UnixSocket, unix_sockets};
 use arctern_sys::fd::{socket_address, unix_socket_file};
 use arctern_sys::{Pid, proc};
@@ -21,9 +20,9 @@ use arctern_sys::{Pid, proc};
 use super::capture::FileCollector;
 use super::descriptor::{Descriptor, entry};
 use super::sockopts;
+use super::unix_outside::{Outside, other_end};
 use super::unix_queue::Message;
 use crate::error::{CaptureError, Refusal, Remedy};
-use crate::options::External;
 use crate::tree::FrozenTree;
 
 pub(super) const ESTABLISHED: u32 = 1;
@@ -198,7 +197,7 @@ impl FileCollector {
         let inside: HashMap<u32, usize> =
             self.unix.members.iter().enumerate().map(|(at, m)| (m.ino, at)).collect();
         let mut peers: HashMap<u32, u32> = HashMap::new();
-        let mut outside: Vec<(u32, UnixSocket)> = Vec::new();
+        let mut outside: Vec<(u32, Outside)> = Vec::new();
         for member in &self.unix.members {
             let sockets = &self.unix.namespaces[&member.namespace];
             let socket = &sockets[&member.ino];
@@ -222,25 +221,14 @@ impl FileCollector {
                 }
                 continue;
             }
-            let Some(peer) = socket.peer.filter(|peer| *peer != 0) else { continue };
+            let Some(peer) = other_end(member, sockets) else { continue };
             if inside.contains_key(&peer) {
                 continue;
             }
-            let name = sockets.get(&peer).map(|peer| shown(&peer.name)).unwrap_or_default();
-            let declared = self.options.externals.contains(&External::Unix { ino: peer.into() });
-            if declared
-                && socket.kind as i32 == libc::SOCK_DGRAM
-                && let Some(peer) = sockets.get(&peer).filter(|peer| !peer.name.is_empty())
-            {
-                outside.push((member.id, peer.clone()));
-                continue;
+            match self.outside(task, socket, peer, sockets) {
+                Ok(what) => outside.push((member.id, what)),
+                Err((cause, remedy)) => refuse(cause, remedy),
             }
-            refuse(
-                format!("it is connected to a socket outside of the tree ({name}, inode {peer})"),
-                "include the other process or close the connection; a datagram socket may be \
-                 declared with --external unix[INODE]"
-                    .into(),
-            );
         }
         for (listed, peer) in peers {
             if let Some(at) = inside.get(&listed) {
@@ -250,39 +238,20 @@ impl FileCollector {
                 }
             }
         }
-        for (id, peer) in outside {
-            self.add_external(id, &peer);
+        for (id, what) in outside {
+            match what {
+                Outside::Named(peer) => self.add_external(id, &peer),
+                Outside::Closed => {
+                    if let Some(socket) = self.usk_mut(id) {
+                        socket.peer = 0;
+                    }
+                }
+            }
         }
     }
 
-    fn usk_mut(&mut self, id: u32) -> Option<&mut UnixSkEntry> {
+    pub(super) fn usk_mut(&mut self, id: u32) -> Option<&mut UnixSkEntry> {
         self.files.iter_mut().find(|file| file.id == id).and_then(|file| file.usk.as_deref_mut())
-    }
-
-    /// Lists a socket that lives outside, so that `by` can be connected to its name again.
-    fn add_external(&mut self, by: u32, peer: &UnixSocket) {
-        let known = |file: &FileEntry| file.usk.as_deref().is_some_and(|usk| usk.ino == peer.ino);
-        if self.files.iter().any(known) {
-            return;
-        }
-        let Some(opts) = self.usk_mut(by).map(|usk| usk.opts.clone()) else { return };
-        let id = self.new_id();
-        self.files.push(FileEntry {
-            usk: Some(Box::new(UnixSkEntry {
-                id,
-                ino: peer.ino,
-                r#type: peer.kind.into(),
-                state: peer.state.into(),
-                flags: libc::O_RDWR as u32,
-                uflags: EXTERNAL,
-                fown: FownEntry::default(),
-                opts,
-                name: peer.name.clone(),
-                ns_id: Some(self.options.net_ns_id),
-                ..UnixSkEntry::default()
-            })),
-            ..entry(FdTypes::Unixsk, id)
-        });
     }
 }
 
@@ -297,7 +266,7 @@ fn directory(path: &str, name: &str) -> Option<String> {
 }
 
 /// A socket's name for people.
-fn shown(name: &[u8]) -> String {
+pub(super) fn shown(name: &[u8]) -> String {
     match name.split_first() {
         None => "without a name".to_owned(),
         Some((0, rest)) => format!("@{}", String::from_utf8_lossy(rest)),

@@ -92,7 +92,8 @@ struct Group<'a> {
 
 impl<'a> Group<'a> {
     fn listeners(&mut self, o: &mut Opener<'_>) -> Result<(), RestoreError> {
-        for socket in self.members.iter().filter(|m| m.state == LISTEN) {
+        for socket in self.members.iter().filter(|m| m.state == LISTEN && m.uflags & EXTERNAL == 0)
+        {
             let fd = new_socket(o, socket);
             bind(o, fd, socket)?;
             let args = [fd.into(), socket.backlog.into()];
@@ -161,6 +162,7 @@ impl<'a> Group<'a> {
             .iter()
             .copied()
             .filter(|m| m.r#type != libc::SOCK_DGRAM as u32 && m.state != LISTEN)
+            .filter(|m| m.uflags & EXTERNAL == 0)
             .collect();
         let mut waiting = Vec::new();
         for socket in streams {
@@ -176,7 +178,7 @@ impl<'a> Group<'a> {
                 continue;
             }
             let peer = self.peer(socket);
-            if peer.is_some_and(|peer| peer.state == LISTEN) {
+            if peer.is_some_and(|peer| peer.state == LISTEN || peer.uflags & EXTERNAL != 0) {
                 waiting.push(socket);
                 continue;
             }
@@ -203,7 +205,7 @@ impl<'a> Group<'a> {
                 bind(o, fd, socket)?;
             }
             if let Some(listener) = self.peer(socket) {
-                connect(o, fd, listener, "connect to the listening socket");
+                connect(o, fd, listener, "connect to the name of the other socket");
             }
             self.made.insert(socket.id, fd);
         }

@@ -1,0 +1,56 @@
+//! Sockets that are connected to the program that started this one, which is outside of the tree.
+
+use crate::stage::{Checks, Stage};
+use std::io::{ErrorKind, Read, Write};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
+
+/// The names under which the outer program listens, by its pid.
+fn path() -> String {
+    // SAFETY: plain call.
+    format!("/tmp/arctern-outside-{}", unsafe { libc::getppid() })
+}
+
+/// What the outer program answers: how often somebody has connected.
+fn ask(stream: &mut UnixStream) -> Option<u8> {
+    stream.write_all(b"?").ok()?;
+    let mut answer = [0];
+    stream.read_exact(&mut answer).ok().map(|()| answer[0])
+}
+
+/// A stream by path and datagrams by abstract name, which are connected to again.
+pub fn reconnected(stage: &Stage, checks: &mut Checks) {
+    let path = path();
+    let mut stream = UnixStream::connect(&path).expect("connect");
+    let mailbox = UnixDatagram::unbound().expect("socket");
+    mailbox.connect_addr(&SocketAddr::from_abstract_name(&path).expect("name")).expect("connect");
+    let before = ask(&mut stream);
+    stage.ready();
+    stage.wait_for_verify();
+    checks.eq("connections", before.map(|count| count + 1), ask(&mut stream));
+    checks.that("a datagram", mailbox.send(b"after").is_ok());
+}
+
+/// A stream with unread data and datagrams, whose other ends are gone afterwards.
+pub fn closed(stage: &Stage, checks: &mut Checks) {
+    let path = path();
+    let mut stream = UnixStream::connect(&path).expect("connect");
+    stream.write_all(b"?").expect("write");
+    let mailbox = UnixDatagram::unbound().expect("socket");
+    mailbox.connect_addr(&SocketAddr::from_abstract_name(&path).expect("name")).expect("connect");
+    // The answer is there, and unread.
+    let mut peeked = libc::pollfd {
+        fd: std::os::fd::AsRawFd::as_raw_fd(&stream),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    crate::must!(libc::poll(&mut peeked, 1, 10_000));
+    stage.ready();
+    stage.wait_for_verify();
+    let mut rest = Vec::new();
+    checks.eq("the end", Some(1), stream.read_to_end(&mut rest).ok());
+    let error = stream.write(b"?").map_err(|error| error.kind());
+    checks.eq("write", Err(ErrorKind::BrokenPipe), error);
+    let error = mailbox.send(b"after").map_err(|error| error.kind());
+    checks.eq("a datagram", Err(ErrorKind::ConnectionRefused), error);
+}
