@@ -80,6 +80,15 @@ pub fn open_mem(pid: Pid) -> io::Result<File> {
     File::open(format!("/proc/{pid}/mem"))
 }
 
+/// Writes `bytes` at `addr` of `pid` whatever the pages' protection: private pages are copied first, as
+/// for a debugger's breakpoint. The caller must be the tracer: a kernel may allow it to nobody else, or
+/// to nobody (`proc_mem.force_override`, kernel 6.12).
+pub fn write_forced(pid: Pid, addr: RemoteAddr, bytes: &[u8]) -> io::Result<()> {
+    use std::os::unix::fs::FileExt;
+    let mem = File::options().write(true).open(format!("/proc/{pid}/mem"))?;
+    mem.write_all_at(bytes, addr.0)
+}
+
 /// Reads exactly `buf.len()` bytes at `addr` through an open `/proc/PID/mem`.
 pub fn pread_mem(mem: &File, addr: RemoteAddr, buf: &mut [u8]) -> io::Result<()> {
     let mut done = 0;

@@ -69,7 +69,7 @@ struct Started {
 pub struct LiveSession {
     pid: Pid,
     cave: u64,
-    saved_cave: Vec<u64>,
+    saved_cave: Vec<u8>,
     data: RemoteAddr,
     signals: ThreadSignals,
     frame_of: Option<Pid>,
@@ -84,15 +84,8 @@ impl LiveSession {
         vdso: Vdso,
         signals: ThreadSignals,
     ) -> Result<Self, TraceeError> {
-        let cave = find_cave(pid, vdso)?;
+        let (cave, saved_cave) = find_cave(pid, vdso)?;
         let tid = thread.tid;
-        let mut bytes = [0u8; CAVE_SIZE as usize];
-        memory::read(pid, RemoteAddr(cave), &mut bytes)
-            .map_err(TraceeError::request(tid, "read the vDSO"))?;
-        let saved_cave = bytes
-            .chunks_exact(8)
-            .map(|word| u64::from_ne_bytes(word.try_into().expect("eight bytes")))
-            .collect();
         let mut session =
             LiveSession { pid, cave, saved_cave, data: RemoteAddr(0), signals, frame_of: None };
         session.poke(tid, cave, gadget::for_live())?;
@@ -143,7 +136,7 @@ impl LiveSession {
                 self.frame_of = None;
                 started.push(self.start(thread, batch, slot)?);
             }
-            for ((thread, batch), started) in threads.iter().zip(batches).zip(&started) {
+            for ((thread, batch), started) in threads.iter_mut().zip(batches).zip(&started) {
                 self.finish(thread, batch, started)?;
             }
         }
@@ -173,14 +166,17 @@ impl LiveSession {
         if bytes.len() > room {
             return Err(TraceeError::BatchTooLarge { bytes: bytes.len(), room });
         }
-        if self.frame_of != Some(thread.tid) {
-            memory::write(self.pid, slot.at, &frame.bytes)
-                .map_err(request(thread.tid, "write the memory"))?;
-            self.frame_of = Some(thread.tid);
-        }
-        memory::write(self.pid, calls_at, &bytes)
-            .map_err(request(thread.tid, "write the memory"))?;
-        thread.disturbed = true;
+        let (at, bytes) = if self.frame_of == Some(thread.tid) {
+            (calls_at, bytes)
+        } else {
+            let mut both = frame.bytes;
+            both.resize(frame_room as usize, 0);
+            both.extend_from_slice(&bytes);
+            (slot.at, both)
+        };
+        memory::write(self.pid, at, &bytes).map_err(request(thread.tid, "write the memory"))?;
+        self.frame_of = Some(thread.tid);
+        thread.disturb();
         let mut regs = thread.registers;
         regs.rip = self.cave;
         regs.rsp = slot.at.0;
@@ -200,7 +196,7 @@ impl LiveSession {
     /// Waits for the end of a started batch and takes its results.
     fn finish(
         &self,
-        thread: &StoppedThread,
+        thread: &mut StoppedThread,
         batch: &mut Batch,
         started: &Started,
     ) -> Result<(), TraceeError> {
@@ -235,7 +231,7 @@ impl LiveSession {
 
     /// Where the session's code lies in the vDSO, and the bytes that were there before.
     pub fn replaced_code(&self) -> (u64, Vec<u8>) {
-        (self.cave, self.saved_cave.iter().flat_map(|word| word.to_ne_bytes()).collect())
+        (self.cave, self.saved_cave.clone())
     }
 
     fn stop_signal(&self, thread: &StoppedThread) -> StopSignal {
@@ -249,8 +245,7 @@ impl LiveSession {
         StopSignal { tgid: self.signals.inner_tgid, tid: thread.inner_tid, signal }
     }
 
-    fn block_signals(&self, thread: &mut StoppedThread, but: i32) -> Result<(), TraceeError> {
-        thread.disturbed = true;
+    fn block_signals(&self, thread: &StoppedThread, but: i32) -> Result<(), TraceeError> {
         ptrace::set_signal_mask(thread.tid, !(1u64 << (but - 1)))
             .map_err(TraceeError::request(thread.tid, "block the signals"))
     }
@@ -275,7 +270,7 @@ impl LiveSession {
         let trampoline = gadget::trampoline(stop, &recovery);
         let at = self.cave + TRAMPOLINE_OFFSET;
         self.poke(thread.tid, at, &trampoline.code)?;
-        thread.disturbed = true;
+        thread.disturb();
         let mut regs = thread.registers;
         regs.rip = at;
         regs.rax = nr as u64;
@@ -337,6 +332,10 @@ impl LiveSession {
     }
 
     fn poke(&self, tid: Pid, addr: u64, bytes: &[u8]) -> Result<(), TraceeError> {
+        if memory::write_forced(self.pid, RemoteAddr(addr), bytes).is_ok() {
+            return Ok(());
+        }
+        // The kernel may forbid that; a tracer's own request it cannot.
         for (i, chunk) in bytes.chunks(8).enumerate() {
             let mut word = [0x90; 8];
             word[..chunk.len()].copy_from_slice(chunk);
@@ -347,45 +346,48 @@ impl LiveSession {
     }
 
     fn restore_cave(&self, tid: Pid) -> Result<(), TraceeError> {
-        for (i, word) in self.saved_cave.iter().enumerate() {
-            ptrace::poke(tid, self.cave + i as u64 * 8, *word)
-                .map_err(TraceeError::request(tid, "write the vDSO"))?;
-        }
-        Ok(())
+        self.poke(tid, self.cave, &self.saved_cave)
     }
 }
 
-/// The unused bytes between the end of the vDSO's loaded segment and the end of its mapping.
-fn find_cave(pid: Pid, vdso: Vdso) -> Result<u64, TraceeError> {
-    let mut header = [0u8; 64];
-    memory::read(pid, RemoteAddr(vdso.start), &mut header)
-        .map_err(TraceeError::request(pid, "read the vDSO"))?;
+/// The unused bytes between the end of the vDSO's loaded segment and the end of its mapping: where
+/// they begin, and what they hold.
+fn find_cave(pid: Pid, vdso: Vdso) -> Result<(u64, Vec<u8>), TraceeError> {
+    /// Longest vDSO that is looked at; they take two pages.
+    const MOST: u64 = 64 * 1024;
     let missing = |why| TraceeError::NoVdso { pid, why };
-    if &header[..4] != b"\x7fELF" || header[4] != 2 {
+    let length = vdso.end.saturating_sub(vdso.start);
+    if !(CAVE_SIZE..=MOST).contains(&length) {
+        return Err(missing("its mapping has an unknown size"));
+    }
+    let mut image = vec![0; length as usize];
+    memory::read(pid, RemoteAddr(vdso.start), &mut image)
+        .map_err(TraceeError::request(pid, "read the vDSO"))?;
+    if &image[..4] != b"\x7fELF" || image[4] != 2 {
         return Err(missing("it is not a 64-bit ELF image"));
     }
-    let half = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]) as u64;
-    let phoff = u64::from_le_bytes(header[32..40].try_into().expect("eight bytes"));
-    let (size, count) = (half(54), half(56));
+    let half = |at: usize| u64::from(u16::from_le_bytes([image[at], image[at + 1]]));
+    let word = |at: u64| -> Option<u64> {
+        let bytes = image.get(usize::try_from(at).ok()?..)?.first_chunk()?;
+        Some(u64::from_le_bytes(*bytes))
+    };
+    let (table, size, count) = (word(32).unwrap_or(u64::MAX), half(54), half(56));
     let mut end = 0;
     for i in 0..count.min(64) {
-        let at = vdso.start.wrapping_add(phoff).wrapping_add(i * size);
-        let mut entry = [0u8; 56];
-        if at < vdso.start || at.saturating_add(56) > vdso.end {
+        // p_type and p_flags; p_vaddr and p_memsz (elf(5)).
+        let entry = table.saturating_add(i * size);
+        let fields = (word(entry), word(entry.saturating_add(16)), word(entry.saturating_add(40)));
+        let (Some(kind), Some(address), Some(length)) = fields else {
             return Err(missing("its program headers lie outside of it"));
-        }
-        memory::read(pid, RemoteAddr(at), &mut entry)
-            .map_err(TraceeError::request(pid, "read the vDSO"))?;
-        let word =
-            |at: usize| u64::from_le_bytes(entry[at..at + 8].try_into().expect("eight bytes"));
-        if entry[..4] == 1u32.to_le_bytes() {
-            end = end.max(word(8).saturating_add(word(32)));
+        };
+        if kind as u32 == libc::PT_LOAD {
+            end = end.max(address.saturating_add(length));
         }
     }
-    let cave = vdso.end & !(PAGE_SIZE - 1);
-    let cave = cave.saturating_sub(CAVE_SIZE);
+    let cave = (vdso.end & !(PAGE_SIZE - 1)).saturating_sub(CAVE_SIZE);
     if end == 0 || vdso.start.saturating_add(end) > cave {
         return Err(missing("its last page has no room"));
     }
-    Ok(cave)
+    let at = (cave - vdso.start) as usize;
+    Ok((cave, image[at..at + CAVE_SIZE as usize].to_vec()))
 }

@@ -6,6 +6,19 @@ use arctern_sys::ptrace::{self, EVENT_STOP, Registers, RseqConfiguration, WaitSt
 
 use crate::error::TraceeError;
 
+/// What was done to a stopped thread since it stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Disturbance {
+    /// Nothing: it is in its event stop.
+    None,
+    /// Calls are made in it; its registers and its mask are ours.
+    Busy,
+    /// It made calls and stands in the stop for its own signal (signal-delivery-stop) with the
+    /// registers and the mask that it had. That stop is on the kernel's signal path, where
+    /// restart codes are looked at, so it can go on from there.
+    PutBack,
+}
+
 /// A stopped thread and its state at the stop.
 #[derive(Debug)]
 pub struct StoppedThread {
@@ -23,8 +36,7 @@ pub struct StoppedThread {
     pub mask: u64,
     /// rseq registration.
     pub rseq: RseqConfiguration,
-    /// Whether registers or mask were changed since.
-    pub(crate) disturbed: bool,
+    disturbance: Disturbance,
 }
 
 impl StoppedThread {
@@ -48,25 +60,25 @@ impl StoppedThread {
             mask: ptrace::signal_mask(tid)
                 .map_err(TraceeError::request(tid, "read the signal mask"))?,
             rseq,
-            disturbed: false,
+            disturbance: Disturbance::None,
         })
     }
 
-    /// Puts registers and signal mask back as they were at the stop.
-    pub fn restore(&mut self) -> Result<(), TraceeError> {
-        self.put_back()?;
-        self.disturbed = false;
-        Ok(())
+    /// From here on its registers and its mask are ours.
+    pub(crate) fn disturb(&mut self) {
+        self.disturbance = Disturbance::Busy;
     }
 
     /// Puts registers and signal mask back between two batches of remote calls, so that a thread
     /// that merely waits for its turn goes on unharmed if its tracer dies.
-    pub(crate) fn put_back(&self) -> Result<(), TraceeError> {
+    pub(crate) fn put_back(&mut self) -> Result<(), TraceeError> {
         // The mask first: if we die in between, the gadget still leads the thread home.
         ptrace::set_signal_mask(self.tid, self.mask)
             .map_err(TraceeError::request(self.tid, "set the signal mask"))?;
         ptrace::set_registers(self.tid, &self.registers)
-            .map_err(TraceeError::request(self.tid, "set the registers"))
+            .map_err(TraceeError::request(self.tid, "set the registers"))?;
+        self.disturbance = Disturbance::PutBack;
+        Ok(())
     }
 
     /// Lets the thread go on as it was. A thread that died meanwhile is no error.
@@ -77,12 +89,12 @@ impl StoppedThread {
 
     /// First half of [`StoppedThread::detach`], so that many threads can be let go at a time.
     ///
-    /// Only the signal path of the kernel looks at restart codes, so a thread in which calls were
-    /// injected makes one more event stop before it goes.
+    /// Only the signal path of the kernel looks at restart codes, so a thread whose calls did not end
+    /// as they should makes one more event stop before it goes.
     pub fn begin_detach(&mut self) -> Result<(), TraceeError> {
         let tid = self.tid;
         unless_dead((|| {
-            if self.disturbed {
+            if self.disturbance == Disturbance::Busy {
                 ptrace::interrupt(tid).map_err(TraceeError::request(tid, "interrupt"))?;
                 ptrace::cont(tid, 0).map_err(TraceeError::request(tid, "resume"))?;
             }
@@ -94,10 +106,12 @@ impl StoppedThread {
     pub fn finish_detach(mut self) -> Result<(), TraceeError> {
         let tid = self.tid;
         unless_dead((|| {
-            if self.disturbed && !wait_for_stop(tid)? {
-                return Ok(());
+            if self.disturbance == Disturbance::Busy {
+                if !wait_for_stop(tid)? {
+                    return Ok(());
+                }
+                self.put_back()?;
             }
-            self.restore()?;
             ptrace::detach(tid, 0).map_err(TraceeError::request(tid, "detach"))
         })())
     }
