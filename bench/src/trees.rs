@@ -56,6 +56,42 @@ impl Engine {
     }
 }
 
+/// Where images are written: a new directory each time, and none is removed before the end.
+///
+/// A file system that has just deleted thousands of files is slow to make new ones (ext4 looks at
+/// each inode that was deleted in the last minutes before it takes a free one: 1 to 2 ms a file
+/// instead of 0.05), and that would be measured instead of the engines.
+struct Folders {
+    base: tempfile::TempDir,
+    made: usize,
+}
+
+impl Folders {
+    fn new() -> Result<Self> {
+        let base = tempfile::Builder::new().prefix("arctern-bench-").tempdir()?;
+        Ok(Self { base, made: 0 })
+    }
+
+    fn make(&mut self) -> Result<PathBuf> {
+        self.made += 1;
+        let folder = self.base.path().join(self.made.to_string());
+        fs::create_dir(&folder)?;
+        Ok(folder)
+    }
+
+    /// Takes back the space of the pages, which are few files.
+    fn forget_pages(images: &Path) -> Result<()> {
+        for entry in fs::read_dir(images)? {
+            let entry = entry?;
+            let large = entry.metadata()?.len() > 1 << 20;
+            if large && entry.file_name().to_string_lossy().starts_with("pages-") {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Times of one engine in one case.
 #[derive(Default)]
 struct Times {
@@ -69,14 +105,20 @@ struct Times {
 
 impl Times {
     /// One round: dump and go on, dump and kill, restore, verify.
-    fn round(&mut self, engine: &Engine, load: &[&str], counted: bool) -> Result<()> {
+    fn round(
+        &mut self,
+        engine: &Engine,
+        load: &[&str],
+        folders: &mut Folders,
+        counted: bool,
+    ) -> Result<()> {
         let mut run = Run::start_with(load)?;
         let pid = run.pid().to_string();
-        let images = run.images("leave")?;
+        let images = folders.make()?;
         let leave = engine.run(&["dump", "-R", "-t", &pid], &images, "dump.log")?;
         let leave_frozen = frozen(&images)?;
-        fs::remove_dir_all(&images)?;
-        let images = run.images("images")?;
+        Folders::forget_pages(&images)?;
+        let images = folders.make()?;
         let tree = run.tree()?;
         let dump = engine.run(&["dump", "-t", &pid], &images, "dump.log")?;
         let stopped = frozen(&images)?;
@@ -87,6 +129,7 @@ impl Times {
             engine.run(&["restore", "-d", "--pidfile", &pidfile], &images, "restore.log")?;
         run.restored(fs::read_to_string(&*pidfile)?.trim().parse()?)?;
         run.kill()?;
+        Folders::forget_pages(&images)?;
         if counted {
             self.leave.push(leave);
             self.leave_frozen.push(leave_frozen);
@@ -130,6 +173,7 @@ pub fn measure(only: &str, rounds: usize, report: &mut Report) -> Result<()> {
     ];
     let arctern = Engine::arctern();
     let criu = Engine::criu();
+    let mut folders = Folders::new()?;
     // Dump times by kind and count, for the cost of one more.
     let mut dumps: Vec<(&'static str, usize, Option<Duration>, Option<Duration>)> = Vec::new();
     for case in cases.iter().filter(|case| case.name.contains(only)) {
@@ -141,7 +185,8 @@ pub fn measure(only: &str, rounds: usize, report: &mut Report) -> Result<()> {
             for (times, engine) in [(&mut ours, Ok(&arctern)), (&mut theirs, criu.as_ref())] {
                 if times.failure.is_none() {
                     let outcome = engine.map_err(|error| anyhow::anyhow!("{error}"));
-                    let outcome = outcome.and_then(|engine| times.round(engine, &load, counted));
+                    let outcome = outcome
+                        .and_then(|engine| times.round(engine, &load, &mut folders, counted));
                     times.failure = outcome.err().map(|error| format!("{error:#}"));
                 }
             }
