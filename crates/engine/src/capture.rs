@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use arctern_image::images::{ImageDir, ImageKind};
+use arctern_image::images::{ImageDir, ImageError, ImageKind};
 use arctern_image::messages::{
     CoreEntry, InventoryEntry, Lsmtype, MmEntry, PstreeEntry, SeccompEntry, TaskKobjIdsEntry,
 };
@@ -29,6 +29,7 @@ use crate::state::restart::{self, Restarts};
 use crate::state::shmem;
 use crate::state::task::capture as task_state;
 use crate::tree::{FrozenTask, FrozenTree};
+use crate::writer::Writer;
 
 /// Names of the steps, in order: fault points, and what `arctern internal plan-steps` lists.
 pub const STEPS: [&str; 11] = [
@@ -162,6 +163,8 @@ fn attempt_capture(
     }
 
     step(events, 4)?;
+    // What is only described needs no freeze, unless the tasks are to die: then it must be safe before.
+    let writer = if early { None } else { Some(Writer::start(images_dir)?) };
     let mut filters = task_state::SeccompFilters::default();
     let mut restarts = Restarts::default();
     let mut cores: Vec<(i32, CoreEntry)> = Vec::new();
@@ -188,7 +191,10 @@ fn attempt_capture(
             if let Some(thread_core) = &mut core.thread_core {
                 thread_core.cg_set = Some(set);
             }
-            cores.push((tid, core));
+            match &writer {
+                Some(writer) => writer.write(move |images| write_core(images, tid, &core)),
+                None => cores.push((tid, core)),
+            }
         }
     }
     if !refusals.is_empty() {
@@ -223,6 +229,18 @@ fn attempt_capture(
         report.pages_written += plan.stored;
         plans.push(plan);
     }
+    shared_memory(tree, &spaces, &images, &pages_ids)?;
+    let mut described = Some(Described {
+        tree: tree_entries(tree, &namespaces),
+        spaces: spaces.into_iter().map(|(i, mm)| (tree.tasks[i].inner_pid, mm)).collect(),
+        cores,
+        seccomp: filters.into_entry(),
+    });
+    if let Some(writer) = &writer
+        && let Some(described) = described.take()
+    {
+        writer.write(move |images| described.write(images));
+    }
     let total = report.pages_written * PAGE_SIZE;
     let blame = |tree: &FrozenTree, (pid, source): (Pid, std::io::Error)| match tree
         .tasks
@@ -245,28 +263,20 @@ fn attempt_capture(
         })
         .map_err(|e| blame(tree, e))?;
     }
-    shared_memory(tree, &spaces, &images, &pages_ids)?;
     report.memory_us = memory_started.elapsed().as_micros() as u64;
 
     step(events, 8)?;
     files.write(tree, &images, &pages_ids)?;
     namespaces.write(tree, &images, &pages_ids)?;
     cgroups.write(&images)?;
-    let described = Described {
-        tree: tree_entries(tree, &namespaces),
-        spaces: spaces.into_iter().map(|(i, mm)| (tree.tasks[i].inner_pid, mm)).collect(),
-        cores,
-        seccomp: filters.into_entry(),
-        restarts,
-        inventory: InventoryEntry {
-            network_lock_method: Some(if run_id.is_some() { NFTABLES } else { NO_LOCK }),
-            dump_criu_run_id: run_id,
-            ..inventory(&namespaces, cgroups.root_set())
-        },
+    let inventory = InventoryEntry {
+        network_lock_method: Some(if run_id.is_some() { NFTABLES } else { NO_LOCK }),
+        dump_criu_run_id: run_id,
+        ..inventory(&namespaces, cgroups.root_set())
     };
-    // What is only described needs no freeze. If the tasks are to die it must be safe before.
-    if !early {
-        described.write(&images)?;
+    if let Some(writer) = writer {
+        writer.finish()?;
+        conclude(&images, &restarts, &inventory)?;
     }
 
     step(events, 9)?;
@@ -292,8 +302,9 @@ fn attempt_capture(
         })?;
         events.event(Event::Progress { done: total, total });
     }
-    if early {
+    if let Some(described) = described {
         described.write(&images)?;
+        conclude(&images, &restarts, &inventory)?;
     }
     report.total_us = started.elapsed().as_micros() as u64;
     Ok(report)
@@ -333,23 +344,21 @@ impl Drop for Locked<'_, '_> {
     }
 }
 
-/// Images that are in memory when everything has been read.
+/// Images that are in memory when every task has been read.
 struct Described {
     tree: Vec<(PstreeEntry, Option<TaskKobjIdsEntry>)>,
     spaces: Vec<(i32, MmEntry)>,
     cores: Vec<(i32, CoreEntry)>,
     seccomp: SeccompEntry,
-    restarts: Restarts,
-    inventory: InventoryEntry,
 }
 
 impl Described {
-    fn write(&self, images: &ImageDir) -> Result<(), CaptureError> {
+    fn write(&self, images: &ImageDir) -> Result<(), ImageError> {
         for (pid, mm) in &self.spaces {
             images.write_one(ImageKind::Mm, *pid as u64, mm)?;
         }
         for (tid, core) in &self.cores {
-            images.write_one(ImageKind::Core, *tid as u64, core)?;
+            write_core(images, *tid, core)?;
         }
         for (entry, ids) in &self.tree {
             if let Some(ids) = ids {
@@ -357,12 +366,22 @@ impl Described {
             }
         }
         images.write_all(ImageKind::Pstree, 0, self.tree.iter().map(|(entry, _)| entry))?;
-        images.write_one(ImageKind::Seccomp, 0, &self.seccomp)?;
-        write_restarts(images.path(), &self.restarts)?;
-        // Last: a directory without it is no checkpoint.
-        images.write_one(ImageKind::Inventory, 0, &self.inventory)?;
-        Ok(())
+        images.write_one(ImageKind::Seccomp, 0, &self.seccomp)
     }
+}
+
+fn write_core(images: &ImageDir, tid: i32, core: &CoreEntry) -> Result<(), ImageError> {
+    images.write_one(ImageKind::Core, tid as u64, core)
+}
+
+/// The last images: a directory without an inventory is no checkpoint.
+fn conclude(
+    images: &ImageDir,
+    restarts: &Restarts,
+    inventory: &InventoryEntry,
+) -> Result<(), CaptureError> {
+    write_restarts(images.path(), restarts)?;
+    Ok(images.write_one(ImageKind::Inventory, 0, inventory)?)
 }
 
 fn release(frozen: Frozen, after: AfterCapture) -> Result<(), CaptureError> {

@@ -11,6 +11,7 @@ mod restore;
 pub mod restore_context;
 pub mod state;
 pub mod tree;
+mod writer;
 
 pub use capture::{STEPS as CAPTURE_STEPS, capture};
 pub use error::{CaptureError, Refusal, Remedy, RestoreError, Subject};
