@@ -132,6 +132,24 @@ struct Seized {
     stopped: BTreeSet<Pid>,
 }
 
+impl Seized {
+    /// Takes the children of `parent` into the order, those that are not in it yet. That the parent
+    /// was reaped meanwhile is no error.
+    fn add(&mut self, parent: Pid, children: io::Result<Vec<Pid>>) -> io::Result<()> {
+        let children = match children {
+            Err(e) if is_gone(&e) => return Ok(()),
+            children => children?,
+        };
+        for child in children {
+            if !self.parents.contains_key(&child) {
+                self.order.push(child);
+                self.parents.insert(child, parent);
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Drop for Seized {
     fn drop(&mut self) {
         for tid in self.threads.values().flatten() {
@@ -157,49 +175,52 @@ pub fn freeze(
     let since = Instant::now();
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGCHLD);
-    let subject = |pid: Pid| Subject { pid: pid.0, comm: comm(pid), part: String::new() };
-    let kernel = |pid: Pid, what: &str| {
-        let (subject, what) = (subject(pid), what.to_owned());
-        move |source: io::Error| CaptureError::Kernel { subject, what, source }
-    };
     let old_mask = mask
         .thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_BLOCK)
-        .map_err(|e| kernel(root, "watch for stops")(e.into()))?;
+        .map_err(|e| failed(root, "watch for stops")(e.into()))?;
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
-        .map_err(|e| kernel(root, "watch for stops")(e.into()))?;
+        .map_err(|e| failed(root, "watch for stops")(e.into()))?;
     let result = (|| {
         let mut seized = Seized::default();
         if !proc::path(root, "stat").exists() {
             return Err(CaptureError::NoSuchProcess(root));
         }
         seized.order.push(root);
+        let mut settled = 0;
         loop {
-            let mut grown = false;
-            let mut at = 0;
-            while at < seized.order.len() {
+            for at in settled..seized.order.len() {
                 let pid = seized.order[at];
-                grown |=
-                    seize_threads(&mut seized, pid, refusals).map_err(kernel(pid, "seize it"))?;
-                at += 1;
+                seize_threads(&mut seized, pid, refusals).map_err(failed(pid, "seize it"))?;
             }
             wait_all(&mut seized, &signals, since + timeout, timeout)?;
-            for at in 0..seized.order.len() {
+            let known = seized.order.len();
+            for at in settled..known {
                 let pid = seized.order[at];
-                let children = match proc::children(pid) {
-                    Ok(children) => children,
-                    // It was reaped meanwhile.
-                    Err(e) if is_gone(&e) => continue,
-                    Err(e) => return Err(kernel(pid, "list its children")(e)),
-                };
-                for child in children {
-                    if !seized.order.contains(&child) {
-                        seized.order.push(child);
-                        seized.parents.insert(child, pid);
-                        grown = true;
-                    }
-                }
+                let children = proc::children(pid);
+                seized.add(pid, children).map_err(failed(pid, "list its children"))?;
             }
-            if !grown {
+            settled = known;
+            if seized.order.len() > known {
+                continue;
+            }
+            // Everybody known stands still. What is new since was made before its maker stopped: a
+            // thread, or a child whose parent ended, which its new parent's first thread was given
+            // (prctl(2), PR_SET_CHILD_SUBREAPER).
+            let mut grown = false;
+            for at in 0..known {
+                let pid = seized.order[at];
+                grown |=
+                    seize_threads(&mut seized, pid, refusals).map_err(failed(pid, "seize it"))?;
+                let children = if seized.zombies.contains(&pid) {
+                    proc::children(pid)
+                } else {
+                    proc::children_of_thread(pid, pid)
+                };
+                seized.add(pid, children).map_err(failed(pid, "list its children"))?;
+            }
+            if grown {
+                settled = 0;
+            } else if seized.order.len() == known {
                 break;
             }
         }
@@ -213,8 +234,17 @@ pub fn freeze(
     result
 }
 
+/// Wraps an error of the kernel's about a process.
+fn failed(pid: Pid, what: &'static str) -> impl FnOnce(io::Error) -> CaptureError {
+    move |source| CaptureError::Kernel {
+        subject: Subject { pid: pid.0, comm: comm(pid), part: String::new() },
+        what: what.to_owned(),
+        source,
+    }
+}
+
 fn comm(pid: Pid) -> String {
-    proc::read(pid, "comm").map(|c| c.trim_end().to_owned()).unwrap_or_default()
+    proc::read_single(pid, "comm").map(|c| c.trim_end().to_owned()).unwrap_or_default()
 }
 
 /// Seizes and interrupts the threads of `pid` that are not yet ours. True if there was a new one.
@@ -354,11 +384,7 @@ fn build(
         Frozen { tree: FrozenTree::default(), since, waited: HashMap::new(), released: false };
     let mut index_of: BTreeMap<Pid, usize> = BTreeMap::new();
     for pid in seized.order.clone() {
-        let failed = |what: &str| {
-            let (subject, what) =
-                (Subject { pid: pid.0, comm: comm(pid), part: String::new() }, what.to_owned());
-            move |source: io::Error| CaptureError::Kernel { subject, what, source }
-        };
+        let failed = |what| failed(pid, what);
         let parent = match seized.parents.get(&pid) {
             None => None,
             Some(parent) => match index_of.get(parent) {

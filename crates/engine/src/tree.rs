@@ -91,10 +91,10 @@ impl FrozenTask {
         self.run_in(0, batch)
     }
 
-    /// Runs a batch in each thread, leader first, all at the same time.
-    pub fn run_each(&mut self, batches: &mut [Batch]) -> Result<(), TraceeError> {
+    /// Runs a batch in each thread but the leader, all at the same time.
+    pub fn run_others(&mut self, batches: &mut [Batch]) -> Result<(), TraceeError> {
         match &mut self.session {
-            Some(session) => session.run_each(&mut self.threads, batches),
+            Some(session) => session.run_each(&mut self.threads[1..], batches),
             None => Err(TraceeError::NoVdso { pid: self.pid, why: "no session is open in it" }),
         }
     }

@@ -19,6 +19,7 @@ pub mod pagemap;
 pub mod pidfd;
 pub mod proc;
 pub mod ptrace;
+pub mod sched;
 pub mod shared_memory;
 pub mod tcp;
 

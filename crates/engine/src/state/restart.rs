@@ -46,6 +46,9 @@ pub struct Restarts {
     /// Processors of threads that may not use all: inner tid and numbers.
     #[serde(default)]
     pub affinities: Vec<(i32, Vec<usize>)>,
+    /// Number of processors of the host, once asked for.
+    #[serde(skip)]
+    online: Option<i64>,
 }
 
 impl Restarts {
@@ -84,8 +87,11 @@ impl Restarts {
         let Ok(set) = sched_getaffinity(nix::unistd::Pid::from_raw(thread.tid.0)) else { return };
         let cpus: Vec<usize> =
             (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect();
-        let online = nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_ONLN);
-        if online.ok().flatten().is_some_and(|online| (cpus.len() as i64) < online) {
+        let online = *self.online.get_or_insert_with(|| {
+            let online = nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_ONLN);
+            online.ok().flatten().unwrap_or(0)
+        });
+        if (cpus.len() as i64) < online {
             self.affinities.push((thread.inner_tid, cpus));
         }
     }

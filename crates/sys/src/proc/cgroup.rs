@@ -40,7 +40,7 @@ pub fn parse(text: &str) -> Result<Vec<Membership>, ParseError> {
 
 /// Reads `/proc/PID/task/TID/cgroup`.
 pub fn read(pid: Pid, tid: Pid) -> io::Result<Vec<Membership>> {
-    Ok(parse(&super::read(pid, &format!("task/{tid}/cgroup"))?)?)
+    Ok(parse(&super::read_single(pid, &format!("task/{tid}/cgroup"))?)?)
 }
 
 #[cfg(test)]

@@ -48,20 +48,36 @@ pub fn path(pid: Pid, name: &str) -> PathBuf {
 
 /// Reads `/proc/PID/NAME`.
 pub fn read(pid: Pid, name: &str) -> io::Result<String> {
-    use io::Read;
     // The files have no size, so the standard library begins with 32 bytes; the kernel makes the
     // text anew for every call.
     const STEP: usize = 32 * 1024;
+    read_text(pid, name, STEP, false)
+}
+
+/// Reads `/proc/PID/NAME`, a file that the kernel makes in one piece (`single_open`: `stat`, `status`,
+/// `cgroup`, `comm`, `syscall`): what does not fill the buffer is all there is, without a second call.
+pub fn read_single(pid: Pid, name: &str) -> io::Result<String> {
+    const ROOM: usize = 4096;
+    read_text(pid, name, ROOM, true)
+}
+
+fn read_text(pid: Pid, name: &str, step: usize, single: bool) -> io::Result<String> {
+    use io::Read;
     let mut file = std::fs::File::open(path(pid, name))?;
-    let mut bytes = vec![0; STEP];
+    let mut bytes = vec![0; step];
     let mut len = 0;
     loop {
-        if bytes.len() - len < STEP / 2 {
+        if bytes.len() - len < step / 2 {
             bytes.resize(bytes.len() * 2, 0);
         }
         match file.read(&mut bytes[len..]) {
             Ok(0) => break,
-            Ok(n) => len += n,
+            Ok(n) => {
+                len += n;
+                if single && len < bytes.len() {
+                    break;
+                }
+            }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }
@@ -100,14 +116,18 @@ pub fn descriptors(pid: Pid) -> io::Result<Vec<i32>> {
     Ok(fds)
 }
 
+/// The children of one thread of a process, zombies included. Needs the process to stand still.
+pub fn children_of_thread(pid: Pid, tid: Pid) -> io::Result<Vec<Pid>> {
+    let text = read(pid, &format!("task/{tid}/children"))?;
+    Ok(text.split_ascii_whitespace().filter_map(|w| w.parse().ok()).map(Pid).collect())
+}
+
 /// The children of all threads of a process, zombies included. Needs the process to stand still.
 pub fn children(pid: Pid) -> io::Result<Vec<Pid>> {
     let mut all = Vec::new();
     for tid in threads(pid)? {
-        match read(pid, &format!("task/{tid}/children")) {
-            Ok(text) => {
-                all.extend(text.split_ascii_whitespace().filter_map(|w| w.parse().ok()).map(Pid))
-            }
+        match children_of_thread(pid, tid) {
+            Ok(children) => all.extend(children),
             Err(e)
                 if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) => {
             }

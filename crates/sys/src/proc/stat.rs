@@ -106,12 +106,12 @@ pub fn parse(text: &str) -> Result<Stat, ParseError> {
 
 /// Reads and parses the stat line of a process.
 pub fn read(pid: Pid) -> std::io::Result<Stat> {
-    Ok(parse(&super::read(pid, "stat")?)?)
+    Ok(parse(&super::read_single(pid, "stat")?)?)
 }
 
 /// Reads and parses the stat line of a thread.
 pub fn read_thread(pid: Pid, tid: Pid) -> std::io::Result<Stat> {
-    Ok(parse(&super::read(pid, &format!("task/{tid}/stat"))?)?)
+    Ok(parse(&super::read_single(pid, &format!("task/{tid}/stat"))?)?)
 }
 
 #[cfg(test)]

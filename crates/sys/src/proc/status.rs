@@ -97,7 +97,7 @@ pub fn parse(text: &str) -> Result<Status, ParseError> {
 
 /// Reads and parses the status of a process, or of a thread where `tid` differs.
 pub fn read(pid: Pid, tid: Pid) -> std::io::Result<Status> {
-    Ok(parse(&super::read(pid, &format!("task/{tid}/status"))?)?)
+    Ok(parse(&super::read_single(pid, &format!("task/{tid}/status"))?)?)
 }
 
 fn list<T: std::str::FromStr>(value: &str) -> Option<Vec<T>> {

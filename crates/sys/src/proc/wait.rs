@@ -48,7 +48,7 @@ pub fn parse_sched(text: &str) -> Option<Scheduling> {
 
 /// Reads the call in which a thread is blocked.
 pub fn call(pid: Pid, tid: Pid) -> Option<BlockedCall> {
-    parse_call(&super::read(pid, &format!("task/{tid}/syscall")).ok()?)
+    parse_call(&super::read_single(pid, &format!("task/{tid}/syscall")).ok()?)
 }
 
 /// Reads the scheduling of a thread.

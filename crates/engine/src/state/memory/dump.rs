@@ -183,12 +183,16 @@ fn take(plan: &Plan, buffer: &mut [u8]) -> io::Result<()> {
     let mut at = 0;
     let mut copies = plan.copies.iter().peekable();
     let mut ranges: Vec<(RemoteAddr, usize)> = Vec::new();
+    let mut mem = None;
     while let Some(first) = copies.peek() {
         let from = at;
         if first.how == How::Mem {
-            let mem = memory::open_mem(plan.pid)?;
+            let mem = match &mem {
+                Some(mem) => mem,
+                None => mem.insert(memory::open_mem(plan.pid)?),
+            };
             let len = first.len as usize;
-            memory::pread_mem(&mem, RemoteAddr(first.from), &mut buffer[at..at + len])?;
+            memory::pread_mem(mem, RemoteAddr(first.from), &mut buffer[at..at + len])?;
             at += len;
             copies.next();
             continue;

@@ -15,9 +15,9 @@ use arctern_image::messages::{
     TaskCoreEntry, TaskRlimitsEntry, TaskTimersEntry, ThreadCoreEntry, ThreadInfoX86,
     ThreadSasEntry, UserX86RegsEntry, UserX86RegsMode,
 };
-use arctern_sys::Pid;
-use arctern_sys::proc::{self, limits, stat, status::Status, timers};
+use arctern_sys::proc::{self, limits, status::Status, timers};
 use arctern_sys::ptrace::{self, Registers};
+use arctern_sys::{Pid, sched};
 use arctern_tracee::thread::StoppedThread;
 use arctern_tracee::{Arena, Batch, CallId};
 
@@ -103,14 +103,20 @@ pub fn capture(
     waited: &HashMap<Pid, u64>,
     refusals: &mut Vec<Refusal>,
 ) -> Result<CapturedTask, CaptureError> {
-    let (tc, memory) = process(task)?;
+    // The leader answers for the process and for itself in one stop.
+    let mut first = Batch::new();
+    let of_process = ask_process(task, &mut first)?;
+    let of_leader = ask_thread(&mut first);
+    task.run(&mut first)?;
+    let (tc, memory) = process(task, &first, &of_process)?;
     let mut tc = Some(tc);
     let mut cores = Vec::with_capacity(task.threads.len());
-    let (mut batches, questions): (Vec<Batch>, Vec<ThreadQuestions>) =
-        task.threads.iter().map(|_| ask_thread()).unzip();
-    task.run_each(&mut batches)?;
-    for (index, (batch, asked)) in batches.iter().zip(&questions).enumerate() {
-        let core = thread(task, index, (batch, asked), filters, restarts, waited, refusals)?;
+    let mut batches = vec![Batch::new(); task.threads.len() - 1];
+    let questions: Vec<ThreadQuestions> = batches.iter_mut().map(ask_thread).collect();
+    task.run_others(&mut batches)?;
+    let answers = std::iter::once((&first, &of_leader)).chain(batches.iter().zip(&questions));
+    for (index, answer) in answers.enumerate() {
+        let core = thread(task, index, answer, filters, restarts, waited, refusals)?;
         let inner = task.threads[index].inner_tid;
         cores.push((inner, CoreEntry { tc: tc.take(), ..core }));
     }
@@ -125,10 +131,21 @@ fn i32_at(bytes: &[u8], at: usize) -> i32 {
     i32::from_ne_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
 }
 
-/// What all threads of the process share.
-fn process(task: &mut FrozenTask) -> Result<(TaskCoreEntry, MemorySettings), CaptureError> {
+/// What any thread can tell for all of its process, and where the answers are.
+struct ProcessQuestions {
+    handlers: Vec<Arena>,
+    intervals: [Arena; 3],
+    posix: Vec<timers::PosixTimer>,
+    posix_values: Vec<(Arena, CallId)>,
+    brk: CallId,
+    dumpable: CallId,
+    thp: CallId,
+    subreaper: Arena,
+    membarrier: CallId,
+}
+
+fn ask_process(task: &FrozenTask, batch: &mut Batch) -> Result<ProcessQuestions, CaptureError> {
     const SIGSET_SIZE: u64 = 8;
-    let mut batch = Batch::new();
     let handlers: Vec<Arena> = catchable_signals()
         .map(|signal| {
             let old = batch.reserve(32);
@@ -143,7 +160,7 @@ fn process(task: &mut FrozenTask) -> Result<(TaskCoreEntry, MemorySettings), Cap
         value
     });
     let posix = timers::read(task.pid).map_err(task.failed("", "read its timers"))?;
-    let posix_values: Vec<_> = posix
+    let posix_values = posix
         .iter()
         .map(|timer| {
             let value = batch.reserve(32);
@@ -159,9 +176,27 @@ fn process(task: &mut FrozenTask) -> Result<(TaskCoreEntry, MemorySettings), Cap
     const MEMBARRIER_CMD_GET_REGISTRATIONS: i32 = 1 << 9; // linux/membarrier.h, kernel 6.3
     let membarrier =
         batch.call(libc::SYS_membarrier, &[MEMBARRIER_CMD_GET_REGISTRATIONS.into(), 0.into()]);
-    task.run(&mut batch)?;
+    Ok(ProcessQuestions {
+        handlers,
+        intervals,
+        posix,
+        posix_values,
+        brk,
+        dumpable,
+        thp,
+        subreaper,
+        membarrier,
+    })
+}
 
-    let sigactions = handlers
+/// What all threads of the process share.
+fn process(
+    task: &FrozenTask,
+    batch: &Batch,
+    asked: &ProcessQuestions,
+) -> Result<(TaskCoreEntry, MemorySettings), CaptureError> {
+    let sigactions = asked
+        .handlers
         .iter()
         .map(|old| {
             let bytes = batch.memory(*old);
@@ -175,7 +210,7 @@ fn process(task: &mut FrozenTask) -> Result<(TaskCoreEntry, MemorySettings), Cap
             }
         })
         .collect();
-    let [real, virt, prof] = intervals.map(|value| {
+    let [real, virt, prof] = asked.intervals.map(|value| {
         let bytes = batch.memory(value);
         ItimerEntry {
             isec: u64_at(bytes, 0),
@@ -184,9 +219,10 @@ fn process(task: &mut FrozenTask) -> Result<(TaskCoreEntry, MemorySettings), Cap
             vusec: u64_at(bytes, 24),
         }
     });
-    let posix = posix
+    let posix = asked
+        .posix
         .iter()
-        .zip(&posix_values)
+        .zip(&asked.posix_values)
         .map(|(timer, (value, overrun))| {
             let bytes = batch.memory(*value);
             let (notify, thread) = match timer.notify {
@@ -220,9 +256,9 @@ fn process(task: &mut FrozenTask) -> Result<(TaskCoreEntry, MemorySettings), Cap
         .unwrap_or(0);
     let stopped = task.stat.state == 'T';
     let memory = MemorySettings {
-        brk: batch.result(brk).unwrap_or(0),
-        dumpable: batch.result(dumpable).unwrap_or(1) as i32,
-        thp_disabled: batch.result(thp).unwrap_or(0) != 0,
+        brk: batch.result(asked.brk).unwrap_or(0),
+        dumpable: batch.result(asked.dumpable).unwrap_or(1) as i32,
+        thp_disabled: batch.result(asked.thp).unwrap_or(0) != 0,
     };
     let leader = &task.threads[0];
     let core = TaskCoreEntry {
@@ -243,11 +279,11 @@ fn process(task: &mut FrozenTask) -> Result<(TaskCoreEntry, MemorySettings), Cap
         loginuid: number("loginuid").and_then(|text| text.trim().parse().ok()),
         oom_score_adj: number("oom_score_adj").and_then(|text| text.trim().parse().ok()),
         sigactions,
-        child_subreaper: Some(i32_at(batch.memory(subreaper), 0) != 0),
+        child_subreaper: Some(i32_at(batch.memory(asked.subreaper), 0) != 0),
         blk_sigset_extended: None,
         stop_signo: stopped.then_some(libc::SIGSTOP as u32),
         membarrier_registration_mask: batch
-            .result(membarrier)
+            .result(asked.membarrier)
             .ok()
             .map(|mask| mask as u32)
             .filter(|mask| *mask != 0),
@@ -270,10 +306,10 @@ struct ThreadQuestions {
     robust: Arena,
     death: Arena,
     securebits: CallId,
+    name: Arena,
 }
 
-fn ask_thread() -> (Batch, ThreadQuestions) {
-    let mut batch = Batch::new();
+fn ask_thread(batch: &mut Batch) -> ThreadQuestions {
     let clear_tid = batch.reserve(8);
     batch.call(libc::SYS_prctl, &[libc::PR_GET_TID_ADDRESS.into(), clear_tid.into()]);
     let stack = batch.reserve(24);
@@ -283,7 +319,9 @@ fn ask_thread() -> (Batch, ThreadQuestions) {
     let death = batch.reserve(8);
     batch.call(libc::SYS_prctl, &[libc::PR_GET_PDEATHSIG.into(), death.into()]);
     let securebits = batch.call(libc::SYS_prctl, &[libc::PR_GET_SECUREBITS.into()]);
-    (batch, ThreadQuestions { clear_tid, stack, robust, death, securebits })
+    let name = batch.reserve(16);
+    batch.call(libc::SYS_prctl, &[libc::PR_GET_NAME.into(), name.into()]);
+    ThreadQuestions { clear_tid, stack, robust, death, securebits, name }
 }
 
 /// What each thread has of its own.
@@ -302,8 +340,10 @@ fn thread(
     };
     let thread = &task.threads[index];
     let status = &task.thread_status[index];
-    let stat =
-        stat::read_thread(pid, thread.tid).map_err(task.failed(part(thread), "read its state"))?;
+    let scheduling = sched::read(thread.tid)
+        .map_err(task.failed(part(thread), "read its scheduling parameters"))?;
+    let name = batch.memory(asked.name);
+    let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
     let not_carried = xstate::not_carried(&thread.xstate);
     if !not_carried.is_empty() {
         refusals.push(task.refuse(
@@ -338,9 +378,9 @@ fn thread(
         thread_core: Some(ThreadCoreEntry {
             futex_rla: u64_at(robust, 0),
             futex_rla_len: u64_at(robust, 8) as u32,
-            sched_nice: Some(stat.nice),
-            sched_policy: Some(stat.policy),
-            sched_prio: Some(stat.rt_priority),
+            sched_nice: Some(scheduling.nice),
+            sched_policy: Some(scheduling.policy),
+            sched_prio: Some(scheduling.priority),
             blk_sigset: Some(thread.mask),
             sas: Some(ThreadSasEntry {
                 ss_sp: u64_at(stack, 0),
@@ -354,7 +394,7 @@ fn thread(
             creds: Some(credentials(status, batch.result(asked.securebits).unwrap_or(0) as u32)),
             seccomp_mode: Some(mode.into()),
             seccomp_filter: filter,
-            comm: Some(stat.comm),
+            comm: Some(String::from_utf8_lossy(name).into_owned()),
             blk_sigset_extended: None,
             rseq_entry: (rseq.pointer != 0).then_some(RseqEntry {
                 rseq_abi_pointer: rseq.pointer,
