@@ -109,11 +109,12 @@ fn attempt_capture(
     let mut refusals = Vec::new();
     let mut report = CaptureReport::default();
 
+    let before = proc::tree(pid);
     // Tasks that go on wait for a copy in memory only, not for a file system.
     let early = options.after == AfterCapture::Resume;
     let mut buffer = None;
     if early {
-        let estimate = dump::estimate(pid);
+        let estimate = dump::estimate(&before);
         let size = estimate + estimate / 8 + (1 << 20);
         if size <= BUFFER_LIMIT {
             buffer = Some(dump::Buffer::new(size as usize));
@@ -121,7 +122,7 @@ fn attempt_capture(
     }
 
     step(events, 0)?;
-    let mut frozen = freeze(pid, options.timeout, &mut refusals)?;
+    let mut frozen = freeze(pid, &before, options.timeout, &mut refusals)?;
     report.freezing_us = frozen.since.elapsed().as_micros() as u64;
     let (tree, waited) = (&mut frozen.tree, &frozen.waited);
     report.processes = tree.tasks.len() as u64;

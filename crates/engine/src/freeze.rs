@@ -165,13 +165,15 @@ impl Drop for Seized {
     }
 }
 
-/// Freezes the tree under `root` and opens a remote session in every address space.
+/// Freezes the tree under `root` and opens a remote session in every address space. `before` are its
+/// processes as they were seen just now, while it ran ([`proc::tree`]): their sleeps are looked at.
 pub fn freeze(
     root: Pid,
+    before: &[Pid],
     timeout: Duration,
     refusals: &mut Vec<Refusal>,
 ) -> Result<Frozen, CaptureError> {
-    let sleepers = Sleepers::look(root);
+    let sleepers = Sleepers::look(before);
     let since = Instant::now();
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGCHLD);

@@ -82,7 +82,7 @@ impl Pagemap {
     pub fn open(pid: Pid) -> io::Result<Self> {
         Ok(Pagemap {
             file: File::open(format!("/proc/{pid}/pagemap"))?,
-            regions: vec![Region::default(); 4096],
+            regions: vec![Region::default(); 1024],
             has_scan: true,
         })
     }

@@ -82,11 +82,11 @@ pub fn set_registers(tid: Pid, regs: &Registers) -> io::Result<()> {
 
 /// Reads the extended state in XSAVE's standard (not compacted) layout.
 pub fn xstate(tid: Pid) -> io::Result<Vec<u8>> {
-    let mut buf = vec![0u8; 16 * 1024];
+    let mut buf = [0u8; 16 * 1024];
     let mut iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
     request(libc::PTRACE_GETREGSET, tid, NT_X86_XSTATE as u64, &raw mut iov as u64)?;
-    buf.truncate(iov.iov_len);
-    Ok(buf)
+    // Kept for every thread of a tree, so in no more room than it takes.
+    Ok(buf[..iov.iov_len].to_vec())
 }
 
 /// Writes the extended state; `state` must have the size that this machine's [`xstate`] gives.

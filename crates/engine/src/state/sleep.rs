@@ -41,11 +41,10 @@ pub struct Sleepers {
 }
 
 impl Sleepers {
-    /// Looks at every thread of the tree under `root`. The tree still runs.
-    pub fn look(root: Pid) -> Self {
+    /// Looks at every thread of these processes. They still run.
+    pub fn look(processes: &[Pid]) -> Self {
         let mut sleepers = Sleepers::default();
-        let mut processes = vec![root];
-        while let Some(pid) = processes.pop() {
+        for &pid in processes {
             for tid in proc::threads(pid).unwrap_or_default() {
                 let Some(call) = wait::call(pid, tid).filter(is_relative_wait) else { continue };
                 let stat = stat::read_thread(pid, tid);
@@ -55,7 +54,6 @@ impl Sleepers {
                     tracing::trace!("thread {tid} waits in {call:?}");
                 }
             }
-            processes.extend(proc::children(pid).unwrap_or_default());
         }
         sleepers
     }

@@ -57,9 +57,11 @@ pub fn read(pid: Pid, name: &str) -> io::Result<String> {
 /// Reads `/proc/PID/NAME`, a file that the kernel makes in one piece (`single_open`: `stat`, `status`,
 /// `cgroup`, `comm`, `syscall`): what does not fill the buffer is all there is, without a second call.
 pub fn read_single(pid: Pid, name: &str) -> io::Result<String> {
-    const ROOM: usize = 4096;
-    read_text(pid, name, ROOM, true)
+    read_text(pid, name, SMALL, true)
 }
+
+/// Room to begin with for a text that seldom is long.
+const SMALL: usize = 4096;
 
 fn read_text(pid: Pid, name: &str, step: usize, single: bool) -> io::Result<String> {
     use io::Read;
@@ -118,7 +120,7 @@ pub fn descriptors(pid: Pid) -> io::Result<Vec<i32>> {
 
 /// The children of one thread of a process, zombies included. Needs the process to stand still.
 pub fn children_of_thread(pid: Pid, tid: Pid) -> io::Result<Vec<Pid>> {
-    let text = read(pid, &format!("task/{tid}/children"))?;
+    let text = read_text(pid, &format!("task/{tid}/children"), SMALL, false)?;
     Ok(text.split_ascii_whitespace().filter_map(|w| w.parse().ok()).map(Pid).collect())
 }
 
@@ -137,6 +139,18 @@ pub fn children(pid: Pid) -> io::Result<Vec<Pid>> {
     all.sort_unstable();
     all.dedup();
     Ok(all)
+}
+
+/// The processes of the tree under `root`, parents before children. It may run: then it is a picture of
+/// some moment, of which some are gone already and others are missing.
+pub fn tree(root: Pid) -> Vec<Pid> {
+    let mut all = vec![root];
+    let mut at = 0;
+    while at < all.len() {
+        all.extend(children(all[at]).unwrap_or_default());
+        at += 1;
+    }
+    all
 }
 
 /// The inode number that identifies the namespace `name` (`pid`, `net`, `mnt`, …) of a process.

@@ -1,6 +1,6 @@
 //! Capture of control groups.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -21,6 +21,9 @@ use crate::tree::{FrozenTask, FrozenTree};
 
 /// Groups deeper than this are not looked at: nobody has them.
 const MAX_DEPTH: usize = 64;
+
+/// From how many threads on the lists of the groups are read instead of each thread's own file.
+const MANY_THREADS: usize = 32;
 
 /// One list of memberships, with the length of the part that a cgroup namespace hides.
 type Set = Vec<CgMemberEntry>;
@@ -61,7 +64,10 @@ impl CgroupCollector {
         }
         for task in &tree.tasks {
             let mut numbers = Vec::with_capacity(task.threads.len());
-            for thread in &task.threads {
+            // The groups' lists are read instead of a file of each thread, where there are many.
+            let listed = task.threads.len() >= MANY_THREADS && collector.all_alike(task);
+            let asked = if listed { 1 } else { task.threads.len() };
+            for thread in &task.threads[..asked] {
                 let members = cgroup::read(task.pid, thread.tid)
                     .map_err(task.failed("", "read its groups"))?;
                 let number = match known.get(&members) {
@@ -77,9 +83,23 @@ impl CgroupCollector {
                 };
                 numbers.push(number);
             }
+            numbers.resize(task.threads.len(), numbers.first().copied().unwrap_or(1));
             collector.of_thread.push(numbers);
         }
         Ok(collector)
+    }
+
+    /// Whether every thread of a process is seen to be in the groups of its leader.
+    fn all_alike(&self, task: &FrozenTask) -> bool {
+        let Ok(members) = cgroup::read(task.pid, task.pid) else { return false };
+        members.iter().all(|member| {
+            let hierarchy = self.hierarchies.iter().find(|h| h.controllers == member.controllers);
+            let Some(dir) = hierarchy.and_then(|h| h.dir(&member.path)) else { return false };
+            let list = if member.hierarchy == 0 { "cgroup.threads" } else { "tasks" };
+            let listed = fs::read_to_string(dir.join(list)).unwrap_or_default();
+            let listed: HashSet<i32> = listed.lines().filter_map(|id| id.parse().ok()).collect();
+            task.threads.iter().all(|thread| listed.contains(&thread.tid.0))
+        })
     }
 
     /// The set of a thread, both by index in the tree. Zombies have the controller's.

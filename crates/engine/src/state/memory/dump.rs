@@ -208,17 +208,15 @@ fn take(plan: &Plan, buffer: &mut [u8]) -> io::Result<()> {
 }
 
 /// Anonymous memory of a tree now, in bytes: what its capture will have to hold.
-pub fn estimate(pid: Pid) -> u64 {
+pub fn estimate(processes: &[Pid]) -> u64 {
     let mut total = 0;
-    let mut list = vec![pid];
-    while let Some(pid) = list.pop() {
-        let text = arctern_sys::proc::read(pid, "statm").unwrap_or_default();
+    for pid in processes {
+        let text = arctern_sys::proc::read_single(*pid, "statm").unwrap_or_default();
         let pages = |n: usize| -> u64 {
             text.split_ascii_whitespace().nth(n).and_then(|w| w.parse().ok()).unwrap_or(0)
         };
         // Resident less shared (file) pages.
         total += pages(1).saturating_sub(pages(2)) * PAGE_SIZE;
-        list.extend(arctern_sys::proc::children(pid).unwrap_or_default());
     }
     total
 }
