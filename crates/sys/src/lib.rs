@@ -3,6 +3,8 @@
 //! Three layers meet here: raw system calls (the only `unsafe`), typed handles that own their
 //! descriptor, and pure parsers of `/proc` text. Policy lives above.
 
+pub mod bpf;
+pub mod btf;
 pub mod clone;
 pub mod cpu;
 pub mod diag;
@@ -22,6 +24,7 @@ pub mod ptrace;
 pub mod sched;
 pub mod shared_memory;
 pub mod tcp;
+pub mod unix_pending;
 
 use std::fmt;
 
