@@ -131,6 +131,9 @@ pub fn describe_records<R: Read>(
         ImageKind::Datagrams => {
             with_payload(reader, |entry: &DatagramEntry| vec![("data", entry.length.into())])
         }
+        ImageKind::UnixPending => with_payload(reader, |entry: &UnixPendingEntry| {
+            vec![("data", entry.lengths.iter().map(|length| u64::from(*length)).sum())]
+        }),
         ImageKind::TcpStream => with_payload(reader, |entry: &TcpStreamEntry| {
             vec![("inq", entry.inq_len.into()), ("outq", entry.outq_len.into())]
         }),

@@ -155,12 +155,16 @@ pub fn unix_listeners(stage: &Stage, checks: &mut Checks) {
     checks.that("a new connection by name", again.is_ok() && by_name.accept().is_ok());
 }
 
-/// A unix connection that nobody accepted yet, with data.
+/// Unix connections that nobody accepted yet: with data, without, and of a client that has closed.
 pub fn unix_pending(stage: &Stage, checks: &mut Checks) {
     let listener = UnixListener::bind("pending").expect("bind");
     let first = UnixStream::connect("pending").expect("connect");
     (&first).write_all(b"first in line").expect("write");
+    (&first).write_all(b", first in line").expect("write");
     let second = UnixStream::connect("pending").expect("connect");
+    let gone = UnixStream::connect("pending").expect("connect");
+    (&gone).write_all(b"farewell").expect("write");
+    drop(gone);
     stage.ready();
     stage.wait_for_verify();
     let mut buffer = [0u8; 100];
@@ -168,7 +172,10 @@ pub fn unix_pending(stage: &Stage, checks: &mut Checks) {
     match listener.accept() {
         Ok((server, _)) => {
             let got = (&server).read(&mut buffer).unwrap_or(0);
-            checks.eq("data", b"first in line".to_vec(), buffer[..got].to_vec());
+            checks.eq("data", b"first in line, first in line".to_vec(), buffer[..got].to_vec());
+            checks.that("answer", (&server).write_all(b"answer").is_ok());
+            let got = (&first).read(&mut buffer).unwrap_or(0);
+            checks.eq("answer", b"answer".to_vec(), buffer[..got].to_vec());
         }
         Err(error) => checks.fail(format!("the first pending connection is gone: {error}")),
     }
@@ -181,6 +188,16 @@ pub fn unix_pending(stage: &Stage, checks: &mut Checks) {
         }
         Err(error) => checks.fail(format!("the second pending connection is gone: {error}")),
     }
+    match listener.accept() {
+        Ok((server, _)) => {
+            let mut text = String::new();
+            server.set_nonblocking(false).expect("flag");
+            checks.eq("bytes", Some(8), (&server).read_to_string(&mut text).ok());
+            checks.eq("data", "farewell", text.as_str());
+        }
+        Err(error) => checks.fail(format!("the third pending connection is gone: {error}")),
+    }
+    checks.that("no more", listener.accept().is_err());
 }
 
 /// TCP listeners, IPv4 and IPv6, with options, one shared with a child that waits in accept.

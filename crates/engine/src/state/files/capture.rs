@@ -329,6 +329,7 @@ impl FileCollector {
         self.fifos.write(images, ImageKind::FifoData)?;
         self.write_memfds(images, pages)?;
         self.write_queues(tree, images)?;
+        self.write_pending(images)?;
         self.write_datagrams(tree, images)?;
         self.write_terminals(images)
     }

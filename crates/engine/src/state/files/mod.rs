@@ -48,6 +48,7 @@ mod udp;
 mod udp_restore;
 mod unix;
 mod unix_outside;
+mod unix_pending;
 mod unix_queue;
 mod unix_restore;
 

@@ -14,7 +14,7 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use super::groups::{self, Bond, Group};
 use super::table::Table;
-use super::{ghost, memfd, pipe, regular, tcp, udp_restore, unix_restore};
+use super::{ghost, memfd, pipe, regular, tcp, udp_restore, unix_pending, unix_restore};
 use crate::error::{Refusal, RestoreError, Subject};
 use crate::options::{External, TcpPolicy};
 use crate::restore_context::{RestoreContext, TaskNode};
@@ -70,6 +70,8 @@ pub struct FilesRestore {
     pub(super) made_masters: HashSet<u32>,
     pub(super) queues: unix_restore::Queues,
     pub(super) datagrams: udp_restore::Datagrams,
+    /// Unix connections that wait to be accepted.
+    pub(super) pending: Vec<unix_pending::Waiting>,
     pub(super) late_unix: unix_restore::Late,
     /// Descriptions that no task has open, since they are on their way in a unix socket: with the
     /// task that holds the socket.
@@ -123,6 +125,7 @@ impl FilesRestore {
             made_masters: options.orphan_terminals.iter().copied().collect(),
             queues,
             datagrams: udp_restore::read(images)?,
+            pending: unix_pending::read(images)?,
             late_unix: unix_restore::Late::default(),
             passed: BTreeMap::new(),
             pipes: pipe::read_contents(images, ImageKind::PipesData)?,

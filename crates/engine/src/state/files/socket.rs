@@ -114,7 +114,13 @@ impl FilesRestore {
             // Sockets outside have no descriptor and so are in no group.
             let outside = self.files.values().filter_map(|file| file.usk.as_deref());
             members.extend(outside.filter(|socket| socket.uflags & unix::EXTERNAL != 0));
-            made.extend(unix_restore::open(o, &members, &self.queues, &mut self.late_unix)?);
+            made.extend(unix_restore::open(
+                o,
+                &members,
+                &self.queues,
+                &self.pending,
+                &mut self.late_unix,
+            )?);
         }
         Ok(made)
     }

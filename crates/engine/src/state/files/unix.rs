@@ -3,7 +3,8 @@
 //! sock_diag tells state, peer, backlog, what waits and what was shut down; the socket itself its
 //! options; SIOCUNIXFILE the file that it is bound to. Queues are in [`super::unix_queue`].
 //!
-//! Peers outside of the tree are in [`super::unix_outside`]. Refused: connections that wait to be accepted from outside or with data. Not kept: the
+//! Peers outside of the tree are in [`super::unix_outside`]. Connections that wait to be accepted
+//! are in [`super::unix_pending`]. Not kept: the
 //! credentials of the peer (SO_PEERCRED).
 
 use std::collections::HashMap;
@@ -21,6 +22,7 @@ use super::capture::FileCollector;
 use super::descriptor::{Descriptor, entry};
 use super::sockopts;
 use super::unix_outside::{Outside, other_end};
+use super::unix_pending::Waiting;
 use super::unix_queue::Message;
 use crate::error::{CaptureError, Refusal, Remedy};
 use crate::tree::FrozenTree;
@@ -36,6 +38,8 @@ pub(super) struct Collected {
     /// All sockets of the network namespaces that were met, by the namespace's inode.
     pub namespaces: HashMap<u64, HashMap<u32, UnixSocket>>,
     pub members: Vec<Member>,
+    /// Connections that wait to be accepted, and are not just clients that have sent nothing.
+    pub pending: Vec<Waiting>,
 }
 
 #[derive(Debug)]
@@ -72,14 +76,9 @@ impl FileCollector {
     ) -> Result<Option<FileEntry>, CaptureError> {
         let ino = d.stat.st_ino as u32;
         if !self.unix.namespaces.contains_key(&namespace) {
-            let own = proc::namespace(Pid(std::process::id() as i32), "net").ok().flatten();
-            let list = if own == Some(namespace) {
-                unix_sockets(None)
-            } else {
-                std::fs::File::open(proc::path(d.task().pid, "ns/net"))
-                    .and_then(|file| unix_sockets(Some(file.as_fd())))
-            };
-            let list = list.map_err(d.failed("list the unix sockets of its network namespace"))?;
+            let list = network(d.task().pid, namespace)
+                .and_then(|other| unix_sockets(other.as_ref().map(AsFd::as_fd)))
+                .map_err(d.failed("list the unix sockets of its network namespace"))?;
             self.unix.namespaces.insert(namespace, list);
         }
         let Some(socket) = self.unix.namespaces[&namespace].get(&ino).cloned() else {
@@ -198,6 +197,7 @@ impl FileCollector {
             self.unix.members.iter().enumerate().map(|(at, m)| (m.ino, at)).collect();
         let mut peers: HashMap<u32, u32> = HashMap::new();
         let mut outside: Vec<(u32, Outside)> = Vec::new();
+        let mut pending = Vec::new();
         for member in &self.unix.members {
             let sockets = &self.unix.namespaces[&member.namespace];
             let socket = &sockets[&member.ino];
@@ -206,18 +206,13 @@ impl FileCollector {
                 refusals.push(task.refuse(member.part.clone(), cause, remedy));
             };
             if u32::from(socket.state) == LISTEN {
-                for client in &socket.waiting {
-                    let inner = inside.contains_key(client);
-                    let quiet = sockets.get(client).is_some_and(|client| client.send_queue == 0);
-                    if inner && quiet {
+                match self.waiting(task, member, sockets, &inside) {
+                    Ok(found) => {
                         // As CRIU has it: the peer of a waiting client is the listener.
-                        peers.insert(*client, member.ino);
-                    } else {
-                        refuse(
-                            format!("a connection waits to be accepted ({})", shown(&socket.name)),
-                            Remedy::try_again("when the program has accepted it"),
-                        );
+                        peers.extend(found.clients.iter().map(|client| (*client, member.ino)));
+                        pending.extend(found.listed);
                     }
+                    Err((cause, remedy)) => refuse(cause, remedy),
                 }
                 continue;
             }
@@ -230,6 +225,7 @@ impl FileCollector {
                 Err((cause, remedy)) => refuse(cause, remedy),
             }
         }
+        self.unix.pending = pending;
         for (listed, peer) in peers {
             if let Some(at) = inside.get(&listed) {
                 let id = self.unix.members[*at].id;
@@ -253,6 +249,15 @@ impl FileCollector {
     pub(super) fn usk_mut(&mut self, id: u32) -> Option<&mut UnixSkEntry> {
         self.files.iter_mut().find(|file| file.id == id).and_then(|file| file.usk.as_deref_mut())
     }
+}
+
+/// The network namespace with inode `namespace`, which task `pid` is in; None if it is our own.
+pub(super) fn network(pid: Pid, namespace: u64) -> io::Result<Option<std::fs::File>> {
+    let own = proc::namespace(Pid(std::process::id() as i32), "net").ok().flatten();
+    if own == Some(namespace) {
+        return Ok(None);
+    }
+    std::fs::File::open(proc::path(pid, "ns/net")).map(Some)
 }
 
 /// The directory from which `name` leads to the file at `path`, if it is plain to see.

@@ -18,6 +18,7 @@ use nix::sys::socket::{ControlMessage, MsgFlags, UnixCredentials, sendmsg};
 use super::sockopts::{self, Room};
 use super::table::Opener;
 use super::unix::{ESTABLISHED, EXTERNAL, LISTEN};
+use super::unix_pending::Waiting;
 use crate::error::RestoreError;
 
 /// An unread message.
@@ -25,7 +26,7 @@ use crate::error::RestoreError;
 pub(super) struct Message {
     pub data: Vec<u8>,
     /// Pid inside, uid and gid of its sender, where the reader asks for them.
-    sender: Option<[u32; 3]>,
+    pub sender: Option<[u32; 3]>,
     /// Ids of the descriptions that come with it.
     pub rights: Vec<u32>,
 }
@@ -61,6 +62,7 @@ pub(super) fn open(
     o: &mut Opener<'_>,
     members: &[&UnixSkEntry],
     queues: &Queues,
+    pending: &[Waiting],
     late: &mut Late,
 ) -> Result<Vec<(u32, i32)>, RestoreError> {
     let by_ino = members.iter().map(|m| (m.ino, *m)).collect();
@@ -72,14 +74,14 @@ pub(super) fn open(
     let mut group = Group { members, by_ino, made, extra, rights, late };
     group.listeners(o)?;
     group.datagrams(o)?;
-    group.connections(o)?;
+    group.connections(o, pending)?;
     group.queues(o, queues)?;
     group.settle(o)?;
     Ok(members.iter().filter_map(|m| Some((m.id, *group.made.get(&m.id)?))).collect())
 }
 
-struct Group<'a> {
-    members: &'a [&'a UnixSkEntry],
+pub(super) struct Group<'a> {
+    pub members: &'a [&'a UnixSkEntry],
     by_ino: HashMap<u32, &'a UnixSkEntry>,
     /// Numbers by id.
     made: HashMap<u32, i32>,
@@ -156,7 +158,7 @@ impl<'a> Group<'a> {
         Ok(())
     }
 
-    fn connections(&mut self, o: &mut Opener<'_>) -> Result<(), RestoreError> {
+    fn connections(&mut self, o: &mut Opener<'_>, pending: &[Waiting]) -> Result<(), RestoreError> {
         let streams: Vec<&UnixSkEntry> = self
             .members
             .iter()
@@ -199,17 +201,30 @@ impl<'a> Group<'a> {
                 None => drop(self.extra.insert(server.id, b)),
             }
         }
+        self.connect_waiting(o, &waiting, pending)?;
         for socket in waiting {
-            let fd = new_socket(o, socket);
-            if !socket.name.is_empty() {
-                bind(o, fd, socket)?;
+            if !self.made.contains_key(&socket.id) {
+                self.waiting_client(o, socket)?;
             }
-            if let Some(listener) = self.peer(socket) {
-                connect(o, fd, listener, "connect to the name of the other socket");
-            }
-            self.made.insert(socket.id, fd);
         }
         Ok(())
+    }
+
+    /// Connects a socket to one that does not accept it now: a listener, or a socket outside.
+    pub(super) fn waiting_client(
+        &mut self,
+        o: &mut Opener<'_>,
+        socket: &UnixSkEntry,
+    ) -> Result<i32, RestoreError> {
+        let fd = new_socket(o, socket);
+        if !socket.name.is_empty() {
+            bind(o, fd, socket)?;
+        }
+        if let Some(listener) = self.peer(socket) {
+            connect(o, fd, listener, "connect to the name of the other socket");
+        }
+        self.made.insert(socket.id, fd);
+        Ok(fd)
     }
 
     /// A connection through the listening socket of `server`'s name; a passing one if that is
@@ -334,7 +349,7 @@ impl<'a> Group<'a> {
 }
 
 /// All sockets are made without blocking: a connect that would wait is an error here.
-fn new_socket(o: &mut Opener<'_>, socket: &UnixSkEntry) -> i32 {
+pub(super) fn new_socket(o: &mut Opener<'_>, socket: &UnixSkEntry) -> i32 {
     let kind = socket.r#type as i32 | libc::SOCK_NONBLOCK;
     let args = [libc::AF_UNIX.into(), kind.into(), 0.into()];
     o.create(libc::SYS_socket, &args, "make the unix socket")
@@ -364,7 +379,7 @@ fn address(o: &mut Opener<'_>, socket: &UnixSkEntry) -> (arctern_tracee::Arena, 
     (o.bytes(&bytes), len)
 }
 
-fn connect(o: &mut Opener<'_>, fd: i32, to: &UnixSkEntry, action: &'static str) {
+pub(super) fn connect(o: &mut Opener<'_>, fd: i32, to: &UnixSkEntry, action: &'static str) {
     let (address, len) = address(o, to);
     o.call(libc::SYS_connect, &[fd.into(), address.into(), len.into()], action);
 }
