@@ -65,6 +65,11 @@ impl NetLock {
         Ok(NetLock { moved: had.zip(has).filter(|(had, has)| had != has), ..lock })
     }
 
+    /// Whether the lock can stay when the container is stopped.
+    pub fn outlives(&self) -> bool {
+        matches!(self.way, Way::Bridge(_))
+    }
+
     /// Lets the lock stay when the container is stopped.
     pub fn keep(&mut self, keep: Keep) -> Result<()> {
         match &mut self.way {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use arctern_net::{
     ArchivedStatus, AttachSpec, DEFAULT_BRIDGE, InsideLock, Ipv4Net, Mac, Means, Network,
-    NetworkError, NetworkStatus, NetworkStore, netns,
+    NetworkConfig, NetworkError, NetworkStatus, NetworkStore, netns,
 };
 
 use crate::config::{ContainerConfig, NetworkMode, PortMapping};
@@ -221,6 +221,16 @@ pub fn end_lock(paths: &Paths, config: &ContainerConfig) -> Result<()> {
     }
     let lock = network.end_lock(&config.id).map_err(Error::network)?;
     keeper::dismiss(lock.as_ref());
+    Ok(())
+}
+
+/// Gives up every lock of a network that the user made.
+pub(crate) fn end_locks(paths: &Paths, config: &NetworkConfig) -> Result<()> {
+    let network = Network::of(&leases(paths), config).map_err(Error::network)?;
+    for lock in network.locks().map_err(Error::network)?.values() {
+        let ended = network.end_lock(&lock.container).map_err(Error::network)?;
+        keeper::dismiss(ended.as_ref());
+    }
     Ok(())
 }
 

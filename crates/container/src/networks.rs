@@ -80,7 +80,8 @@ impl Host {
         Ok(found)
     }
 
-    /// Removes a network, with its containers if `force` says so.
+    /// Removes a network; if `force` says so with its containers, and with locks that wait for the
+    /// restore of an archive.
     ///
     /// # Errors
     /// [`Error::NoSuchNetwork`], [`Error::NetworkInUse`]; the default network stays.
@@ -98,6 +99,9 @@ impl Host {
                 return Err(Error::NetworkInUse { name: network.name, container });
             }
             self.remove(record.id(), true)?;
+        }
+        if force {
+            network::end_locks(&self.paths, &network)?;
         }
         network::store(&self.paths)
             .remove(&network.name, &network::leases(&self.paths))

@@ -192,9 +192,10 @@ impl Traveller<'_> {
         checkpoint.push(self.name);
         let begin = Instant::now();
         from.arctern(&checkpoint)?;
+        // First, because the hosts of a lab share their control groups, which go by the id.
+        from.arctern(&["rm", self.name])?;
         to.arctern(&["container", "restore", "--tcp-established", "--file", &file])?;
         let took = begin.elapsed();
-        from.arctern(&["rm", self.name])?;
         std::fs::remove_file(&archive)?;
         self.moves += 1;
         Ok(took)

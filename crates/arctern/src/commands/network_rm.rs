@@ -10,7 +10,7 @@ use crate::report::{Cannot, CommandResult};
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Args {
-    /// Remove its containers too; a network that does not exist is no error
+    /// Remove its containers and locks too; a network that does not exist is no error
     #[arg(short, long)]
     pub force: bool,
     /// Networks, by name or id

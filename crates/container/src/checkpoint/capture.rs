@@ -266,7 +266,8 @@ impl Guard {
     /// The tasks are gone and the lock is kept, or they go on and it is open.
     fn end(mut self, kept: bool, limit: Option<Duration>) -> Result<()> {
         match kept {
-            true => self.keeper.keep(limit),
+            true if self.lock.outlives() => self.keeper.keep(limit),
+            true => drop(self.keeper),
             false => self.lock.open()?,
         }
         self.lock.finish()
