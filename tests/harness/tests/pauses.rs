@@ -1,0 +1,246 @@
+//! How long clients wait when a container is frozen for a while: hardly longer than it was frozen.
+#![forbid(unsafe_code)]
+
+use anyhow::{Context, Result, ensure};
+use arctern_harness::host::{Host, run};
+use arctern_harness::lab::{Lab, address};
+use arctern_harness::place::Place;
+use arctern_harness::skips::judge;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+const CONTAINER: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 5);
+
+/// How long after the program was resumed a client may wait.
+const GRACE: Duration = Duration::from_millis(30);
+
+/// A server that knows how long it stood still. `ping`: an answer. `flow`: a line every 2 ms from
+/// then on. `still`: the longest time between two looks at the clock since the last such question, and
+/// when it ended, in microseconds.
+const SERVER: &str = r#"
+import socket, threading, time
+still = (0, 0)
+def look():
+    global still
+    last = time.time()
+    while True:
+        time.sleep(0.0005)
+        now = time.time()
+        still = max(still, (now - last, now))
+        last = now
+def flow(c):
+    n = 0
+    while True:
+        c.sendall(b"%d\n" % n)
+        n += 1
+        time.sleep(0.002)
+def serve(c):
+    global still
+    c.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for line in c.makefile("rb"):
+        if line == b"flow\n":
+            threading.Thread(target=flow, args=(c,)).start()
+        elif line == b"still\n":
+            c.sendall(b"%d %d\n" % (still[0] * 1e6, still[1] * 1e6))
+            still = (0, 0)
+        else:
+            c.sendall(b"pong\n")
+threading.Thread(target=look).start()
+s = socket.create_server(("0.0.0.0", 7), backlog=64)
+while True:
+    threading.Thread(target=serve, args=(s.accept()[0],)).start()
+"#;
+
+/// A connection that is asked line by line.
+struct Line(BufReader<TcpStream>);
+
+impl Line {
+    fn open(place: &Place, to: SocketAddr) -> Result<Line> {
+        let stream = place.inside(|| TcpStream::connect(to).context("cannot connect"))?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        Ok(Line(BufReader::new(stream)))
+    }
+
+    fn send(&mut self, text: &str) -> Result<()> {
+        Ok(self.0.get_mut().write_all(text.as_bytes())?)
+    }
+
+    fn next(&mut self) -> Result<String> {
+        let mut line = String::new();
+        self.0.read_line(&mut line)?;
+        ensure!(line.ends_with('\n'), "the connection ended");
+        Ok(line.trim_end().to_owned())
+    }
+
+    fn ask(&mut self, text: &str) -> Result<String> {
+        self.send(text)?;
+        self.next()
+    }
+}
+
+/// The end of the longest time without an answer.
+#[derive(Clone, Copy)]
+struct Gap {
+    longest: Duration,
+    last: Instant,
+    end: SystemTime,
+}
+
+impl Gap {
+    fn new() -> Gap {
+        Gap { longest: Duration::ZERO, last: Instant::now(), end: SystemTime::now() }
+    }
+
+    fn answer(&mut self) {
+        let gap = self.last.elapsed();
+        self.last = Instant::now();
+        if gap > self.longest {
+            (self.longest, self.end) = (gap, SystemTime::now());
+        }
+    }
+}
+
+/// How long one freeze lasted, and when each client had its next answer after that.
+#[derive(Debug)]
+#[expect(dead_code, reason = "printed")]
+struct Pauses {
+    still: Duration,
+    /// Asks all the time.
+    steady: Duration,
+    /// Asked once, while the container was frozen.
+    once: Duration,
+    /// Is sent something all the time, and could not confirm what came last before the freeze.
+    listener: Duration,
+}
+
+struct World {
+    _lab: Lab,
+    host: Host,
+    client: Place,
+    deaf: Place,
+    to: SocketAddr,
+}
+
+impl World {
+    fn new(published: bool) -> Result<World> {
+        let lab = Lab::new()?;
+        let (host, client, deaf) = (lab.host(1)?, lab.client(100)?, lab.client(101)?);
+        for place in [&client, &deaf] {
+            place.ip(&format!("route add 10.88.0.0/16 via {}", address(1)))?;
+        }
+        host.image("python", &[])?;
+        let ip = CONTAINER.to_string();
+        let run = ["run", "-d", "-p", "7:7", "--ip", &ip, "--name", "echo", "python"];
+        host.arctern(&[&run[..], &["python3", "-c", SERVER]].concat())?;
+        host.connect("127.0.0.1:7")?;
+        let ip = if published { address(1) } else { CONTAINER };
+        Ok(World { _lab: lab, host, client, deaf, to: SocketAddr::new(ip.into(), 7) })
+    }
+
+    /// Whether a place hears what comes from the server.
+    fn hears(&self, hears: bool) -> Result<()> {
+        let rules = match hears {
+            true => vec!["delete table inet deaf"],
+            false => vec![
+                "add table inet deaf",
+                "add chain inet deaf in { type filter hook input priority 0; }",
+                "add rule inet deaf in tcp sport 7 drop",
+            ],
+        };
+        for rule in rules {
+            run(self.deaf.command("nft").args(rule.split_whitespace()))?;
+        }
+        Ok(())
+    }
+
+    /// Freezes the container, for `more` longer than it takes anyway.
+    fn freeze(&self, more: Duration) -> Result<Pauses> {
+        let mut steady = Line::open(&self.client, self.to)?;
+        let mut once = Line::open(&self.client, self.to)?;
+        let mut listener = Line::open(&self.deaf, self.to)?;
+        listener.send("flow\n")?;
+        for line in [&mut steady, &mut once] {
+            line.ask("ping\n")?;
+            line.ask("still\n")?;
+        }
+        let stop = AtomicBool::new(false);
+        let stopped = || stop.load(Ordering::Relaxed);
+        let (gaps, answered) = std::thread::scope(|scope| -> Result<_> {
+            let steady = scope.spawn(|| -> Result<Gap> {
+                let mut gap = Gap::new();
+                while !stopped() {
+                    steady.ask("ping\n")?;
+                    gap.answer();
+                }
+                Ok(gap)
+            });
+            let listener = scope.spawn(|| -> Result<Gap> {
+                let (mut gap, mut expected) = (Gap::new(), None);
+                while !stopped() {
+                    let number: u64 = listener.next()?.parse()?;
+                    ensure!(expected.is_none_or(|n| n == number), "{expected:?} is {number}");
+                    expected = Some(number + 1);
+                    gap.answer();
+                }
+                Ok(gap)
+            });
+            std::thread::sleep(Duration::from_millis(50));
+            self.hears(false)?;
+            self.host.arctern(&["container", "checkpoint", "--tcp-established", "echo"])?;
+            self.hears(true)?;
+            once.send("ping\n")?;
+            let answer = scope.spawn(|| once.next().map(|_| SystemTime::now()));
+            std::thread::sleep(more);
+            self.host.arctern(&["container", "restore", "--tcp-established", "echo"])?;
+            let panicked = |_| anyhow::anyhow!("a client panicked");
+            let answered = answer.join().map_err(panicked)??;
+            std::thread::sleep(Duration::from_millis(100));
+            stop.store(true, Ordering::Relaxed);
+            let gaps = [steady.join().map_err(panicked)??, listener.join().map_err(panicked)??];
+            Ok((gaps, answered))
+        })?;
+        let still = once.ask("still\n")?;
+        let (still, resumed) = still.split_once(' ').context("no time")?;
+        let resumed = SystemTime::UNIX_EPOCH + Duration::from_micros(resumed.parse()?);
+        let after = |time: SystemTime| time.duration_since(resumed).unwrap_or_default();
+        Ok(Pauses {
+            still: Duration::from_micros(still.parse()?),
+            steady: after(gaps[0].end),
+            once: after(answered),
+            listener: after(gaps[1].end),
+        })
+    }
+}
+
+fn short(published: bool) -> Result<()> {
+    let world = World::new(published)?;
+    for more in [0, 100, 300, 1000] {
+        let mut tried = Vec::new();
+        // On a machine that does other things too, one of three has to be quick.
+        let good = loop {
+            let pauses = world.freeze(Duration::from_millis(more))?;
+            let longest = pauses.steady.max(pauses.once).max(pauses.listener);
+            tried.push(pauses);
+            if longest <= GRACE || tried.len() == 3 {
+                break longest <= GRACE;
+            }
+        };
+        println!("{tried:?}");
+        ensure!(good, "a client waited {GRACE:?} longer than the container: {tried:?}");
+    }
+    world.host.arctern(&["rm", "-f", "-t", "0", "echo"])?;
+    Ok(())
+}
+
+#[test]
+fn clients_at_the_address_wait_as_long_as_the_container() -> Result<(), String> {
+    judge("pauses::address", || short(false))
+}
+
+#[test]
+fn clients_at_a_published_port_wait_as_long_as_the_container() -> Result<(), String> {
+    judge("pauses::published", || short(true))
+}
