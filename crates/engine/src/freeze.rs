@@ -59,18 +59,16 @@ impl Frozen {
                 _ => {}
             }
         }
-        // As tracer we are told of every death, and without that the task would stay. In whichever
-        // order they come: the init of a pid namespace (whichever of its threads is the last one)
-        // ends only when everybody in it was reaped.
-        let mut left: BTreeSet<Pid> =
-            self.tree.tasks.iter().flat_map(|task| task.threads.iter().map(|t| t.tid)).collect();
-        while !left.is_empty() {
-            match ptrace::wait_any() {
-                Ok((tid, ptrace::WaitStatus::Exited(_) | ptrace::WaitStatus::Killed(_))) => {
-                    left.remove(&tid);
+        // As tracer we are told of every death, and without that the task would stay. Each is waited
+        // for by its id, since the kernel looks through all tracees for a wait for anyone. The root
+        // comes last: the init of a pid namespace (whichever of its threads is the last one) ends only
+        // when everybody in it was reaped. So does a leader: it ends after its other threads.
+        let threads = self.tree.tasks.iter().rev().flat_map(|task| task.threads.iter().rev());
+        for thread in threads {
+            while let Ok(status) = ptrace::wait(thread.tid) {
+                if matches!(status, WaitStatus::Exited(_) | WaitStatus::Killed(_)) {
+                    break;
                 }
-                Ok(_) => {}
-                Err(_) => break,
             }
         }
         Ok(())
