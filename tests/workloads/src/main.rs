@@ -79,6 +79,7 @@ const WORKLOADS: &[(&str, i32, Body)] = &[
     ("unix-listeners", NONE, sockets::unix_listeners),
     ("unix-pending", NONE, sockets::unix_pending),
     ("passed-descriptors", NONE, unix_queues::passed_descriptors),
+    ("unix-senders", NONE, unix_queues::unix_senders),
     ("passed-sockets", NONE, unix_queues::passed_sockets),
     ("tcp-listeners", NONE, sockets::tcp_listeners),
     ("tcp-established", NONE, tcp::established),

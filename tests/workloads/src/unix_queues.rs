@@ -1,9 +1,11 @@
-//! Descriptors on their way in unix sockets.
+//! Unix sockets: descriptors on their way, and names of senders.
 
 use crate::must;
 use crate::pipes::take;
 use crate::stage::{Checks, Stage, child};
 use std::mem::{size_of, size_of_val};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 fn pair(kind: i32) -> (i32, i32) {
     let mut ends = [0; 2];
@@ -167,4 +169,51 @@ pub fn passed_sockets(stage: &Stage, checks: &mut Checks) {
     } else {
         checks.fail("no other end came");
     }
+}
+
+/// Unread datagrams of several senders with names, by path and abstract, and of one without.
+pub fn unix_senders(stage: &Stage, checks: &mut Checks) {
+    let by_path = UnixDatagram::bind("by-path").expect("bind");
+    let name = format!("arctern-sender-{}", std::process::id());
+    let name = SocketAddr::from_abstract_name(name).expect("name");
+    let abstractly = UnixDatagram::bind_addr(&name).expect("bind");
+    let first = UnixDatagram::bind("first").expect("bind");
+    let second = UnixDatagram::bind("second").expect("bind");
+    let nameless = UnixDatagram::unbound().expect("socket");
+    first.connect("by-path").expect("connect");
+    second.connect("by-path").expect("connect");
+    second.send(b"2").expect("send");
+    first.send(b"1").expect("send");
+    nameless.send_to(b"?", "by-path").expect("send");
+    // It is connected elsewhere.
+    first.send_to_addr(b"1", &name).expect("send");
+    abstractly.send_to(b"@", "by-path").expect("send");
+    let writer = child("writer", |stage, checks| {
+        let own = UnixDatagram::bind("own").expect("bind");
+        own.send_to(b"c", "by-path").expect("send");
+        stage.ready();
+        stage.wait_for_verify();
+        let mut buffer = [0];
+        checks.eq("answer", Some(1), own.recv(&mut buffer).ok());
+    });
+    stage.ready();
+    stage.wait_for_verify();
+    let take = |socket: &UnixDatagram| {
+        let mut buffer = [0];
+        socket.set_nonblocking(true).expect("flag");
+        let (_, from) = socket.recv_from(&mut buffer).ok()?;
+        let path = from.as_pathname().map(|path| path.display().to_string());
+        Some((buffer[0], path.or_else(|| from.as_abstract_name().map(|_| "@".to_owned()))))
+    };
+    let from = |byte: u8, name: &str| Some((byte, Some(name.to_owned())));
+    checks.eq("of the second", from(b'2', "second"), take(&by_path));
+    checks.eq("of the first", from(b'1', "first"), take(&by_path));
+    checks.eq("without a name", Some((b'?', None)), take(&by_path));
+    checks.eq("of an abstract name", from(b'@', "@"), take(&by_path));
+    checks.eq("of the child", from(b'c', "own"), take(&by_path));
+    checks.eq("to an abstract name", from(b'1', "first"), take(&abstractly));
+    checks.that("answer", by_path.send_to(b"a", "own").is_ok());
+    checks.that("still connected", first.send(b"!").is_ok());
+    checks.eq("through it", from(b'!', "first"), take(&by_path));
+    writer.verify(checks);
 }

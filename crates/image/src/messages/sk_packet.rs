@@ -28,4 +28,9 @@ pub struct SkPacketEntry {
     #[prost(uint32, repeated, packed = "false", tag = "4096")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub sender: Vec<u32>,
+    /// Arctern's own, passed over by CRIU: the name of the socket that sent a datagram, as in
+    /// sun_path; empty without one.
+    #[prost(bytes = "vec", optional, tag = "4097")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<Vec<u8>>,
 }

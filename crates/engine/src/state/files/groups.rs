@@ -28,6 +28,8 @@ pub(super) enum Bond {
     Unix(u32),
     /// Everything under one unix socket name that is connected.
     UnixName(Vec<u8>),
+    /// Datagram sockets of one name, and those in which datagrams from it are unread.
+    UnixSender(Vec<u8>),
     /// Both sides of a pseudo terminal, by index.
     Pty(u32),
 }

@@ -51,6 +51,7 @@ mod unix_outside;
 mod unix_pending;
 mod unix_queue;
 mod unix_restore;
+mod unix_senders;
 
 pub use capture::{FileCollector, FileOptions};
 pub use restore::{FileRestoreOptions, FilesRestore};

@@ -101,7 +101,7 @@ impl FilesRestore {
             for message in self.queues.get(&socket).into_iter().flatten() {
                 let rights = message.rights.iter().map(|id| self.anywhere(*id, owners));
                 let rights = rights.collect::<io::Result<Vec<_>>>().map_err(failed)?;
-                deliver(&through, message, &rights, shown).map_err(failed)?;
+                deliver(&through, None, message, &rights, shown).map_err(failed)?;
             }
         }
         for (socket, how) in shutdowns {

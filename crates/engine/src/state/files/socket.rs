@@ -66,6 +66,15 @@ impl FilesRestore {
                 let name = [directory.as_bytes(), b"\0", &socket.name].concat();
                 bonds.push((Bond::UnixName(name), id));
             }
+            if !stream && !socket.name.is_empty() {
+                bonds.push((Bond::UnixSender(socket.name.clone()), id));
+            }
+            let queue = self.queues.get(&id).filter(|_| !stream);
+            for from in queue.into_iter().flatten().filter_map(|message| message.from.as_ref()) {
+                if !from.is_empty() {
+                    bonds.push((Bond::UnixSender(from.clone()), id));
+                }
+            }
         }
     }
 

@@ -159,7 +159,7 @@ impl Group<'_> {
                 let through = o.fetch(fd)?;
                 for data in &connection.messages {
                     let message = Message { data: data.clone(), ..Message::default() };
-                    deliver(&through, &message, &[], o.stub.tid().0)
+                    deliver(&through, None, &message, &[], o.stub.tid().0)
                         .map_err(o.failed_here("send what waits to be accepted"))?;
                 }
             }

@@ -4,7 +4,7 @@
 //! received (SCM_RIGHTS) are peeked at too: the kernel gives the controller the same descriptions. The
 //! sender's credentials are kept where the reader asks for them (SO_PASSCRED).
 //!
-//! Not kept: addresses of the senders of unread datagrams; in a stream, where the bytes begin that
+//! Not kept: in a stream, where the bytes begin that
 //! descriptors came with (the kernel shows where they end); empty messages that were peeked at before,
 //! which the kernel does not show a second time.
 
@@ -32,6 +32,8 @@ pub(super) struct Message {
     pub data: Vec<u8>,
     /// Pid as we see it, uid and gid of the sender, where the reader asks for them.
     pub sender: Option<[u32; 3]>,
+    /// The name of the sender of a datagram, empty without one.
+    pub from: Option<Vec<u8>>,
     /// Descriptors that come with it.
     pub descriptors: Vec<OwnedFd>,
     /// Ids of these, when they are known.
@@ -89,6 +91,7 @@ impl FileCollector {
                     length: message.data.len() as u32,
                     scm: Some(rights).into_iter().filter(|scm| !scm.rights.is_empty()).collect(),
                     sender: sender.unwrap_or_default(),
+                    from: message.from.clone(),
                 })?;
                 writer.payload(&message.data)?;
             }
@@ -155,7 +158,8 @@ fn peek_all(socket: impl AsFd, messages: bool, ended: bool) -> io::Result<Vec<Me
             Some([word(0)?, word(4)?, word(8)?])
         });
         let (data, rights) = (buffer[..len].to_vec(), Vec::new());
-        queue.push(Message { data, sender, descriptors, rights });
+        let from = messages.then(|| received.name.get(2..).unwrap_or_default().to_vec());
+        queue.push(Message { data, sender, from, descriptors, rights });
         at += len;
     }
 }

@@ -13,12 +13,13 @@ use std::os::unix::ffi::OsStrExt;
 use arctern_image::images::{ImageDir, ImageKind};
 use arctern_image::messages::{SkPacketEntry, UnixSkEntry};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
-use nix::sys::socket::{ControlMessage, MsgFlags, UnixCredentials, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, UnixCredentials, sendmsg};
 
 use super::sockopts::{self, Room};
 use super::table::Opener;
 use super::unix::{ESTABLISHED, EXTERNAL, LISTEN};
 use super::unix_pending::Waiting;
+use super::unix_senders::target;
 use crate::error::RestoreError;
 
 /// An unread message.
@@ -27,6 +28,8 @@ pub(super) struct Message {
     pub data: Vec<u8>,
     /// Pid inside, uid and gid of its sender, where the reader asks for them.
     pub sender: Option<[u32; 3]>,
+    /// The name of the sender of a datagram, where the images tell; empty without one.
+    pub from: Option<Vec<u8>>,
     /// Ids of the descriptions that come with it.
     pub rights: Vec<u32>,
 }
@@ -41,8 +44,9 @@ pub(super) fn read_queues(images: &ImageDir) -> Result<Queues, RestoreError> {
     while let Some(packet) = reader.next_record::<SkPacketEntry>()? {
         let data = reader.payload(packet.length.into())?;
         let sender = packet.sender.as_slice().try_into().ok();
+        let from = packet.from;
         let rights = packet.scm.into_iter().flat_map(|scm| scm.rights).collect();
-        queues.entry(packet.id_for).or_default().push(Message { data, sender, rights });
+        queues.entry(packet.id_for).or_default().push(Message { data, sender, from, rights });
     }
     Ok(queues)
 }
@@ -84,7 +88,7 @@ pub(super) struct Group<'a> {
     pub members: &'a [&'a UnixSkEntry],
     by_ino: HashMap<u32, &'a UnixSkEntry>,
     /// Numbers by id.
-    made: HashMap<u32, i32>,
+    pub made: HashMap<u32, i32>,
     /// Other ends that nobody holds, by the id of their peer.
     extra: HashMap<u32, i32>,
     /// Sockets whose queues wait until every description is in place.
@@ -278,22 +282,24 @@ impl<'a> Group<'a> {
             if !self.made.contains_key(&socket.id) {
                 continue;
             }
+            let nobody: &[u8] = &[];
+            let peer = self.peer(socket);
             let sender = self
                 .extra
                 .get(&socket.id)
-                .copied()
-                .or_else(|| self.made.get(&self.peer(socket)?.id).copied())
-                .filter(|_| self.peer(socket).is_none_or(|peer| peer.peer == socket.ino))
+                .map(|fd| (*fd, nobody))
+                .or_else(|| Some((*self.made.get(&peer?.id)?, &peer?.name[..])))
+                .filter(|_| peer.is_none_or(|peer| peer.peer == socket.ino))
                 .or_else(|| {
                     let sender = self.members.iter().find(|m| m.peer == socket.ino)?;
-                    self.made.get(&sender.id).copied()
+                    Some((*self.made.get(&sender.id)?, &sender.name[..]))
                 });
-            let (sender, passing) = match sender {
-                Some(fd) => (fd, false),
+            let (sender, name, passing) = match sender {
+                Some((fd, name)) => (fd, name, false),
                 None if !socket.name.is_empty() => {
                     let fd = new_socket(o, socket);
                     connect(o, fd, socket, "connect a sender of what is unread");
-                    (fd, true)
+                    (fd, nobody, true)
                 }
                 None => {
                     return Err(RestoreError::Inconsistent(format!(
@@ -312,8 +318,18 @@ impl<'a> Group<'a> {
                 self.late.queues.push((socket.id, through, shown));
             } else {
                 for message in queue {
-                    deliver(&through, message, &[], shown)
-                        .map_err(o.failed_here("put unread data back"))?;
+                    let sent = match self.other_sender(socket, name, message) {
+                        Some(known) => {
+                            let fd = known.unwrap_or_else(|| new_socket(o, socket));
+                            let (to, other) = (target(o, socket)?, o.fetch(fd)?);
+                            if known.is_none() {
+                                o.close(fd);
+                            }
+                            deliver(&other, Some(&to.address), message, &[], shown)
+                        }
+                        None => deliver(&through, None, message, &[], shown),
+                    };
+                    sent.map_err(o.failed_here("put unread data back"))?;
                 }
             }
             if passing {
@@ -362,9 +378,18 @@ fn pair(o: &mut Opener<'_>, socket: &UnixSkEntry) -> [i32; 2] {
 }
 
 /// The path of a name in the file system, None for abstract names.
-fn path(socket: &UnixSkEntry) -> Option<&[u8]> {
+pub(super) fn path(socket: &UnixSkEntry) -> Option<&[u8]> {
     let name = socket.name.split(|byte| *byte == 0).next().unwrap_or_default();
     (!name.is_empty()).then_some(name)
+}
+
+/// The path of a name from the root.
+pub(super) fn full_path(socket: &UnixSkEntry) -> Vec<u8> {
+    let name = path(socket).unwrap_or_default();
+    match socket.name_dir.as_deref() {
+        Some(directory) if !name.starts_with(b"/") => [directory.as_bytes(), b"/", name].concat(),
+        _ => name.to_vec(),
+    }
 }
 
 /// sockaddr_un in the stub, after going to the directory in which the name was meant.
@@ -387,13 +412,8 @@ pub(super) fn connect(o: &mut Opener<'_>, fd: i32, to: &UnixSkEntry, action: &'s
 /// Binds a socket and gives its file owner and mode. The socket file that the captured task left
 /// behind is removed first.
 fn bind(o: &mut Opener<'_>, fd: i32, socket: &UnixSkEntry) -> Result<(), RestoreError> {
-    if let Some(name) = path(socket) {
-        let full = match socket.name_dir.as_deref() {
-            Some(directory) if !name.starts_with(b"/") => {
-                [directory.as_bytes(), b"/", name].concat()
-            }
-            _ => name.to_vec(),
-        };
+    if path(socket).is_some() {
+        let full = full_path(socket);
         let root = super::regular::root_of(o.stub.tid())?;
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_IN_ROOT);
@@ -433,6 +453,7 @@ fn remove_name(o: &mut Opener<'_>, socket: &UnixSkEntry) {
 /// process `pid` (as we see it), with the uid and gid of the real sender.
 pub(super) fn deliver(
     through: &OwnedFd,
+    to: Option<&UnixAddr>,
     message: &Message,
     descriptors: &[OwnedFd],
     pid: i32,
@@ -450,7 +471,7 @@ pub(super) fn deliver(
     let mut grown = None;
     let result = loop {
         let iov = [io::IoSlice::new(data)];
-        match sendmsg::<()>(through.as_raw_fd(), &iov, &control, flags, None) {
+        match sendmsg(through.as_raw_fd(), &iov, &control, flags, to) {
             Ok(n) if n >= data.len() => break Ok(()),
             Ok(n) => {
                 data = &data[n..];
@@ -484,7 +505,7 @@ mod tests {
         let before = socket_int(&through, libc::SOL_SOCKET, libc::SO_SNDBUF).unwrap();
         for _ in 0..5 {
             let message = Message { data: vec![1; 100_000], ..Message::default() };
-            deliver(&through, &message, &[], 0).unwrap();
+            deliver(&through, None, &message, &[], 0).unwrap();
         }
         let after = socket_int(&through, libc::SOL_SOCKET, libc::SO_SNDBUF).unwrap();
         assert_eq!(before, after);
