@@ -152,6 +152,10 @@ fn attempt_capture(
         skip_in_flight: options.skip_in_flight,
     });
     files.collect_descriptors(tree, &mut refusals)?;
+    let moves = options.tcp == TcpPolicy::Established && options.after == AfterCapture::Kill;
+    if moves && !options.skip_in_flight {
+        files.check_draining(tree, &mut refusals)?;
+    }
 
     step(events, 3)?;
     let pages_ids = PagesIds::new();
@@ -209,7 +213,7 @@ fn attempt_capture(
     if options.tcp == TcpPolicy::Established {
         lock.lock(options.network.as_deref_mut(), &files)?;
         // Nothing reaches the listeners any more.
-        let late = files.late_arrivals()?;
+        let late = files.late_arrivals(tree)?;
         if !late.is_empty() {
             return Err(CaptureError::Refused(late));
         }

@@ -7,6 +7,7 @@ use arctern_harness::engine::Engine::Arctern;
 use arctern_harness::workload::Run;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpStream};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -107,4 +108,77 @@ fn clients_of_a_tree_that_moves_lose_nothing() -> Result<()> {
         let pid = Arctern.restore(&images)?;
         run.restored(pid)
     })
+}
+
+fn port(run: &Run) -> Result<u16> {
+    Ok(std::fs::read_to_string(run.work().join("port"))?.parse()?)
+}
+
+/// Runs a command of the engine; its messages, and whether it succeeded.
+fn said(mut command: Command, arguments: &[&str]) -> Result<(bool, String)> {
+    let output = command.args(arguments).output()?;
+    Ok((output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned()))
+}
+
+#[test]
+fn connections_that_nobody_accepted_are_refused_or_dropped() -> Result<()> {
+    let mut run = Run::start_with(&["load", "backlog", "8"])?;
+    let (port, images) = (port(&run)?, run.images("images")?);
+    let mut waiting = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    let tree = run.tree()?;
+    let (done, message) = said(Arctern.dump_command(run.pid(), &images, false)?, &[])?;
+    ensure!(!done && message.contains("1 connection(s) wait to be accepted"), "{message}");
+    ensure!(message.contains(&format!("127.0.0.1:{port}")), "{message}");
+    run.unharmed()?;
+    let drop = ["--skip-in-flight"];
+    let (done, message) = said(Arctern.dump_command(run.pid(), &images, false)?, &drop)?;
+    ensure!(done, "{message}");
+    run.wait_for_kill(tree)?;
+    run.restored(Arctern.restore(&images)?)?;
+    waiting.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let end = waiting.write_all(b"x").and_then(|()| waiting.read(&mut [0]));
+    ensure!(end.is_err() || end.is_ok_and(|n| n == 0), "the dropped connection lives");
+    TcpStream::connect((Ipv4Addr::LOCALHOST, port)).context("a new connection")?;
+    run.verify()
+}
+
+#[test]
+fn live_connections_are_refused_by_name_and_dropped_on_demand() -> Result<()> {
+    let mut run = Run::start_with(&["load", "echo", "2"])?;
+    let (port, images) = (port(&run)?, run.images("images")?);
+    let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    client.write_all(b"x")?;
+    client.read_exact(&mut [0])?;
+    let plain = || {
+        let mut command = Command::new(arctern_harness::engine::built("ARCTERN", "arctern"));
+        command.args(["criu", "dump", "-t", &run.pid().to_string(), "-D"]).arg(&images);
+        command
+    };
+    let name = format!("TCP 127.0.0.1:{port} -> {} is established", client.local_addr()?);
+    let (done, message) = said(plain(), &[])?;
+    ensure!(!done && message.contains(&name), "{message}");
+    let tree = run.tree()?;
+    Arctern.dump(run.pid(), &images, false)?;
+    run.wait_for_kill(tree)?;
+    let restore = |how: &[&str]| {
+        let mut command = Command::new(arctern_harness::engine::built("ARCTERN", "arctern"));
+        command.args(["criu", "restore", "-d", "--pidfile"]).arg(images.join("pid"));
+        said(
+            {
+                command.arg("-D").arg(&images);
+                command
+            },
+            how,
+        )
+    };
+    let (done, message) = restore(&[])?;
+    ensure!(!done && message.contains("is a live connection"), "{message}");
+    let (done, message) = restore(&["--tcp-close"])?;
+    ensure!(done, "{message}");
+    let pid = std::fs::read_to_string(images.join("pid"))?;
+    run.restored(pid.trim().parse()?)?;
+    client.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let end = client.write_all(b"x").and_then(|()| client.read(&mut [0]));
+    ensure!(end.is_err() || end.is_ok_and(|n| n == 0), "the dropped connection lives");
+    run.kill()
 }

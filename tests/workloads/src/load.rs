@@ -18,10 +18,11 @@ pub fn load(kind: &str, count: usize, stage: &Stage) {
         "mappings" => mappings(count),
         "descriptors" => descriptors(count),
         "echo" => echo(count, stage.dir()),
+        "backlog" => backlog(count, stage.dir()),
         _ => {
             eprintln!(
                 "no load is called {kind}: memory (MiB), processes, threads, mappings, descriptors, \
-                 echo"
+                 echo, backlog"
             );
             std::process::exit(64);
         }
@@ -124,4 +125,14 @@ fn echo(count: usize, dir: &std::path::Path) {
             });
         }
     });
+}
+
+/// A listener for `count` connections that accepts none; its port is written to DIR/port.
+fn backlog(count: usize, dir: &std::path::Path) {
+    use std::os::fd::AsRawFd;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+    must!(libc::listen(listener.as_raw_fd(), count as i32));
+    let port = listener.local_addr().expect("address").port();
+    std::fs::write(dir.join("port"), port.to_string()).expect("the directory can be written");
+    std::mem::forget(listener);
 }

@@ -11,7 +11,7 @@ use arctern_sys::fd::{set_socket_int, socket_int};
 use arctern_sys::tcp::{self, Lengths, Queue, Repair, option, state};
 
 use super::shape::shape;
-use crate::error::{CaptureError, Refusal, Subject};
+use crate::error::{CaptureError, Subject};
 use crate::options::Connection;
 use crate::state::files::capture::FileCollector;
 use crate::state::files::descriptor::Descriptor;
@@ -32,16 +32,17 @@ struct Live {
 
 /// A listener, which may get connections until the network is locked.
 #[derive(Debug)]
-struct Listener {
-    subject: Subject,
-    socket: OwnedFd,
+pub(super) struct Listener {
+    pub(super) subject: Subject,
+    pub(super) socket: OwnedFd,
+    pub(super) address: SocketAddr,
 }
 
 /// The TCP sockets of a frozen tree for which the network matters.
 #[derive(Debug, Default)]
 pub(in crate::state::files) struct Collected {
     live: Vec<Live>,
-    listeners: Vec<Listener>,
+    pub(super) listeners: Vec<Listener>,
     /// All TCP sockets of the tree's network namespace, once somebody asked.
     pub(super) listing: Option<Vec<TcpSocket>>,
 }
@@ -74,9 +75,14 @@ impl Collected {
     }
 
     /// Notes a listener.
-    pub fn add_listener(&mut self, d: &Descriptor<'_>) -> Result<(), CaptureError> {
+    pub fn add_listener(
+        &mut self,
+        d: &Descriptor<'_>,
+        address: SocketAddr,
+    ) -> Result<(), CaptureError> {
         let socket = d.file.try_clone().map_err(d.failed("look at the listener"))?;
-        self.listeners.push(Listener { subject: d.task().subject(d.part()), socket });
+        let subject = d.task().subject(format!("{} ({address})", d.part()));
+        self.listeners.push(Listener { subject, socket, address });
         Ok(())
     }
 }
@@ -85,20 +91,6 @@ impl FileCollector {
     /// The live connections, for the lock of the network.
     pub fn connections(&self) -> Vec<Connection> {
         self.tcp.live.iter().map(|live| live.ends).collect()
-    }
-
-    /// Connections that reached a listener after it was looked at: what is in their way is a matter of
-    /// moments.
-    pub fn late_arrivals(&self) -> Result<Vec<Refusal>, CaptureError> {
-        let mut refusals = Vec::new();
-        for Listener { subject, socket } in &self.tcp.listeners {
-            let waiting =
-                tcp::info(socket).map_err(failed(subject, "look at the listener"))?.unacknowledged;
-            if waiting != 0 {
-                refusals.push(super::collect::waiting(subject.clone(), waiting));
-            }
-        }
-        Ok(refusals)
     }
 
     /// Writes the images of all connections. The network must be locked; the sockets are as they were
@@ -129,7 +121,10 @@ impl FileCollector {
     }
 }
 
-fn failed(subject: &Subject, what: &str) -> impl FnOnce(io::Error) -> CaptureError + use<> {
+pub(super) fn failed(
+    subject: &Subject,
+    what: &str,
+) -> impl FnOnce(io::Error) -> CaptureError + use<> {
     let (subject, what) = (subject.clone(), what.to_owned());
     move |source| CaptureError::Kernel { subject, what, source }
 }

@@ -71,7 +71,7 @@ impl FileCollector {
     ) -> Result<Option<(u32, u32)>, CaptureError> {
         let info = tcp::info(&d.file).map_err(d.failed("read the state of the TCP socket"))?;
         match (info.state, self.options.tcp) {
-            (state::CLOSE, _) => return Ok(Some((CLOSE, 0))),
+            (state::CLOSE, _) => return ended(d, refusals),
             (state::LISTEN, _) => return self.listener(d, info, found.0, refusals),
             (_, TcpPolicy::Close) => {
                 *found = (None, None);
@@ -159,7 +159,9 @@ impl FileCollector {
                 refusals.push(waiting(d.task().subject(part), info.unacknowledged));
                 return Ok(None);
             }
-            self.tcp.add_listener(d)?;
+            if let Some(address) = source {
+                self.tcp.add_listener(d, address)?;
+            }
         }
         Ok(Some((LISTEN, info.backlog)))
     }
@@ -183,6 +185,23 @@ impl FileCollector {
         let ino = d.stat.st_ino as u32;
         Ok(list.iter().find(|socket| socket.ino == ino).copied())
     }
+}
+
+/// A socket without connection; one that had a connection may have unread data, for which a new
+/// socket has no place.
+fn ended(
+    d: &Descriptor<'_>,
+    refusals: &mut Vec<Refusal>,
+) -> Result<Option<(u32, u32)>, CaptureError> {
+    let unread = tcp::lengths(&d.file).map_err(d.failed("ask for unread data"))?.unread;
+    if unread == 0 {
+        return Ok(Some((CLOSE, 0)));
+    }
+    refusals.push(d.refuse(
+        format!("its TCP connection has ended, and {unread} bytes of it wait to be read"),
+        Remedy::try_again("when the program has read them"),
+    ));
+    Ok(None)
 }
 
 /// Which kind of keys sign the segments, if any do.

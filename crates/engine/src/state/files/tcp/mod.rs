@@ -14,6 +14,7 @@
 
 mod capture;
 mod collect;
+mod moments;
 mod packet;
 mod restore;
 mod shape;
