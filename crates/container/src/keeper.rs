@@ -5,8 +5,12 @@
 //! lock. When the container was stopped, the keeper waits for the lock's limit and ends it then;
 //! whoever ends the lock earlier dismisses the keeper. A keeper that was killed is missed by nobody:
 //! every command looks for locks whose time is over.
+//!
+//! On a segment it also keeps what arrives for the container, and sends it after it when it appears
+//! somewhere else ([`arctern_net::Forwarder`]).
 
 use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{ChildStdin, Command, Stdio};
 use std::time::Duration;
@@ -17,6 +21,9 @@ use rustix::time::{
     timerfd_settime,
 };
 
+use arctern_net::{Ended, Forwarder};
+
+use crate::config::NetworkMode;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::paths::Paths;
@@ -78,6 +85,11 @@ impl Drop for Keeper {
 /// Runs a keeper, whose command is at the other end of standard input.
 pub fn run(paths: Paths, id: &str) -> Result<()> {
     rustix::process::setsid().map_err(Error::system("begin a session"))?;
+    let mut forwarder = forwarder(&paths, id);
+    if let Some(forwarder) = &mut forwarder {
+        let stdin = std::io::stdin();
+        forwarder.0.run(stdin.as_fd(), false).map_err(Error::system("keep packets"))?;
+    }
     let mut seconds = [0; 8];
     if std::io::stdin().read_exact(&mut seconds).is_err() {
         // What is found true of the container is made true of its lock.
@@ -89,20 +101,44 @@ pub fn run(paths: Paths, id: &str) -> Result<()> {
     match u64::from_le_bytes(seconds) {
         0 => Ok(()),
         seconds => {
-            wait(seconds).map_err(Error::system("wait for the end of a lock"))?;
+            let fail = "wait for the end of a lock";
+            let timer = timer(seconds).map_err(Error::system(fail))?;
+            if let Some((mut forwarder, is_all)) = forwarder {
+                // Without it peers wait for their timers.
+                let ended = forwarder.run(timer.as_fd(), true);
+                if is_all && matches!(ended, Ok(Ended::Sent | Ended::Back)) {
+                    return Ok(());
+                }
+            }
+            wait(&timer).map_err(Error::system(fail))?;
             Host::open(paths)?.end_expired_locks()
         }
     }
 }
 
-/// Waits, also while the machine sleeps.
-fn wait(seconds: u64) -> rustix::io::Result<()> {
+/// What is to be kept for a container of a segment until it is somewhere else, and whether that is
+/// all that there is to do.
+fn forwarder(paths: &Paths, id: &str) -> Option<(Forwarder, bool)> {
+    let record = Host::open(paths.clone()).ok()?.store.get(id).ok()??;
+    if record.config.network != NetworkMode::Bridge {
+        return None;
+    }
+    let network = crate::network::of(paths, &record.config).ok()?;
+    Some((network.forwarder(id).ok()??, network.locks_inside()))
+}
+
+/// A timer that ends after so many seconds, also if the machine sleeps meanwhile.
+fn timer(seconds: u64) -> rustix::io::Result<OwnedFd> {
     let timer = timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC)?;
     let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
     let end = Timespec { tv_sec: i64::try_from(seconds).unwrap_or(i64::MAX), tv_nsec: 0 };
     let once = Itimerspec { it_interval: zero, it_value: end };
     timerfd_settime(&timer, TimerfdTimerFlags::empty(), &once)?;
-    while let Err(error) = rustix::io::read(&timer, &mut [0; 8]) {
+    Ok(timer)
+}
+
+fn wait(timer: &OwnedFd) -> rustix::io::Result<()> {
+    while let Err(error) = rustix::io::read(timer, &mut [0; 8]) {
         if error != rustix::io::Errno::INTR {
             return Err(error);
         }

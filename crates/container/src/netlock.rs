@@ -6,9 +6,12 @@
 //! and what is sent meanwhile is dropped. Without a network there is nobody outside.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use arctern_engine::options::{Connection, HookError, NetworkLock};
-use arctern_net::{ConnectionLock, ContainerLock, InsideLock, Keep, Means, netns};
+use arctern_net::{
+    ConnectionLock, ContainerLock, InsideLock, Keep, Means, Network, NetworkError, netns,
+};
 
 use crate::config::{ContainerConfig, NetworkMode, short_id};
 use crate::error::{Error, Result};
@@ -28,9 +31,25 @@ pub(crate) struct NetLock {
 #[derive(Debug)]
 enum Way {
     Bridge(Box<ContainerLock>),
-    Inside(InsideLock),
+    Inside(Box<Inside>),
     Host(ConnectionLock),
     None,
+}
+
+/// The lock of a container on macvlan.
+#[derive(Debug)]
+struct Inside {
+    lock: InsideLock,
+    network: Network,
+    container: String,
+}
+
+impl Inside {
+    /// Opens the lock and says where the container is: what others have kept for it comes now.
+    fn unlock(&self) -> std::result::Result<(), NetworkError> {
+        self.lock.unlock()?;
+        self.network.announce(self.lock.namespace(), &self.container)
+    }
 }
 
 impl NetLock {
@@ -42,7 +61,12 @@ impl NetLock {
                 if network.locks_inside() {
                     let namespace = netns::open(&paths.container(&config.id).netns);
                     let lock = InsideLock::new(namespace.map_err(Error::network)?);
-                    return Ok(NetLock { way: Way::Inside(lock), moved: None });
+                    let way = Way::Inside(Box::new(Inside {
+                        lock,
+                        network,
+                        container: config.id.clone(),
+                    }));
+                    return Ok(NetLock { way, moved: None });
                 }
                 let lock = network.prepare_lock(&config.id, Means::Hold).map_err(Error::network)?;
                 Way::Bridge(Box::new(lock))
@@ -65,9 +89,16 @@ impl NetLock {
         Ok(NetLock { moved: had.zip(has).filter(|(had, has)| had != has), ..lock })
     }
 
-    /// Whether the lock can stay when the container is stopped.
-    pub fn outlives(&self) -> bool {
-        matches!(self.way, Way::Bridge(_))
+    /// How long at most something is done for the container after it was stopped: the lock stays, or
+    /// what arrives on its segment is kept. `None`: nothing is.
+    pub fn outlives(&self, limit: Option<Duration>) -> Option<Option<Duration>> {
+        /// Longer than any peer tries.
+        const PEERS: Duration = Duration::from_secs(600);
+        match &self.way {
+            Way::Bridge(_) => Some(limit),
+            Way::Inside(_) => Some(Some(limit.unwrap_or(PEERS).min(PEERS))),
+            Way::Host(_) | Way::None => None,
+        }
     }
 
     /// Lets the lock stay when the container is stopped.
@@ -86,7 +117,7 @@ impl NetLock {
                 keeper::dismiss(lock.ended());
                 Ok(())
             }
-            Way::Inside(lock) => lock.unlock().map_err(Error::network),
+            Way::Inside(inside) => inside.unlock().map_err(Error::network),
             Way::Host(lock) => lock.unlock().map_err(Error::network),
             Way::None => Ok(()),
         }
@@ -115,7 +146,7 @@ impl NetworkLock for NetLock {
         }
         match &mut self.way {
             Way::Bridge(lock) => Ok(lock.lock()?),
-            Way::Inside(lock) => Ok(lock.lock()?),
+            Way::Inside(inside) => Ok(inside.lock.lock()?),
             Way::Host(lock) => {
                 let ends: Vec<_> = connections.iter().map(|c| (c.local, c.peer)).collect();
                 Ok(lock.lock(&ends)?)

@@ -82,13 +82,14 @@ pub(crate) fn by_veth(
     announce(through, device, lease.mac, lease.addresses()).doing("announce", lease.ip)
 }
 
-/// Connects by a macvlan device.
+/// Connects by a macvlan device. It is announced unless it is locked.
 pub(crate) fn by_macvlan(
     route: &mut Route,
     netns: BorrowedFd<'_>,
     ground: &Ground,
     lease: &Lease,
     mode: u32,
+    is_locked: bool,
 ) -> Result<(), NetworkError> {
     let device = Macvlan {
         parent: ground.index,
@@ -100,6 +101,17 @@ pub(crate) fn by_macvlan(
     };
     route.add_macvlan(&device).doing("make a macvlan device on", &ground.name)?;
     let eth = inside(netns, ground, lease, || Ok(()))?;
+    if is_locked {
+        // What follows the announcement would be dropped: it is made when the lock is opened.
+        return Ok(());
+    }
+    announce(Some(netns), eth, lease.mac, lease.addresses()).doing("announce", lease.ip)
+}
+
+/// Announces a container that is connected.
+pub(crate) fn announce_inside(netns: BorrowedFd<'_>, lease: &Lease) -> Result<(), NetworkError> {
+    let mut inside = Route::open_in(netns).doing("enter", "the container's network namespace")?;
+    let eth = index(&mut inside, &lease.ifname)?;
     announce(Some(netns), eth, lease.mac, lease.addresses()).doing("announce", lease.ip)
 }
 

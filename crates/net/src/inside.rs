@@ -27,6 +27,11 @@ impl InsideLock {
         InsideLock(netns)
     }
 
+    /// The namespace.
+    pub fn namespace(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
     /// Locks. That it is locked already is no error.
     ///
     /// # Errors

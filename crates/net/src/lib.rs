@@ -14,7 +14,7 @@
 //! error     what can go wrong                                  claim   who has a port already
 //! lock      the lock of a container, its lifetime             hold    how packets are held
 //! connections  a lock of single connections                  segment bridge ports and queues
-//! inside    the lock of a container without a bridge
+//! inside    the lock of a container without a bridge            forward what came too late
 //! rules     our nf_tables table                                 status  Podman's network.status
 //! state     who has which address and ports                     netns   namespaces without a process
 //! route nft typed handles on rtnetlink and nf_tables            ports   -p, and is a port free
@@ -31,6 +31,7 @@ mod connections;
 mod conntrack;
 mod error;
 pub mod files;
+mod forward;
 mod hold;
 mod inside;
 mod lock;
@@ -52,6 +53,7 @@ pub use config::{BadNetwork, Driver, LeaseRange, NetworkConfig, Subnet};
 pub use connect::bring_up_loopback;
 pub use connections::{ConnectionLock, PassingLock};
 pub use error::NetworkError;
+pub use forward::{Ended, Forwarder};
 pub use hold::Means;
 pub use inside::InsideLock;
 pub use ipnet::{IpNet, Ipv4Net, Ipv6Net};

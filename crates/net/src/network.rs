@@ -263,9 +263,14 @@ impl Network {
                     let way = Way { ours: self.kind == Kind::Managed, is_locked };
                     connect::by_veth(&mut route, netns, &ground, &lease, way)
                 }
-                Kind::Macvlan(mode) => {
-                    connect::by_macvlan(&mut route, netns, &ground, &lease, mode)
-                }
+                Kind::Macvlan(mode) => connect::by_macvlan(
+                    &mut route,
+                    netns,
+                    &ground,
+                    &lease,
+                    mode,
+                    spec.lock.is_some(),
+                ),
             }
         });
         if let Err(error) = connected {
@@ -278,6 +283,17 @@ impl Network {
             return Err(error);
         }
         Ok(self.status_of(&lease, ground.subnet))
+    }
+
+    /// Tells the segment where an attached container is.
+    ///
+    /// # Errors
+    /// [`NetworkError`].
+    pub fn announce(&self, netns: BorrowedFd<'_>, container: &str) -> Result<(), NetworkError> {
+        match self.leases()?.get(container) {
+            Some(lease) => connect::announce_inside(netns, lease),
+            None => Err(NetworkError::NotAttached(container.to_owned())),
+        }
     }
 
     /// The default route of the containers.

@@ -417,6 +417,16 @@ impl Route {
         Ok(replies.iter().find_map(|r| parse_link(&r.body)))
     }
 
+    /// The ports of a bridge.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn ports(&mut self, bridge: u32) -> io::Result<Vec<Link>> {
+        let replies = self.0.request(RTM_GETLINK, DUMP, &ifinfo(0, 0, 0), |_| ())?;
+        let links = replies.iter().filter_map(|r| parse_link(&r.body));
+        Ok(links.filter(|link| link.master == Some(bridge)).collect())
+    }
+
     /// The bodies of all IPv4 routes.
     fn routes(&mut self) -> io::Result<Vec<Vec<u8>>> {
         let mut any = [0; 12];

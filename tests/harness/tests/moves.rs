@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use arctern_harness::capture::Capture;
 use arctern_harness::host::Host;
 use arctern_harness::lab::{Lab, SUBNET, SUBNET6, address};
-use arctern_harness::load::{Download, Load, hexadecimal};
+use arctern_harness::load::{Download, Load, Report, hexadecimal};
 use arctern_harness::place::Place;
 use arctern_harness::random::rounds;
 use arctern_harness::skips::judge;
@@ -214,6 +214,18 @@ impl Traveller<'_> {
     }
 }
 
+/// No client waits longer than the longest move took: what it sent meanwhile arrives at its end, and
+/// not when a timer of the client fires, which has backed off to as much again.
+fn no_longer_than(report: &Report, times: &[Duration]) -> Result<()> {
+    let limit = times.iter().max().context("no move")?.saturating_add(Duration::from_millis(50));
+    ensure!(
+        report.longest_gap <= limit,
+        "a client waited for {:?}, the moves took {times:?}",
+        report.longest_gap
+    );
+    Ok(())
+}
+
 /// nginx with kept-open connections and a download, moved from host to host.
 fn nginx_moves_under_load(lan: Lan) -> Result<()> {
     let lab = Lab::new()?;
@@ -262,6 +274,7 @@ fn nginx_moves_under_load(lan: Lan) -> Result<()> {
         report.answers, report.connections, report.longest_gap, downloaded.longest_gap
     );
     report.check()?;
+    no_longer_than(&report, &times)?;
     ensure!(downloaded.sha256 == digest, "the download differs");
     ensure!(seen.resets.is_empty(), "resets: {:?}", seen.resets);
     ensure!(seen.icmp_errors.is_empty(), "ICMP errors: {:?}", seen.icmp_errors);
@@ -307,6 +320,7 @@ fn redis_moves_with_fifty_clients() -> Result<(), String> {
             report.answers, report.longest_gap
         );
         report.check()?;
+        no_longer_than(&report, &times)?;
         ensure!(report.connections == 50, "{} connections were opened", report.connections);
         let value = client.inside(|| {
             let mut stream = TcpStream::connect(server)?;

@@ -265,10 +265,10 @@ impl Guard {
 
     /// The tasks are gone and the lock is kept, or they go on and it is open.
     fn end(mut self, kept: bool, limit: Option<Duration>) -> Result<()> {
-        match kept {
-            true if self.lock.outlives() => self.keeper.keep(limit),
-            true => drop(self.keeper),
-            false => self.lock.open()?,
+        match (kept, self.lock.outlives(limit)) {
+            (true, Some(limit)) => self.keeper.keep(limit),
+            (true, None) => drop(self.keeper),
+            (false, _) => self.lock.open()?,
         }
         self.lock.finish()
     }

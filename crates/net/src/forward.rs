@@ -1,0 +1,158 @@
+//! Packets that came for a container of a segment while it was on its way to another host.
+//!
+//! Peers send to the hardware address that they know, and the switch leads that to this host until
+//! the container is announced somewhere else. By then their timers have backed off, and what they
+//! sent last is on this host. So it is written down from the freeze on, and when the first frame
+//! from the container arrives here, sent after it: to the same hardware address, out of the device
+//! that the frame came in by, with this host as the sender, so that no switch learns a peer in a
+//! wrong place. The other host holds it until the container runs.
+//!
+//! TCP does not mind what it has seen already. Other protocols get duplicates only of what was sent
+//! in the moments before the freeze; only TCP is sent on, therefore.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use arctern_sys::packet::{OFFLOADS, PacketSocket};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+
+use crate::error::{Doing, NetworkError};
+use crate::mac::Mac;
+use crate::network::Network;
+
+/// Most bytes that are kept; older ones go.
+const ROOM: usize = 32 << 20;
+/// Longer than any frame with the segments that a device has not cut yet.
+const FRAME: usize = 72 << 10;
+const TCP: u8 = 6;
+
+/// What is kept for one container.
+#[derive(Debug)]
+pub struct Forwarder {
+    /// A tap of each device that leads to the segment, with its index and hardware address.
+    taps: Vec<(PacketSocket, u32, Mac)>,
+    mac: Mac,
+    frames: VecDeque<Vec<u8>>,
+    bytes: usize,
+}
+
+/// Why [`Forwarder::run`] ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Something can be read from the descriptor that was given.
+    Told,
+    /// The container has appeared on the segment; what was kept has been sent.
+    Sent,
+    /// The container has appeared on this host.
+    Back,
+}
+
+impl Network {
+    /// Begins to keep what arrives for an attached container. `None` on networks whose containers
+    /// are not machines of a segment.
+    ///
+    /// # Errors
+    /// [`NetworkError`].
+    pub fn forwarder(&self, container: &str) -> Result<Option<Forwarder>, NetworkError> {
+        if !self.is_lan() {
+            return Ok(None);
+        }
+        let Some(lease) = self.leases()?.remove(container) else { return Ok(None) };
+        let mut route = self.route()?;
+        let Some(link) = route.link(self.link_name()).doing("look up", self.link_name())? else {
+            return Ok(None);
+        };
+        let mut devices = vec![link.clone()];
+        if !self.locks_inside() {
+            // The bridge's ports that lead further: those to containers and queues are veth pairs
+            // that we have named.
+            let ours = |name: &str| {
+                ["veth", "hold"].iter().any(|p| name.strip_prefix(p).is_some_and(|r| r.len() == 11))
+            };
+            let ports = route.ports(link.index).doing("list the ports of", &link.name)?;
+            devices = ports.into_iter().filter(|port| !ours(&port.name)).collect();
+        }
+        let mut taps = Vec::new();
+        for device in devices {
+            let Some(mac) = device.mac else { continue };
+            let tap = PacketSocket::tap(device.index).doing("listen on", &device.name)?;
+            taps.push((tap, device.index, mac));
+        }
+        Ok(Some(Forwarder { taps, mac: lease.mac, frames: VecDeque::new(), bytes: 0 }))
+    }
+}
+
+impl Forwarder {
+    /// Keeps frames until something can be read from `until`, or, if the container is `gone` from
+    /// this host, until it appears somewhere.
+    ///
+    /// # Errors
+    /// Those of `poll(2)`.
+    pub fn run(&mut self, until: BorrowedFd<'_>, gone: bool) -> std::io::Result<Ended> {
+        let mut buffer = vec![0; FRAME];
+        loop {
+            let mut polled = vec![PollFd::from_borrowed_fd(until, PollFlags::IN)];
+            for (tap, ..) in &self.taps {
+                polled.push(PollFd::from_borrowed_fd(tap.as_fd(), PollFlags::IN));
+            }
+            match poll(&mut polled, None) {
+                Ok(_) => {}
+                Err(Errno::INTR) => continue,
+                Err(e) => return Err(e.into()),
+            }
+            let told = !polled[0].revents().is_empty();
+            for number in 0..self.taps.len() {
+                if let Some(ended) = self.take(number, &mut buffer, gone) {
+                    return Ok(ended);
+                }
+            }
+            if told {
+                return Ok(Ended::Told);
+            }
+        }
+    }
+
+    /// Takes what one tap has.
+    fn take(&mut self, number: usize, buffer: &mut [u8], gone: bool) -> Option<Ended> {
+        while let Ok(received) = self.taps[number].0.receive(buffer) {
+            let bytes = &buffer[..received.length];
+            let Some(frame) = bytes.get(OFFLOADS..) else { continue };
+            if gone && frame.get(6..12) == Some(&self.mac.0) {
+                if received.outgoing {
+                    return Some(Ended::Back);
+                }
+                self.send(number);
+                return Some(Ended::Sent);
+            }
+            if !received.outgoing && frame.get(..6) == Some(&self.mac.0) && is_tcp(frame) {
+                self.bytes += bytes.len();
+                self.frames.push_back(bytes.to_vec());
+                while self.bytes > ROOM {
+                    self.bytes -= self.frames.pop_front().map_or(self.bytes, |old| old.len());
+                }
+            }
+        }
+        None
+    }
+
+    /// Sends everything after the container.
+    fn send(&mut self, number: usize) {
+        let (tap, device, own) = &self.taps[number];
+        for mut frame in self.frames.drain(..) {
+            frame[OFFLOADS + 6..OFFLOADS + 12].copy_from_slice(&own.0);
+            // Lost on the way as any other packet may be.
+            let _ = tap.send(*device, &frame);
+        }
+        self.bytes = 0;
+    }
+}
+
+/// Whether a frame carries TCP over IPv4 or IPv6.
+fn is_tcp(frame: &[u8]) -> bool {
+    match frame.get(12..14) {
+        Some([0x08, 0x00]) => frame.get(14 + 9) == Some(&TCP),
+        Some([0x86, 0xdd]) => frame.get(14 + 6) == Some(&TCP),
+        _ => false,
+    }
+}
