@@ -1,4 +1,5 @@
-//! What waits in connections of a unix socket that nobody has accepted yet.
+//! What waits in connections of a unix socket that nobody has accepted yet, and where in a stream the
+//! bytes begin that descriptors came with: recvmsg(2) shows neither.
 //!
 //! Such a connection has no descriptor through which it could be asked. The kernel's own structures
 //! are read, by BPF ([`crate::bpf`]), where its description of itself ([`crate::btf`]) says: the
@@ -39,11 +40,24 @@ pub struct PendingMessage {
 /// first. `namespace`: its network namespace, None for our own. An error where the kernel does not
 /// describe itself, or does not run the programs.
 pub fn unix_pending(namespace: Option<BorrowedFd<'_>>, listener: u32) -> io::Result<Vec<Pending>> {
-    let Some(namespace) = namespace else { return Walk::new()?.pending(listener) };
+    within(namespace, |walk| walk.pending(listener))
+}
+
+/// What is unread in the socket with inode `ino`, in order: bytes that were sent at once, and whether
+/// descriptors come with them. As [`unix_pending`].
+pub fn unix_unread(namespace: Option<BorrowedFd<'_>>, ino: u32) -> io::Result<Vec<(usize, bool)>> {
+    within(namespace, |walk| walk.unread(ino))
+}
+
+fn within<T: Send>(
+    namespace: Option<BorrowedFd<'_>>,
+    body: impl FnOnce(&Walk) -> io::Result<T> + Send,
+) -> io::Result<T> {
+    let Some(namespace) = namespace else { return body(&Walk::new()?) };
     std::thread::scope(|scope| {
         let thread = scope.spawn(move || {
             setns(namespace, CloneFlags::CLONE_NEWNET)?;
-            Walk::new()?.pending(listener)
+            body(&Walk::new()?)
         });
         thread.join().unwrap_or_else(|_| Err(io::Error::other("the reading thread failed")))
     })
@@ -65,6 +79,7 @@ struct Walk {
     data_len: u64,
     data: u64,
     rights: u64,
+    consumed: u64,
 }
 
 impl Walk {
@@ -86,6 +101,7 @@ impl Walk {
             data_len: at("sk_buff", "data_len")?,
             data: at("sk_buff", "data")?,
             rights: at("sk_buff", "cb")? + at("unix_skb_parms", "fp")?,
+            consumed: at("sk_buff", "cb")? + at("unix_skb_parms", "consumed")?,
         })
     }
 
@@ -98,6 +114,23 @@ impl Walk {
             }
         }
         Err(io::ErrorKind::NotFound.into())
+    }
+
+    fn unread(&self, ino: u32) -> io::Result<Vec<(usize, bool)>> {
+        for &sock in &self.sockets {
+            if self.inode_of(sock)? == ino {
+                let entries = self.entries(sock)?.into_iter();
+                return entries.map(|entry| self.part(entry)).collect();
+            }
+        }
+        Err(io::ErrorKind::NotFound.into())
+    }
+
+    fn part(&self, entry: u64) -> io::Result<(usize, bool)> {
+        let len = self.reader.word(entry + self.len)?;
+        let consumed = self.reader.word(entry + self.consumed)?;
+        let descriptors = self.reader.pointer(entry + self.rights)? != 0;
+        Ok((len.saturating_sub(consumed) as usize, descriptors))
     }
 
     /// The inode of a socket, 0 without one.
@@ -194,6 +227,20 @@ mod tests {
             assert_eq!(pending[3].messages[0].data, None);
             assert!(pending[3].messages.last().unwrap().descriptors);
             assert_eq!(pending.len(), 4);
+        }
+    }
+
+    #[test]
+    fn parts_of_a_stream_are_told_apart() {
+        let (mut a, mut b) = UnixStream::pair().unwrap();
+        b.write_all(b"before").unwrap();
+        let fds = [a.as_raw_fd()];
+        let (iov, rights) = ([io::IoSlice::new(b"with")], [ControlMessage::ScmRights(&fds)]);
+        sendmsg::<()>(b.as_raw_fd(), &iov, &rights, MsgFlags::empty(), None).unwrap();
+        std::io::Read::read_exact(&mut a, &mut [0; 2]).unwrap();
+        match unix_unread(None, ino(&a)) {
+            Ok(parts) => assert_eq!(parts, [(4, false), (4, true)]),
+            Err(error) => eprintln!("skip: the kernel does not show what is unread: {error}"),
         }
     }
 }

@@ -80,6 +80,7 @@ const WORKLOADS: &[(&str, i32, Body)] = &[
     ("unix-pending", NONE, sockets::unix_pending),
     ("passed-descriptors", NONE, unix_queues::passed_descriptors),
     ("unix-senders", NONE, unix_queues::unix_senders),
+    ("passed-in-stream", NONE, unix_queues::passed_in_stream),
     ("passed-sockets", NONE, unix_queues::passed_sockets),
     ("tcp-listeners", NONE, sockets::tcp_listeners),
     ("tcp-established", NONE, tcp::established),

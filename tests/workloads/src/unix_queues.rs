@@ -135,6 +135,26 @@ pub fn passed_descriptors(stage: &Stage, checks: &mut Checks) {
     reader.verify(checks);
 }
 
+/// Descriptors in a stream whose reader takes exactly what came before them.
+pub fn passed_in_stream(stage: &Stage, checks: &mut Checks) {
+    let (to, from) = pair(libc::SOCK_STREAM);
+    let file = open("file", b"content");
+    send(to, b"length", &[]);
+    send(to, b"body", &[file]);
+    send(to, b"next", &[]);
+    send(to, b"more", &[file, file]);
+    close(file);
+    stage.ready();
+    stage.wait_for_verify();
+    checks.eq("without", (b"length".to_vec(), vec![]), receive(from, 6));
+    let (data, descriptors) = receive(from, 1);
+    checks.eq("first byte", (b"b".to_vec(), 1), (data, descriptors.len()));
+    checks.eq("rest", (b"ody".to_vec(), vec![]), receive(from, 3));
+    checks.eq("between", (b"next".to_vec(), vec![]), receive(from, 4));
+    let (data, descriptors) = receive(from, 100);
+    checks.eq("two", (b"more".to_vec(), 2), (data, descriptors.len()));
+}
+
 /// Sockets on their way: one whose peer stays, with unread data and a descriptor in its own queue,
 /// and one that was sent to itself's peer.
 pub fn passed_sockets(stage: &Stage, checks: &mut Checks) {

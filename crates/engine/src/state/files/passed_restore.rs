@@ -15,7 +15,8 @@ use super::install::park;
 use super::passed::carried;
 use super::restore::FilesRestore;
 use super::table::Opener;
-use super::unix_restore::{Late, deliver};
+use super::unix_restore::Late;
+use super::unix_senders::deliver;
 use crate::error::{Refusal, RestoreError};
 use crate::restore_context::{RestoreContext, failed};
 

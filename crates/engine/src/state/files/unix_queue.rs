@@ -4,20 +4,23 @@
 //! received (SCM_RIGHTS) are peeked at too: the kernel gives the controller the same descriptions. The
 //! sender's credentials are kept where the reader asks for them (SO_PASSCRED).
 //!
-//! Not kept: in a stream, where the bytes begin that
-//! descriptors came with (the kernel shows where they end); empty messages that were peeked at before,
-//! which the kernel does not show a second time.
+//! In a stream, recvmsg(2) shows where the bytes end that descriptors came with; where they begin is
+//! read from the kernel's own structures ([`arctern_sys::unix_pending`]), where it can be.
+//!
+//! Not kept: empty messages that were peeked at before, which the kernel does not show a second time.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use arctern_image::images::{ImageDir, ImageKind};
 use arctern_image::messages::{ScmEntry, SkPacketEntry};
+use arctern_sys::Pid;
 use arctern_sys::fd::{set_socket_int, socket_int};
 use arctern_sys::message::receive;
+use arctern_sys::unix_pending::unix_unread;
 
 use super::capture::FileCollector;
-use super::unix::{LISTEN, Member};
+use super::unix::{LISTEN, Member, network};
 use crate::error::CaptureError;
 use crate::tree::FrozenTree;
 
@@ -58,7 +61,15 @@ impl FileCollector {
             .again(task, member.fd, member.passed)
             .map_err(task.failed(&member.part, "duplicate it into the controller"))?;
         let messages = socket.kind as i32 != libc::SOCK_STREAM;
-        peek(&file, messages, socket.shutdown & 1 != 0)
+        let starts = match member.descriptors {
+            0 => Vec::new(),
+            _ if messages => Vec::new(),
+            _ => starts(task.pid, member).unwrap_or_else(|error| {
+                tracing::debug!("{}: where descriptors begin is not shown: {error}", member.part);
+                Vec::new()
+            }),
+        };
+        peek(&file, messages, socket.shutdown & 1 != 0, &starts)
             .map_err(task.failed(&member.part, "peek at what it has not read"))
     }
 
@@ -110,17 +121,41 @@ fn inner_credentials(tree: &FrozenTree, [pid, uid, gid]: [u32; 3]) -> Vec<u32> {
     vec![inner.map_or(0, |task| task.inner_pid) as u32, uid, gid]
 }
 
+/// Where in the stream of a socket the bytes begin that descriptors come with.
+fn starts(pid: Pid, member: &Member) -> io::Result<Vec<usize>> {
+    let namespace = network(pid, member.namespace)?;
+    let parts = unix_unread(namespace.as_ref().map(AsFd::as_fd), member.ino)?;
+    let mut at = 0;
+    let mut starts = Vec::new();
+    for (len, descriptors) in parts {
+        starts.extend(descriptors.then_some(at));
+        at += len;
+    }
+    Ok(starts)
+}
+
 /// Copies what can be read from a socket and leaves it there. `messages`: every message is an item
-/// of its own. `ended`: nothing more can come.
-fn peek(socket: impl AsFd, messages: bool, ended: bool) -> io::Result<Vec<Message>> {
+/// of its own. `ended`: nothing more can come. `starts`: where bytes with descriptors begin, as far
+/// as is known.
+fn peek(
+    socket: impl AsFd,
+    messages: bool,
+    ended: bool,
+    starts: &[usize],
+) -> io::Result<Vec<Message>> {
     let socket = socket.as_fd();
     let before = socket_int(socket, libc::SOL_SOCKET, SO_PEEK_OFF)?;
-    let result = peek_all(socket, messages, ended);
+    let result = peek_all(socket, messages, ended, starts);
     set_socket_int(socket, libc::SOL_SOCKET, SO_PEEK_OFF, before)?;
     result
 }
 
-fn peek_all(socket: impl AsFd, messages: bool, ended: bool) -> io::Result<Vec<Message>> {
+fn peek_all(
+    socket: impl AsFd,
+    messages: bool,
+    ended: bool,
+    starts: &[usize],
+) -> io::Result<Vec<Message>> {
     let socket = socket.as_fd();
     let go_to = |offset: usize| {
         let offset = i32::try_from(offset).map_err(|_| io::ErrorKind::FileTooLarge)?;
@@ -148,8 +183,15 @@ fn peek_all(socket: impl AsFd, messages: bool, ended: bool) -> io::Result<Vec<Me
         if full {
             return Err(io::Error::other(format!("a message has more than {MAX_MESSAGE} bytes")));
         }
-        let len = received.len;
-        let descriptors = std::mem::take(&mut received.descriptors);
+        let mut len = received.len;
+        let mut descriptors = std::mem::take(&mut received.descriptors);
+        // What comes before them was sent by another call.
+        let start = starts.iter().find(|start| (at + 1..at + len).contains(start));
+        if let Some(start) = start.filter(|_| !descriptors.is_empty()) {
+            len = start - at;
+            descriptors.clear();
+            go_to(*start)?;
+        }
         if len == 0 && descriptors.is_empty() && (!messages || ended) {
             return Ok(queue);
         }
@@ -182,10 +224,10 @@ mod tests {
         let data: Vec<u8> = (0..100_000u32).map(|i| i as u8).collect();
         b.write_all(&data).unwrap();
         for _ in 0..2 {
-            assert_eq!(bytes(peek(&a, false, false).unwrap()).concat(), data);
+            assert_eq!(bytes(peek(&a, false, false, &[]).unwrap()).concat(), data);
         }
         b.shutdown(std::net::Shutdown::Write).unwrap();
-        assert_eq!(bytes(peek(&a, false, true).unwrap()).concat(), data);
+        assert_eq!(bytes(peek(&a, false, true, &[]).unwrap()).concat(), data);
         assert_eq!(socket_int(&a, libc::SOL_SOCKET, SO_PEEK_OFF).unwrap(), -1);
         let mut read = Vec::new();
         (&a).read_to_end(&mut read).unwrap();
@@ -198,7 +240,7 @@ mod tests {
         for data in [&b"one"[..], b"", b"three", &[7; 150_000]] {
             b.send(data).unwrap();
         }
-        let queue = bytes(peek(&a, true, false).unwrap());
+        let queue = bytes(peek(&a, true, false, &[]).unwrap());
         assert_eq!(queue.iter().map(Vec::len).collect::<Vec<_>>(), [3, 0, 5, 150_000]);
         let mut buffer = [0; 10];
         assert_eq!(a.recv(&mut buffer).unwrap(), 3);
@@ -218,11 +260,15 @@ mod tests {
         send(b"one", &own[..1]);
         send(b"two", &own);
         send(b"after", &[]);
-        for _ in 0..2 {
-            let queue = peek(&a, false, false).unwrap();
-            let seen: Vec<_> = queue.iter().map(|m| (&m.data[..], m.descriptors.len())).collect();
-            let want = [(&b"beforeone"[..], 1), (b"two", 2), (b"after", 0)];
-            assert_eq!(seen, want);
-        }
+        let seen = |starts: &[usize]| {
+            let queue = peek(&a, false, false, starts).unwrap();
+            let seen = queue.into_iter().map(|m| (m.data, m.descriptors.len()));
+            seen.collect::<Vec<_>>()
+        };
+        let part = |data: &[u8], descriptors| (data.to_vec(), descriptors);
+        let glued = [part(b"beforeone", 1), part(b"two", 2), part(b"after", 0)];
+        assert_eq!(seen(&[]), glued);
+        let apart = [part(b"before", 0), part(b"one", 1), part(b"two", 2), part(b"after", 0)];
+        assert_eq!(seen(&[6, 9]), apart);
     }
 }

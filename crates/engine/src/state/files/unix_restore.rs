@@ -6,20 +6,18 @@
 //! options and flags, since each of them would forbid the one before.
 
 use std::collections::{HashMap, HashSet};
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 
 use arctern_image::images::{ImageDir, ImageKind};
 use arctern_image::messages::{SkPacketEntry, UnixSkEntry};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
-use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, UnixCredentials, sendmsg};
 
-use super::sockopts::{self, Room};
+use super::sockopts;
 use super::table::Opener;
 use super::unix::{ESTABLISHED, EXTERNAL, LISTEN};
 use super::unix_pending::Waiting;
-use super::unix_senders::target;
+use super::unix_senders::{deliver, target};
 use crate::error::RestoreError;
 
 /// An unread message.
@@ -446,72 +444,4 @@ fn remove_name(o: &mut Opener<'_>, socket: &UnixSkEntry) {
     let name = o.c_string(name);
     let args = [libc::AT_FDCWD.into(), name.into(), 0.into()];
     o.call(libc::SYS_unlinkat, &args, "remove the socket file");
-}
-
-/// Sends without waiting. What one sender's buffer does not hold may have come from several: then
-/// the buffer is larger for the moment. A message that shows its sender is sent in the name of the
-/// process `pid` (as we see it), with the uid and gid of the real sender.
-pub(super) fn deliver(
-    through: &OwnedFd,
-    to: Option<&UnixAddr>,
-    message: &Message,
-    descriptors: &[OwnedFd],
-    pid: i32,
-) -> io::Result<()> {
-    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-    let sender =
-        message.sender.map(|[_, uid, gid]| UnixCredentials::from(libc::ucred { pid, uid, gid }));
-    let numbers: Vec<i32> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
-    let mut control: Vec<ControlMessage<'_>> =
-        sender.iter().map(ControlMessage::ScmCredentials).collect();
-    if !numbers.is_empty() {
-        control.push(ControlMessage::ScmRights(&numbers));
-    }
-    let mut data = &message.data[..];
-    let mut grown = None;
-    let result = loop {
-        let iov = [io::IoSlice::new(data)];
-        match sendmsg(through.as_raw_fd(), &iov, &control, flags, to) {
-            Ok(n) if n >= data.len() => break Ok(()),
-            Ok(n) => {
-                data = &data[n..];
-                // They went with the first part.
-                control.retain(|control| !matches!(control, ControlMessage::ScmRights(_)));
-            }
-            Err(nix::Error::EAGAIN | nix::Error::EMSGSIZE | nix::Error::ENOBUFS)
-                if grown.is_none() =>
-            {
-                grown = Some(Room::make(through, libc::SO_SNDBUF)?);
-            }
-            Err(errno) => break Err(errno.into()),
-        }
-    };
-    if let Some(room) = grown {
-        room.give_back()?;
-    }
-    result
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use arctern_sys::fd::socket_int;
-    use std::os::unix::net::UnixDatagram;
-
-    #[test]
-    fn more_than_one_sender_could_hold_is_delivered() {
-        let (a, b) = UnixDatagram::pair().unwrap();
-        let through = OwnedFd::from(b);
-        let before = socket_int(&through, libc::SOL_SOCKET, libc::SO_SNDBUF).unwrap();
-        for _ in 0..5 {
-            let message = Message { data: vec![1; 100_000], ..Message::default() };
-            deliver(&through, None, &message, &[], 0).unwrap();
-        }
-        let after = socket_int(&through, libc::SOL_SOCKET, libc::SO_SNDBUF).unwrap();
-        assert_eq!(before, after);
-        let mut buffer = vec![0; 100_001];
-        for _ in 0..5 {
-            assert_eq!(a.recv(&mut buffer).unwrap(), 100_000);
-        }
-    }
 }

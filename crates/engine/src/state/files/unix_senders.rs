@@ -1,16 +1,19 @@
-//! Who sends an unread datagram again: a reader may answer to the name that it came from.
+//! Who sends what is unread again, and how: the reader of a datagram may answer to the name that it
+//! came from.
 //!
 //! The socket of the tree that has the name sends it, wherever it is connected to. A name that nobody
 //! in the tree has is not carried: its socket may be somebody's outside, or closed.
 
 use std::ffi::OsStr;
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use arctern_image::messages::UnixSkEntry;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
-use nix::sys::socket::UnixAddr;
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, UnixCredentials, sendmsg};
 
+use super::sockopts::Room;
 use super::table::Opener;
 use super::unix_restore::{Group, Message, full_path, path};
 use crate::error::RestoreError;
@@ -60,4 +63,72 @@ pub(super) fn target(o: &Opener<'_>, socket: &UnixSkEntry) -> Result<Target, Res
     let through = format!("/proc/self/fd/{}", file.as_raw_fd());
     let address = UnixAddr::new(through.as_str()).map_err(failed)?;
     Ok(Target { address, _file: Some(file) })
+}
+
+/// Sends without waiting. What one sender's buffer does not hold may have come from several: then
+/// the buffer is larger for the moment. A message that shows its sender is sent in the name of the
+/// process `pid` (as we see it), with the uid and gid of the real sender.
+pub(super) fn deliver(
+    through: &OwnedFd,
+    to: Option<&UnixAddr>,
+    message: &Message,
+    descriptors: &[OwnedFd],
+    pid: i32,
+) -> io::Result<()> {
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    let sender =
+        message.sender.map(|[_, uid, gid]| UnixCredentials::from(libc::ucred { pid, uid, gid }));
+    let numbers: Vec<i32> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    let mut control: Vec<ControlMessage<'_>> =
+        sender.iter().map(ControlMessage::ScmCredentials).collect();
+    if !numbers.is_empty() {
+        control.push(ControlMessage::ScmRights(&numbers));
+    }
+    let mut data = &message.data[..];
+    let mut grown = None;
+    let result = loop {
+        let iov = [io::IoSlice::new(data)];
+        match sendmsg(through.as_raw_fd(), &iov, &control, flags, to) {
+            Ok(n) if n >= data.len() => break Ok(()),
+            Ok(n) => {
+                data = &data[n..];
+                // They went with the first part.
+                control.retain(|control| !matches!(control, ControlMessage::ScmRights(_)));
+            }
+            Err(nix::Error::EAGAIN | nix::Error::EMSGSIZE | nix::Error::ENOBUFS)
+                if grown.is_none() =>
+            {
+                grown = Some(Room::make(through, libc::SO_SNDBUF)?);
+            }
+            Err(errno) => break Err(errno.into()),
+        }
+    };
+    if let Some(room) = grown {
+        room.give_back()?;
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arctern_sys::fd::socket_int;
+    use std::os::unix::net::UnixDatagram;
+
+    #[test]
+    fn more_than_one_sender_could_hold_is_delivered() {
+        let (a, b) = UnixDatagram::pair().unwrap();
+        let through = OwnedFd::from(b);
+        let before = socket_int(&through, libc::SOL_SOCKET, libc::SO_SNDBUF).unwrap();
+        for _ in 0..5 {
+            let message = Message { data: vec![1; 100_000], ..Message::default() };
+            deliver(&through, None, &message, &[], 0).unwrap();
+        }
+        let after = socket_int(&through, libc::SOL_SOCKET, libc::SO_SNDBUF).unwrap();
+        assert_eq!(before, after);
+        let mut buffer = vec![0; 100_001];
+        for _ in 0..5 {
+            assert_eq!(a.recv(&mut buffer).unwrap(), 100_000);
+        }
+    }
 }
