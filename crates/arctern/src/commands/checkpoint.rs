@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use arctern_container::Error;
 use arctern_container::checkpoint::{CheckpointOptions, Checkpointed};
-use arctern_engine::options::TcpPolicy;
+use arctern_engine::options::{ExternalUnix, TcpPolicy};
 use arctern_image::archive::Compression;
 use serde_json::{Value, json};
 
@@ -60,6 +60,17 @@ pub struct Args {
     /// Drop live TCP connections: their peers are told, the program finds them closed
     #[arg(long)]
     pub tcp_close: bool,
+    /// Connect unix sockets again by name to programs outside of the container; with `close`, let
+    /// these connections be closed; without it they are refused
+    #[arg(
+        long,
+        value_name = "POLICY",
+        value_parser = ["reconnect", "close"],
+        require_equals = true,
+        num_args = 0..=1,
+        default_missing_value = "reconnect"
+    )]
+    pub ext_unix_sk: Option<String>,
     /// How long packets for the stopped container are held, with --tcp-established: seconds, or a
     /// number with s, m or h, or `none` for as long as it takes
     #[arg(
@@ -117,6 +128,11 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
             _ => Compression::Zstd,
         }),
         leave_running: args.leave_running,
+        external_unix: match args.ext_unix_sk.as_deref() {
+            None => ExternalUnix::Refuse,
+            Some("close") => ExternalUnix::Close,
+            Some(_) => ExternalUnix::Reconnect,
+        },
         ignore_rootfs: args.ignore_rootfs,
         with_image: args.with_image,
         file_locks: args.file_locks,

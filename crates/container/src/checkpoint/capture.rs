@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use arctern_engine::options::{
-    AfterCapture, CaptureOptions, Connection, Event, Events, External, ExternalUnix, HookError,
-    NetworkLock, TcpPolicy,
+    AfterCapture, CaptureOptions, Connection, Event, Events, External, HookError, NetworkLock,
+    TcpPolicy,
 };
 use arctern_net::Keep;
 use arctern_storage::diff;
@@ -195,7 +195,7 @@ impl Host {
             externals: externals(record, pid, &binds)?,
             shell_job: false,
             orphan_terminals: record.config.terminal,
-            external_unix: ExternalUnix::Refuse,
+            external_unix: options.external_unix,
             file_locks: options.file_locks,
             ghost_limit: GHOST_LIMIT,
             timeout: FREEZE_TIMEOUT,

@@ -27,7 +27,7 @@ pub(crate) mod streams;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use arctern_engine::options::{CaptureReport, RestoreReport, TcpPolicy};
+use arctern_engine::options::{CaptureReport, ExternalUnix, RestoreReport, TcpPolicy};
 use arctern_image::archive::Compression;
 
 use crate::config::PortMapping;
@@ -68,6 +68,8 @@ pub struct CheckpointOptions {
     pub file_locks: bool,
     /// What is done about live TCP connections.
     pub tcp: TcpPolicy,
+    /// What is done about unix sockets that are connected to programs outside of the container.
+    pub external_unix: ExternalUnix,
     /// How long the network stays locked for connections of a container that was stopped; None: until
     /// it is restored or removed.
     pub lock_limit: Option<Duration>,
