@@ -11,6 +11,7 @@
 
 use crate::host::Host;
 use crate::place::Place;
+use crate::relay::{Relay, Wire};
 use anyhow::Result;
 use std::cell::Cell;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -83,6 +84,21 @@ impl Lab {
         let mut command = self.segment.command("tc");
         crate::host::run(command.args(tbf.split_whitespace()))?;
         Ok(place)
+    }
+
+    /// A client at the end of a long and lossy wire.
+    pub fn far_client(&self, number: u8, wire: Wire) -> Result<(Place, Relay)> {
+        let (client, between) = (Place::new()?, Place::new()?);
+        self.plug(&between)?;
+        between.ip(&format!("link add far type veth peer name eth0 netns {}", client.name()))?;
+        between.ip("link set far up")?;
+        client.ip("link set eth0 up")?;
+        for device in ["eth0", "far"] {
+            // The wire says nothing itself.
+            between.sysctl(&format!("ipv6/conf/{device}/disable_ipv6"), "1")?;
+        }
+        self.address(&client, "eth0", number)?;
+        Ok((client, Relay::start(between, ["eth0", "far"], wire)?))
     }
 
     /// A host with the addresses of the machine with this number on `eth0`.

@@ -10,5 +10,6 @@ pub mod load;
 pub mod place;
 pub mod process;
 pub mod random;
+pub mod relay;
 pub mod skips;
 pub mod workload;

@@ -9,6 +9,7 @@ use arctern_harness::lab::{Lab, SUBNET, SUBNET6, address};
 use arctern_harness::load::{Download, Load, Report, hexadecimal};
 use arctern_harness::place::Place;
 use arctern_harness::random::rounds;
+use arctern_harness::relay::Wire;
 use arctern_harness::skips::judge;
 use sha2::{Digest, Sha256};
 use std::io::{Read, Write};
@@ -178,9 +179,9 @@ struct Traveller<'a> {
 }
 
 impl Traveller<'_> {
-    /// Moves the container to the other host with its connections. Gives the time from the beginning
+    /// Moves the container to the other host with its connections, with a wait in between. Gives the time from the beginning
     /// of the checkpoint to the end of the restore.
-    fn go(&mut self) -> Result<Duration> {
+    fn go(&mut self, wait: Duration) -> Result<Duration> {
         let (from, to) = (self.hosts[self.moves % 2], self.hosts[(self.moves + 1) % 2]);
         let archive = from.dir().join(format!("{}-{}.tar", self.name, self.moves));
         let file = archive.to_string_lossy().into_owned();
@@ -194,6 +195,7 @@ impl Traveller<'_> {
         from.arctern(&checkpoint)?;
         // First, because the hosts of a lab share their control groups, which go by the id.
         from.arctern(&["rm", self.name])?;
+        std::thread::sleep(wait);
         to.arctern(&["container", "restore", "--tcp-established", "--file", &file])?;
         let took = begin.elapsed();
         std::fs::remove_file(&archive)?;
@@ -240,6 +242,8 @@ fn nginx_moves_under_load(lan: Lan) -> Result<()> {
         "lan",
         "--ip",
         "192.0.2.20",
+        "--ip6",
+        "fd00:2::20",
         "-v",
         &volume,
         "--name",
@@ -251,6 +255,11 @@ fn nginx_moves_under_load(lan: Lan) -> Result<()> {
 
     let capture = Capture::start(&client)?;
     let load = Load::http(&client, server, "/", 8, Duration::from_millis(5))?;
+    let server6 = SocketAddr::new("fd00:2::20".parse()?, 80);
+    let load6 = Load::http(&client, server6, "/", 4, Duration::from_millis(5))?;
+    let wire = Wire { delay: Duration::from_millis(15), loss: 10 };
+    let (far, _relay) = lab.far_client(102, wire)?;
+    let far_load = Load::http(&far, server, "/", 8, Duration::from_millis(5))?;
     let mut download = Download::start(&slow, server, "/files/large")?;
     load.wait_for(200)?;
     let mut traveller = Traveller { hosts: [&a, &b], name: "web", moves: 0 };
@@ -263,18 +272,24 @@ fn nginx_moves_under_load(lan: Lan) -> Result<()> {
         }
         let more = download.received() + (1 << 20);
         download.wait_for(more.min(40 << 20))?;
-        times.push(traveller.go().with_context(|| format!("move {round}"))?);
-        load.wait_for(200).with_context(|| format!("after move {round}"))?;
+        times.push(traveller.go(Duration::ZERO).with_context(|| format!("move {round}"))?);
+        for load in [&load, &load6, &far_load] {
+            load.wait_for(100).with_context(|| format!("after move {round}"))?;
+        }
     }
     let downloaded = download.finish().context("the download")?;
-    let report = load.finish()?;
+    let reports = [load.finish()?, load6.finish()?, far_load.finish()?];
     let seen = capture.finish()?;
-    println!(
-        "{lan:?}: {} answers on {} connections, moves {times:?}, longest gap {:?}, of the download {:?}",
-        report.answers, report.connections, report.longest_gap, downloaded.longest_gap
-    );
-    report.check()?;
-    no_longer_than(&report, &times)?;
+    println!("{lan:?}: moves {times:?}, longest gap of the download {:?}", downloaded.longest_gap);
+    for (report, whose) in reports.iter().zip(["near", "near, IPv6", "far"]) {
+        println!(
+            "{whose}: {} answers on {} connections, longest gap {:?}",
+            report.answers, report.connections, report.longest_gap
+        );
+        report.check()?;
+    }
+    no_longer_than(&reports[0], &times)?;
+    no_longer_than(&reports[1], &times)?;
     ensure!(downloaded.sha256 == digest, "the download differs");
     ensure!(seen.resets.is_empty(), "resets: {:?}", seen.resets);
     ensure!(seen.icmp_errors.is_empty(), "ICMP errors: {:?}", seen.icmp_errors);
@@ -310,7 +325,9 @@ fn redis_moves_with_fifty_clients() -> Result<(), String> {
         let mut traveller = Traveller { hosts: [&a, &b], name: "redis", moves: 0 };
         let mut times = Vec::new();
         for round in 0..rounds(3, 20) {
-            times.push(traveller.go().with_context(|| format!("move {round}"))?);
+            // Timers of clients back off to different lengths.
+            let wait = Duration::from_millis([0, 300, 1000, 100][round % 4]);
+            times.push(traveller.go(wait).with_context(|| format!("move {round}"))?);
             load.wait_for(500).with_context(|| format!("after move {round}"))?;
         }
         let report = load.finish()?;
