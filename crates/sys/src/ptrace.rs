@@ -55,6 +55,11 @@ pub fn cont(tid: Pid, signal: i32) -> io::Result<()> {
     request(libc::PTRACE_CONT, tid, 0, signal as u64).map(drop)
 }
 
+/// Lets the thread run until it enters a system call, or leaves it.
+pub fn to_system_call(tid: Pid) -> io::Result<()> {
+    request(libc::PTRACE_SYSCALL, tid, 0, 0).map(drop)
+}
+
 /// Lets the thread run one instruction.
 pub fn single_step(tid: Pid) -> io::Result<()> {
     request(libc::PTRACE_SINGLESTEP, tid, 0, 0).map(drop)

@@ -259,6 +259,31 @@ impl Stub {
         .map(drop)
     }
 
+    /// As [`Stub::remove_gadget`], and sets the disposition of SIGTRAP (struct sigaction of the
+    /// kernel) first. A trap that is ignored gets the default disposition when one happens, and
+    /// every batch ends with one, as does a single step: nothing here does.
+    pub fn remove_gadget_and_set_trap(
+        &self,
+        syscall_instruction: u64,
+        action: &[u8; 32],
+    ) -> Result<(), TraceeError> {
+        memory::write(self.tid, self.data(), action)
+            .map_err(TraceeError::request(self.tid, "write the memory"))?;
+        let args = [libc::SIGTRAP as u64, self.data().0, 0, 8, 0, 0];
+        let (at, nr) = (syscall_instruction, libc::SYS_rt_sigaction);
+        self.call_at(at, "rt_sigaction of SIGTRAP", nr, args, (ptrace::to_system_call, 2))?;
+        let args = [self.gadget, GADGET_SIZE, 0, 0, 0, 0];
+        let (name, nr) = ("munmap of the gadget", libc::SYS_munmap);
+        self.call_at(at, name, nr, args, (ptrace::to_system_call, 2))?;
+        // The task goes on from a stop that looks at interrupted calls.
+        ptrace::interrupt(self.tid).map_err(TraceeError::request(self.tid, "interrupt"))?;
+        ptrace::cont(self.tid, 0).map_err(TraceeError::request(self.tid, "resume"))?;
+        match ptrace::wait(self.tid).map_err(TraceeError::request(self.tid, "wait"))? {
+            WaitStatus::Event { event: EVENT_STOP, .. } => Ok(()),
+            other => Err(self.unexpected(other)),
+        }
+    }
+
     fn block_signals(&self) -> Result<(), TraceeError> {
         ptrace::set_signal_mask(self.tid, BLOCK_ALL)
             .map_err(TraceeError::request(self.tid, "block the signals"))
@@ -336,6 +361,19 @@ impl Stub {
         nr: i64,
         args: [u64; 6],
     ) -> Result<u64, TraceeError> {
+        self.call_at(instruction, name, nr, args, (ptrace::single_step, 1))
+    }
+
+    /// One call by a `syscall` instruction that the task has mapped, with what resumes the thread,
+    /// and how many stops that makes until the call is over.
+    fn call_at(
+        &self,
+        instruction: u64,
+        name: &str,
+        nr: i64,
+        args: [u64; 6],
+        (resume, mut stops): (fn(Pid) -> io::Result<()>, u32),
+    ) -> Result<u64, TraceeError> {
         let mut regs = ptrace::registers(self.tid)
             .map_err(TraceeError::request(self.tid, "read the registers"))?;
         regs.rip = instruction;
@@ -345,10 +383,10 @@ impl Stub {
         regs.eflags &= !0x100;
         ptrace::set_registers(self.tid, &regs)
             .map_err(TraceeError::request(self.tid, "set the registers"))?;
-        loop {
-            ptrace::single_step(self.tid).map_err(TraceeError::request(self.tid, "step"))?;
+        while stops != 0 {
+            resume(self.tid).map_err(TraceeError::request(self.tid, "step"))?;
             match ptrace::wait(self.tid).map_err(TraceeError::request(self.tid, "wait"))? {
-                WaitStatus::Signal(libc::SIGTRAP) => break,
+                WaitStatus::Signal(libc::SIGTRAP) => stops -= 1,
                 WaitStatus::Event { event: EVENT_STOP, .. } => {}
                 other => return Err(self.unexpected(other)),
             }

@@ -61,6 +61,7 @@ const WORKLOADS: &[(&str, i32, Body)] = &[
     ("timerfds", NONE, timers::timerfds),
     ("clocks", NONE, timers::clocks),
     ("handlers", NONE, signals::handlers),
+    ("ignored-trap", NONE, signals::ignored_trap),
     ("queued-signals", NONE, signals::queued_signals),
     ("epoll", NONE, events::epoll),
     ("epoll-closed-number", NONE, events::epoll_closed_number),

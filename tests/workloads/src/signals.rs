@@ -1,7 +1,7 @@
 //! Signals: handlers, masks, queued signals with what came along, alternate stacks.
 
 use crate::must;
-use crate::stage::{Checks, Stage, block, sigset};
+use crate::stage::{Checks, Stage, block, child, sigset};
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 
 static CAUGHT: AtomicI32 = AtomicI32::new(0);
@@ -37,6 +37,25 @@ fn actions() -> Vec<(usize, i32, Vec<i32>)> {
             (old.sa_sigaction, old.sa_flags, masked)
         })
         .collect()
+}
+
+/// An ignored trap, which debuggers and restorers work with, and a call that goes on.
+pub fn ignored_trap(stage: &Stage, checks: &mut Checks) {
+    // SAFETY: plain call.
+    unsafe { libc::signal(libc::SIGTRAP, libc::SIG_IGN) };
+    let sleeper = child("sleeper", |stage, checks| {
+        stage.ready();
+        stage.wait_for_verify();
+        // SAFETY: plain call.
+        checks
+            .eq("inherited", libc::SIG_IGN, unsafe { libc::signal(libc::SIGTRAP, libc::SIG_DFL) });
+    });
+    stage.ready();
+    stage.wait_for_verify();
+    // SAFETY: plain call.
+    checks.eq("disposition", libc::SIG_IGN, unsafe { libc::signal(libc::SIGTRAP, libc::SIG_IGN) });
+    must!(libc::kill(libc::getpid(), libc::SIGTRAP));
+    sleeper.verify(checks);
 }
 
 /// Handlers with all flags, ignored and default signals, the mask, and delivery afterwards.

@@ -26,7 +26,11 @@ impl Build<'_, '_> {
         };
         let leader = self.stub(task)?;
         let instruction = task_state::find_syscall(&leader, vdso.start, vdso.end)?;
-        leader.remove_gadget(instruction)?;
+        let pid = self.loaded.nodes[task].pid;
+        match task_state::ignored_trap(self.loaded.core(pid)?) {
+            Some(action) => leader.remove_gadget_and_set_trap(instruction, &action)?,
+            None => leader.remove_gadget(instruction)?,
+        }
         Ok(())
     }
 

@@ -107,6 +107,19 @@ pub fn forget_child_signal(parent: &Stub) -> Result<(), RestoreError> {
     Ok(parent.run(&mut batch)?)
 }
 
+/// The action of SIGTRAP (struct sigaction of the kernel) if it is ignored: what sets it must be the
+/// last, see [`Stub::remove_gadget_and_set_trap`].
+pub fn ignored_trap(core: &CoreEntry) -> Option<[u8; 32]> {
+    let mut actions = catchable_signals().zip(&core.tc.as_ref()?.sigactions);
+    let (_, action) = actions.find(|(signal, _)| *signal == libc::SIGTRAP)?;
+    let words = [action.sigaction, action.flags, action.restorer, action.mask];
+    let mut bytes = [0; 32];
+    for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
+        place.copy_from_slice(&word.to_ne_bytes());
+    }
+    (action.sigaction == libc::SIG_IGN as u64).then_some(bytes)
+}
+
 /// Personality, handlers, subreaper, membarrier: what the process has once.
 pub fn process(stub: &Stub, tc: &TaskCoreEntry) -> Result<(), RestoreError> {
     let mut batch = Batch::new();
