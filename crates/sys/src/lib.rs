@@ -8,6 +8,7 @@ pub mod btf;
 pub mod clone;
 pub mod cpu;
 pub mod diag;
+pub mod directory;
 pub mod fd;
 pub mod freezer;
 pub mod ipc;

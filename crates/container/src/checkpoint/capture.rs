@@ -129,6 +129,8 @@ impl Host {
         let id = record.id().to_owned();
         let paths = self.paths.container(&id);
         let images = paths.checkpoint_new();
+        // Images come and go in thousands; not every file system can be told.
+        let _ = images.parent().map(arctern_sys::directory::spread_subdirectories);
         for dir in [&images, &paths.capture_dir()] {
             discard(dir)?;
             fs::create_dir(dir).map_err(Error::io("create", dir))?;

@@ -128,6 +128,8 @@ impl Host {
         let id = record.id();
         let paths = self.paths.container(id);
         let dir = paths.import_dir();
+        // Images come and go in thousands; not every file system can be told.
+        let _ = dir.parent().map(arctern_sys::directory::spread_subdirectories);
         fs::create_dir(&dir).map_err(Error::io("create", &dir))?;
         let source = File::open(file).map_err(Error::io("open", file))?;
         events.event(Event::Phase("unpack"));
