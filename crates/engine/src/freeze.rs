@@ -60,15 +60,24 @@ impl Frozen {
             }
         }
         // As tracer we are told of every death, and without that the task would stay. Each is waited
-        // for by its id, since the kernel looks through all tracees for a wait for anyone. The root
-        // comes last: the init of a pid namespace (whichever of its threads is the last one) ends only
-        // when everybody in it was reaped. So does a leader: it ends after its other threads.
-        let threads = self.tree.tasks.iter().rev().flat_map(|task| task.threads.iter().rev());
-        for thread in threads {
-            while let Ok(status) = ptrace::wait(thread.tid) {
-                if matches!(status, WaitStatus::Exited(_) | WaitStatus::Killed(_)) {
-                    break;
-                }
+        // for by its id, since the kernel looks through all tracees for a wait for anyone; leaders last
+        // in their processes: they end after their other threads.
+        let (root, others) = self.tree.tasks.split_at(1);
+        for thread in others.iter().rev().flat_map(|task| task.threads.iter().rev()) {
+            while !ptrace::wait(thread.tid).map_or(true, is_end) {}
+        }
+        // The init of a pid namespace ends only when everybody in it was reaped, its other threads
+        // too, and whichever of them comes to its end last waits for that: none can be waited for
+        // before another.
+        let threads = root.iter().flat_map(|task| task.threads.iter().rev()).map(|t| t.tid);
+        let mut left: BTreeSet<Pid> = threads
+            .filter(|tid| !ptrace::try_wait(*tid).is_ok_and(|s| s.is_some_and(is_end)))
+            .collect();
+        while !left.is_empty() {
+            match ptrace::wait_any() {
+                Ok((tid, status)) if is_end(status) => drop(left.remove(&tid)),
+                Ok(_) => {}
+                Err(_) => break,
             }
         }
         Ok(())
@@ -116,6 +125,10 @@ impl Drop for Frozen {
             let _ = self.release(None);
         }
     }
+}
+
+fn is_end(status: WaitStatus) -> bool {
+    matches!(status, WaitStatus::Exited(_) | WaitStatus::Killed(_))
 }
 
 /// Threads that were seized and not yet made into a tree; dropped, they are let go.

@@ -265,6 +265,23 @@ pub fn wait(tid: Pid) -> io::Result<WaitStatus> {
     }
 }
 
+/// Waits until any child or tracee of the calling thread changes state; which one. ECHILD when there
+/// is none.
+pub fn wait_any() -> io::Result<(Pid, WaitStatus)> {
+    loop {
+        let mut status = 0;
+        // SAFETY: `status` lives across the call.
+        let ret = unsafe { libc::waitpid(-1, &mut status, libc::__WALL | libc::__WNOTHREAD) };
+        if ret > 0 {
+            return Ok((Pid(ret), decode(status)));
+        }
+        let err = io::Error::last_os_error();
+        if err.kind() != io::ErrorKind::Interrupted {
+            return Err(err);
+        }
+    }
+}
+
 /// As [`wait`], but returns None at once when nothing has happened.
 pub fn try_wait(tid: Pid) -> io::Result<Option<WaitStatus>> {
     let mut status = 0;

@@ -3,11 +3,12 @@
 #![forbid(unsafe_code)]
 
 use anyhow::{Context, Result, bail, ensure};
-use arctern_harness::host::Host;
+use arctern_harness::host::{Host, run as run_command};
 use arctern_harness::random::rounds;
 use arctern_harness::skips::judge;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::process::Command;
 
 /// Checkpoints `name-0` to a file and restores it as `name-1`, and so on; after each restore the
 /// program is asked. At the end nothing may be left on the host.
@@ -216,6 +217,27 @@ fn python_keeps_threads_and_children() -> Result<(), String> {
             before = later;
             Ok(())
         })
+    })
+}
+
+#[test]
+fn an_init_with_threads_is_stopped_every_time() -> Result<(), String> {
+    judge("containers::threads", || {
+        let host = Host::new()?;
+        host.image("redis", &[])?;
+        let run = ["run", "-d", "--network", "none", "--name", "redis", "redis"];
+        host.arctern(&[&run[..], &["redis-server", "--save", ""]].concat())?;
+        // Whichever thread of an init ends last waits for all others to be reaped.
+        for round in 0..rounds(8, 100) {
+            let mut checkpoint = Command::new("timeout");
+            let command = host.command(&["container", "checkpoint", "redis"]);
+            checkpoint.args(["--signal=KILL", "30"]).arg(command.get_program());
+            run_command(checkpoint.args(command.get_args()))
+                .with_context(|| format!("round {round}"))?;
+            host.arctern(&["container", "restore", "redis"])?;
+        }
+        host.arctern(&["rm", "-f", "-t", "0", "redis"])?;
+        Ok(())
     })
 }
 
