@@ -9,6 +9,7 @@ use rustix::io::Errno;
 
 use crate::announce::announce;
 use crate::error::{Doing, NetworkError};
+use crate::mac::Mac;
 use crate::route::{Macvlan, Route, Veth};
 use crate::state::Lease;
 
@@ -25,6 +26,8 @@ pub(crate) struct Ground {
     pub gateway: Option<Ipv4Addr>,
     pub subnet6: Option<Ipv6Net>,
     pub gateway6: Option<Ipv6Addr>,
+    /// The gateways' hardware address, if it is known.
+    pub gateway_mac: Option<Mac>,
 }
 
 /// What matters when a container comes to a bridge.
@@ -144,6 +147,10 @@ fn inside(
     ];
     for gateway in gateways.into_iter().flatten() {
         inside.set_default_route(gateway).doing("set default route", gateway)?;
+        if let Some(mac) = ground.gateway_mac {
+            // Answers to a thousand clients that come at once would not all wait for a question.
+            inside.set_neighbour(eth, gateway, mac).doing("tell the address of", gateway)?;
+        }
     }
     inside.wait_running(eth, Some(netns)).doing("see the carrier of", &lease.ifname)?;
     then()?;

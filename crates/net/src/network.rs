@@ -184,6 +184,7 @@ impl Network {
                 gateway: Some(bridge.gateway).filter(|_| !self.plan.no_default_route),
                 subnet6: self.plan.subnet6,
                 gateway6: self.plan.gateway6.filter(|_| !self.plan.no_default_route),
+                gateway_mac: Some(bridge.mac),
             });
         }
         let link = route.link(&self.link).doing("look up", &self.link)?;
@@ -205,6 +206,7 @@ impl Network {
             gateway: self.plan.gateway.filter(|_| !self.plan.no_default_route),
             subnet6: self.plan.subnet6,
             gateway6: self.plan.gateway6.filter(|_| !self.plan.no_default_route),
+            gateway_mac: None,
         })
     }
 

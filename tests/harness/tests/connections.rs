@@ -72,7 +72,8 @@ impl World {
     fn redis(&self, name: &str) -> Result<()> {
         self.host.image("redis", &[])?;
         let ip = CONTAINER.to_string();
-        let server = ["redis-server", "--protected-mode", "no", "--save", ""];
+        // Its queue is long enough for all connections of a test.
+        let server = ["redis-server", "--tcp-backlog", "2048", "--protected-mode", "no"];
         let run = ["run", "-d", "-p", "6379:6379", "--ip", &ip, "--name", name, "redis"];
         self.host.arctern(&[&run[..], &server].concat())?;
         self.host.connect("127.0.0.1:6379").map(drop)
