@@ -168,8 +168,14 @@ pub fn unix_sockets(target: u32) -> io::Result<Vec<u64>> {
     let mut attributes = [link.as_raw_fd() as u64];
     // SAFETY: the attributes hold numbers only.
     let list = unsafe { make(ITER_CREATE, &mut attributes) }?;
-    let mut bytes = Vec::new();
-    File::from(list).read_to_end(&mut bytes)?;
+    // In few large reads: where one ends, the kernel may leave out a socket.
+    let (mut list, mut bytes, mut buffer) = (File::from(list), Vec::new(), vec![0; 1 << 16]);
+    loop {
+        match list.read(&mut buffer)? {
+            0 => break,
+            n => bytes.extend(&buffer[..n]),
+        }
+    }
     let word = |chunk: &[u8]| chunk.try_into().map(u64::from_ne_bytes).unwrap_or_default();
     Ok(bytes.chunks_exact(8).map(word).collect())
 }

@@ -14,6 +14,8 @@ use crate::bpf::{Reader, unix_sockets};
 use crate::btf::Btf;
 
 const LISTEN: u8 = 10;
+/// How often the sockets are listed to find one.
+const MOST_LISTINGS: u32 = 16;
 /// Most entries of one queue, and most bytes of one message.
 const MOST_ENTRIES: usize = 4096;
 const MOST_BYTES: u32 = 4 << 20;
@@ -66,7 +68,8 @@ fn within<T: Send>(
 /// Offsets of the fields on the way.
 struct Walk {
     reader: Reader,
-    sockets: Vec<u64>,
+    /// What lists the sockets.
+    list: u32,
     state: u64,
     queue: u64,
     socket: u64,
@@ -89,7 +92,7 @@ impl Walk {
         let inode = at("socket_alloc", "vfs_inode")? + at("inode", "i_ino")?;
         Ok(Walk {
             reader: Reader::new()?,
-            sockets: unix_sockets(btf.function("bpf_iter_unix")?)?,
+            list: btf.function("bpf_iter_unix")?,
             state: at("sock_common", "skc_state")?,
             queue: at("sock", "sk_receive_queue")?,
             socket: at("sock", "sk_socket")?,
@@ -106,21 +109,25 @@ impl Walk {
     }
 
     fn pending(&self, listener: u32) -> io::Result<Vec<Pending>> {
-        for &sock in &self.sockets {
-            let listens = self.reader.read(sock + self.state, 1)? == [LISTEN];
-            if listens && self.inode_of(sock)? == listener {
-                let queue = self.entries(sock)?;
-                return queue.into_iter().map(|entry| self.connection(entry)).collect();
-            }
+        let sock = self.find(listener)?;
+        if self.reader.read(sock + self.state, 1)? != [LISTEN] {
+            return Err(io::ErrorKind::InvalidInput.into());
         }
-        Err(io::ErrorKind::NotFound.into())
+        self.entries(sock)?.into_iter().map(|entry| self.connection(entry)).collect()
     }
 
     fn unread(&self, ino: u32) -> io::Result<Vec<(usize, bool)>> {
-        for &sock in &self.sockets {
-            if self.inode_of(sock)? == ino {
-                let entries = self.entries(sock)?.into_iter();
-                return entries.map(|entry| self.part(entry)).collect();
+        self.entries(self.find(ino)?)?.into_iter().map(|entry| self.part(entry)).collect()
+    }
+
+    /// The address of the socket with inode `ino`. A list of sockets that come and go may leave one
+    /// out, and is then asked for again; what is read of those that have gone is anything, or nothing.
+    fn find(&self, ino: u32) -> io::Result<u64> {
+        for _ in 0..MOST_LISTINGS {
+            let mut sockets = unix_sockets(self.list)?.into_iter();
+            let found = sockets.find(|sock| self.inode_of(*sock).is_ok_and(|found| found == ino));
+            if let Some(sock) = found {
+                return Ok(sock);
             }
         }
         Err(io::ErrorKind::NotFound.into())
