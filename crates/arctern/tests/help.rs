@@ -35,6 +35,7 @@ const COMMANDS: &[&str] = &[
     "rmi",
     "tag",
     "image",
+    "network",
     "info",
     "version",
     "check",
