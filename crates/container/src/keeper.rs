@@ -9,7 +9,7 @@
 //! On a segment it also keeps what arrives for the container, and sends it after it when it appears
 //! somewhere else ([`arctern_net::Forwarder`]).
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{ChildStdin, Command, Stdio};
@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
-    timerfd_settime,
+    ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime,
+    timerfd_create, timerfd_settime,
 };
 
 use arctern_net::{Ended, Forwarder};
@@ -58,6 +58,12 @@ impl Keeper {
         Ok(Keeper { pipe: child.stdin.take(), process })
     }
 
+    /// A way to tell it that the container is about to be locked.
+    pub fn bell(&self) -> Option<Bell> {
+        let pipe = self.pipe.as_ref()?.as_fd().try_clone_to_owned().ok()?;
+        Some(Bell(pipe))
+    }
+
     /// What identifies it.
     pub fn process(&self) -> Option<(i32, u64)> {
         self.process.map(|p| (p.pid, p.start))
@@ -82,23 +88,61 @@ impl Drop for Keeper {
     }
 }
 
+/// Tells a keeper when the lock was made: from then on packets are kept.
+#[derive(Debug)]
+pub(crate) struct Bell(OwnedFd);
+
+/// Set in what a [`Bell`] says, in place of a number of seconds.
+const INSTANT: u64 = 1 << 63;
+
+impl Bell {
+    /// Tells it that it is now.
+    pub fn ring(&self) {
+        let now = clock_gettime(ClockId::Monotonic);
+        let nanoseconds =
+            u64::try_from(now.tv_sec).unwrap_or(0) * NANO + u64::try_from(now.tv_nsec).unwrap_or(0);
+        // A keeper that is gone keeps nothing.
+        let _ = rustix::io::write(&self.0, &(nanoseconds | INSTANT).to_le_bytes());
+    }
+}
+
+const NANO: u64 = 1_000_000_000;
+
+/// The instant that a bell has told.
+fn instant(told: u64) -> Option<Timespec> {
+    let nanoseconds = told.checked_sub(INSTANT)?;
+    Some(Timespec {
+        tv_sec: i64::try_from(nanoseconds / NANO).ok()?,
+        tv_nsec: i64::try_from(nanoseconds % NANO).ok()?,
+    })
+}
+
 /// Runs a keeper, whose command is at the other end of standard input.
 pub fn run(paths: Paths, id: &str) -> Result<()> {
     rustix::process::setsid().map_err(Error::system("begin a session"))?;
     let mut forwarder = forwarder(&paths, id);
-    if let Some(forwarder) = &mut forwarder {
+    let told = loop {
         let stdin = std::io::stdin();
-        forwarder.0.run(stdin.as_fd(), false).map_err(Error::system("keep packets"))?;
-    }
-    let mut seconds = [0; 8];
-    if std::io::stdin().read_exact(&mut seconds).is_err() {
-        // What is found true of the container is made true of its lock.
-        return match Host::open(paths)?.find_locked(id) {
-            Err(Error::NoSuchContainer(_)) | Ok(_) => Ok(()),
-            Err(error) => Err(error),
-        };
-    }
-    match u64::from_le_bytes(seconds) {
+        if let Some((forwarder, _)) = &mut forwarder {
+            forwarder.run(stdin.as_fd(), false).map_err(Error::system("keep packets"))?;
+        }
+        let mut told = [0; 8];
+        // Unbuffered, so that whatever is there can be polled for.
+        if rustix::io::read(&stdin, &mut told) != Ok(told.len()) {
+            // What is found true of the container is made true of its lock.
+            return match Host::open(paths)?.find_locked(id) {
+                Err(Error::NoSuchContainer(_)) | Ok(_) => Ok(()),
+                Err(error) => Err(error),
+            };
+        }
+        let told = u64::from_le_bytes(told);
+        match (instant(told), &mut forwarder) {
+            (Some(instant), Some((forwarder, _))) => forwarder.forget_before(instant),
+            (Some(_), None) => {}
+            (None, _) => break told,
+        }
+    };
+    match told {
         0 => Ok(()),
         seconds => {
             let fail = "wait for the end of a lock";

@@ -15,7 +15,7 @@ use arctern_net::{
 
 use crate::config::{ContainerConfig, NetworkMode, short_id};
 use crate::error::{Error, Result};
-use crate::keeper;
+use crate::keeper::{self, Bell};
 use crate::network;
 use crate::paths::Paths;
 
@@ -26,6 +26,8 @@ pub(crate) struct NetLock {
     /// The address that the connections of a checkpoint belong to, when the container has another
     /// one now: with the one that it has.
     moved: Option<(Ipv4Addr, Ipv4Addr)>,
+    /// Who is to know when it is locked.
+    bell: Option<Bell>,
 }
 
 #[derive(Debug)]
@@ -66,7 +68,7 @@ impl NetLock {
                         network,
                         container: config.id.clone(),
                     }));
-                    return Ok(NetLock { way, moved: None });
+                    return Ok(NetLock { way, moved: None, bell: None });
                 }
                 let lock = network.prepare_lock(&config.id, Means::Hold).map_err(Error::network)?;
                 Way::Bridge(Box::new(lock))
@@ -74,7 +76,7 @@ impl NetLock {
             NetworkMode::Host => Way::Host(of_host(&config.id)),
             NetworkMode::None => Way::None,
         };
-        Ok(NetLock { way, moved: None })
+        Ok(NetLock { way, moved: None, bell: None })
     }
 
     /// As [`NetLock::prepare`], for a container that had the address `had` at its checkpoint and has
@@ -87,6 +89,11 @@ impl NetLock {
     ) -> Result<NetLock> {
         let lock = NetLock::prepare(paths, config)?;
         Ok(NetLock { moved: had.zip(has).filter(|(had, has)| had != has), ..lock })
+    }
+
+    /// Rings when it is locked.
+    pub fn with_bell(self, bell: Option<Bell>) -> NetLock {
+        NetLock { bell, ..self }
     }
 
     /// How long at most something is done for the container after it was stopped: the lock stays, or
@@ -143,6 +150,9 @@ impl NetworkLock for NetLock {
             if !lost.is_empty() {
                 return Err(Box::new(Error::AddressChanged { had, has, connections: lost }));
             }
+        }
+        if let Some(bell) = &self.bell {
+            bell.ring();
         }
         match &mut self.way {
             Way::Bridge(lock) => Ok(lock.lock()?),

@@ -7,8 +7,8 @@
 //! that the frame came in by, with this host as the sender, so that no switch learns a peer in a
 //! wrong place. The other host holds it until the container runs.
 //!
-//! TCP does not mind what it has seen already. Other protocols get duplicates only of what was sent
-//! in the moments before the freeze; only TCP is sent on, therefore.
+//! TCP does not mind what it has seen already, as long as the connection is there. Other protocols
+//! may; only TCP is sent on, therefore.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -16,6 +16,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use arctern_sys::packet::{OFFLOADS, PacketSocket};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use crate::error::{Doing, NetworkError};
 use crate::mac::Mac;
@@ -33,7 +34,8 @@ pub struct Forwarder {
     /// A tap of each device that leads to the segment, with its index and hardware address.
     taps: Vec<(PacketSocket, u32, Mac)>,
     mac: Mac,
-    frames: VecDeque<Vec<u8>>,
+    /// With the time at which each was read.
+    frames: VecDeque<(Timespec, Vec<u8>)>,
     bytes: usize,
 }
 
@@ -84,6 +86,17 @@ impl Network {
 }
 
 impl Forwarder {
+    /// Drops what was read before an instant of the monotonic clock: the container has received it,
+    /// and may have closed the connection since, for which its kernel would refuse it now.
+    pub fn forget_before(&mut self, instant: Timespec) {
+        while let Some((at, frame)) = self.frames.front()
+            && *at < instant
+        {
+            self.bytes -= frame.len();
+            self.frames.pop_front();
+        }
+    }
+
     /// Keeps frames until something can be read from `until`, or, if the container is `gone` from
     /// this host, until it appears somewhere.
     ///
@@ -127,9 +140,9 @@ impl Forwarder {
             }
             if !received.outgoing && frame.get(..6) == Some(&self.mac.0) && is_tcp(frame) {
                 self.bytes += bytes.len();
-                self.frames.push_back(bytes.to_vec());
+                self.frames.push_back((clock_gettime(ClockId::Monotonic), bytes.to_vec()));
                 while self.bytes > ROOM {
-                    self.bytes -= self.frames.pop_front().map_or(self.bytes, |old| old.len());
+                    self.bytes -= self.frames.pop_front().map_or(self.bytes, |(_, old)| old.len());
                 }
             }
         }
@@ -139,7 +152,7 @@ impl Forwarder {
     /// Sends everything after the container.
     fn send(&mut self, number: usize) {
         let (tap, device, own) = &self.taps[number];
-        for mut frame in self.frames.drain(..) {
+        for (_, mut frame) in self.frames.drain(..) {
             frame[OFFLOADS + 6..OFFLOADS + 12].copy_from_slice(&own.0);
             // Lost on the way as any other packet may be.
             let _ = tap.send(*device, &frame);

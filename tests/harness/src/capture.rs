@@ -6,7 +6,7 @@ use crate::process::readable;
 use anyhow::{Context, Result};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SocketFlags, SocketType};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
@@ -31,8 +31,12 @@ pub struct Seen {
     pub packets: u64,
     /// When each TCP connection was seen first, by sender and receiver of the packet.
     pub connections: BTreeMap<(SocketAddr, SocketAddr), Duration>,
-    /// Resets.
+    /// Resets of connections that were open: neither side had closed it, as far as it was seen.
     pub resets: Vec<Packet>,
+    /// Resets of connections that one side had closed.
+    pub late_resets: Vec<Packet>,
+    /// Connections that one side has closed, both ways.
+    closed: BTreeSet<(SocketAddr, SocketAddr)>,
     /// ICMP and ICMPv6 errors, with the addresses of the packet they answer.
     pub icmp_errors: Vec<Packet>,
     /// Gratuitous ARP and unsolicited neighbour advertisements: when, address and hardware address.
@@ -133,9 +137,20 @@ impl Seen {
             TCP => {
                 let (from, to) = ports(from, to, body)?;
                 self.connections.entry((from, to)).or_insert(at);
+                // SYN begins it anew, FIN closes it.
+                let flags = *body.get(13)?;
+                if flags & 2 != 0 {
+                    self.closed.remove(&(from, to));
+                    self.closed.remove(&(to, from));
+                }
+                if flags & 1 != 0 {
+                    self.closed.extend([(from, to), (to, from)]);
+                }
                 // RST.
-                if body.get(13)? & 4 != 0 {
-                    self.resets.push(Packet { at, from, to });
+                if flags & 4 != 0 {
+                    let late = self.closed.contains(&(from, to));
+                    let resets = if late { &mut self.late_resets } else { &mut self.resets };
+                    resets.push(Packet { at, from, to });
                 }
             }
             // Errors of ICMP: unreachable, quench, redirect, time exceeded, parameter problem.

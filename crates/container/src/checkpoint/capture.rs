@@ -252,7 +252,8 @@ struct Guard {
 impl Guard {
     fn prepare(host: &Host, record: &Record) -> Result<Guard> {
         let keeper = Keeper::start(&host.paths, record.id())?;
-        Ok(Guard { lock: NetLock::prepare(&host.paths, &record.config)?, keeper })
+        let lock = NetLock::prepare(&host.paths, &record.config)?.with_bell(keeper.bell());
+        Ok(Guard { lock, keeper })
     }
 
     /// How the lock is to stay.
