@@ -313,6 +313,13 @@ impl Error {
                 "run it as root".to_owned()
             }
             Error::Shim { hint, .. } => return hint.clone(),
+            Error::Restore(inner) => match &**inner {
+                // The engine hands our own errors through.
+                arctern_engine::RestoreError::Hook(own) => {
+                    return own.downcast_ref::<Error>().and_then(Error::hint);
+                }
+                _ => return None,
+            },
             Error::Storage(inner) => {
                 return inner.downcast_ref::<arctern_storage::StoreError>().and_then(|e| e.hint());
             }

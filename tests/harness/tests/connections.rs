@@ -8,11 +8,13 @@ use arctern_harness::host::{Host, run};
 use arctern_harness::lab::{Lab, address};
 use arctern_harness::load::{Download, Load, hexadecimal};
 use arctern_harness::place::Place;
+use arctern_harness::process::Process;
 use arctern_harness::random::{Random, rounds};
 use arctern_harness::skips::judge;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::Signal;
 use sha2::{Digest, Sha256};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
@@ -231,6 +233,89 @@ fn a_killed_checkpoint_cuts_nobody_off() -> Result<(), String> {
         // Nothing but the keeper opens the lock of a command that is killed here.
         ping(&stream)?;
         world.end("db-0")
+    })
+}
+
+/// The shims that restore on a host.
+fn restoring_shims(host: &Host) -> Vec<i32> {
+    let base = host.dir().to_string_lossy().into_owned();
+    let is_one = |pid: &i32| {
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command).into_owned();
+        command.starts_with("arctern-shim") && command.contains(&base)
+    };
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|e| e.file_name().to_str()?.parse().ok()).filter(is_one).collect()
+}
+
+#[test]
+fn a_killed_restore_is_made_again() -> Result<(), String> {
+    judge("connections::killed-restore", || {
+        let world = World::new()?;
+        world.redis("db-0")?;
+        let stream = world.client.inside(|| Ok(TcpStream::connect(ways(6379)[0])?))?;
+        ping(&stream)?;
+        let capture = Capture::start(&world.client)?;
+        let mut again = 0;
+        for round in 0..rounds(3, 10) as u64 {
+            let options = ["container", "checkpoint", "--tcp-established", "db-0"];
+            world.host.arctern(&options)?;
+            let restore = ["container", "restore", "--tcp-established", "db-0"];
+            let mut child = world.host.command(&restore).spawn().context("cannot run arctern")?;
+            std::thread::sleep(Duration::from_millis(10 + 10 * round));
+            let _ = child.kill();
+            for pid in restoring_shims(&world.host) {
+                let _ = Process::open(pid).and_then(|shim| shim.signal(Signal::KILL));
+            }
+            child.wait()?;
+            // One whose shim was just being started goes on by itself.
+            let output = world.host.attempt(&restore)?;
+            let said = String::from_utf8_lossy(&output.stderr);
+            ensure!(output.status.success() || said.contains("is running"), "{said}");
+            again += usize::from(output.status.success());
+            ping(&stream)?;
+        }
+        println!("{again} restores were made again");
+        quiet(&capture.finish()?)?;
+        world.end("db-0")
+    })
+}
+
+#[test]
+fn connections_that_cannot_go_on_are_refused_by_name() -> Result<(), String> {
+    judge("connections::refused", || {
+        let world = World::new()?;
+        world.redis("db-0")?;
+        let stream = world.client.inside(|| Ok(TcpStream::connect(ways(6379)[0])?))?;
+        ping(&stream)?;
+        let peer = stream.local_addr()?.to_string();
+        let refused = |options: &[&str]| -> Result<String> {
+            let output = world.host.attempt(options)?;
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            ensure!(!output.status.success() && said.contains(&peer), "{options:?}: {said}");
+            Ok(said)
+        };
+        // Nobody asked for connections.
+        refused(&["container", "checkpoint", "db-0"])?;
+        ping(&stream)?;
+        world.checkpoint("db-0")?;
+        world.host.arctern(&["rm", "--force", "db-0"])?;
+        let all = world.host.arctern(&["ps", "-a"])?;
+        ensure!(!all.contains("packets held"), "the lock stays:\n{all}");
+        // Somebody else has the address now.
+        let ip = CONTAINER.to_string();
+        let other = ["run", "-d", "--ip", &ip, "--name", "other", "redis", "sleep", "1000"];
+        world.host.arctern(&other)?;
+        let file = world.archive();
+        let restore = ["container", "restore", "--name", "db-1", "--file", &file];
+        let said = refused(&[&restore[..], &["--tcp-established"]].concat())?;
+        ensure!(said.contains("--tcp-close"), "no hint: {said}");
+        ensure!(world.host.arctern(&["ps", "-aq"])?.lines().count() == 1, "something is left");
+        // Without its connections it comes back.
+        world.host.arctern(&[&restore[..], &["--tcp-close"]].concat())?;
+        ping(&world.client.inside(|| Ok(TcpStream::connect(ways(6379)[1])?))?)?;
+        world.host.arctern(&["rm", "-f", "-t", "0", "other"])?;
+        world.end("db-1")
     })
 }
 
