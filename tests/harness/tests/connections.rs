@@ -12,12 +12,13 @@ use arctern_harness::process::Process;
 use arctern_harness::random::{Random, rounds};
 use arctern_harness::skips::judge;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::Signal;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use sha2::{Digest, Sha256};
 use std::io::{BufRead, BufReader, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 /// The address that the container asks for.
@@ -233,6 +234,80 @@ fn a_killed_checkpoint_cuts_nobody_off() -> Result<(), String> {
         // Nothing but the keeper opens the lock of a command that is killed here.
         ping(&stream)?;
         world.end("db-0")
+    })
+}
+
+/// A connection from the network of another container of the host.
+fn connect_from(host: &Host, container: &str, to: SocketAddr) -> Result<TcpStream> {
+    let json: serde_json::Value = serde_json::from_str(&host.arctern(&["inspect", container])?)?;
+    let pid = json[0]["State"]["Pid"].as_u64().context("no pid")?;
+    let namespace = std::fs::File::open(format!("/proc/{pid}/ns/net"))?;
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(move || -> Result<TcpStream> {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+            Ok(TcpStream::connect(to)?)
+        });
+        thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?
+    })
+}
+
+#[test]
+fn neighbours_and_servers_of_the_container_notice_nothing() -> Result<(), String> {
+    // Answers whoever it has connected to.
+    const PROGRAM: &str = r#"
+import socket
+s = socket.create_connection(("192.0.2.100", 4000))
+for line in s.makefile("rb"):
+    s.sendall(line)
+"#;
+    judge("connections::around", || {
+        let world = World::new()?;
+        let listener = world.client.inside(|| Ok(TcpListener::bind("192.0.2.100:4000")?))?;
+        world.host.image("python", &[])?;
+        let run = ["run", "-d", "--name", "caller", "python", "python3", "-c", PROGRAM];
+        world.host.arctern(&run)?;
+        let (called, _) = listener.accept()?;
+        world.redis("db")?;
+        world.host.arctern(&["run", "-d", "--name", "beside", "python", "sleep", "1000"])?;
+        let neighbour = connect_from(&world.host, "beside", ways(6379)[0])?;
+        let hairpin = connect_from(&world.host, "beside", ways(6379)[1])?;
+        let own = world.host.connect("127.0.0.1:6379")?;
+        let streams = [neighbour, hairpin, own];
+        let capture = Capture::start(&world.client)?;
+        let echo = |text: &str| -> Result<()> {
+            let mut stream = &called;
+            stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+            stream.write_all(text.as_bytes())?;
+            let mut line = String::new();
+            BufReader::new(stream).read_line(&mut line)?;
+            ensure!(line == text, "{line:?} came back for {text:?}");
+            Ok(())
+        };
+        for round in 0..rounds(2, 10) {
+            for stream in &streams {
+                ping(stream)?;
+            }
+            echo(&format!("before {round}\n"))?;
+            for name in ["caller", "db"] {
+                world.host.arctern(&["container", "checkpoint", "--tcp-established", name])?;
+            }
+            std::thread::scope(|scope| -> Result<()> {
+                let echo = scope.spawn(|| echo("meanwhile\n"));
+                let own = scope.spawn(|| ping(&streams[2]));
+                std::thread::sleep(Duration::from_millis(200));
+                ensure!(!echo.is_finished() && !own.is_finished(), "somebody answered");
+                for name in ["db", "caller"] {
+                    world.host.arctern(&["container", "restore", "--tcp-established", name])?;
+                }
+                let panicked = |_| anyhow::anyhow!("a client panicked");
+                echo.join().map_err(panicked)??;
+                own.join().map_err(panicked)?
+            })?;
+        }
+        quiet(&capture.finish()?)?;
+        drop(streams);
+        world.host.arctern(&["rm", "-f", "-t", "0", "caller", "beside"])?;
+        world.end("db")
     })
 }
 
