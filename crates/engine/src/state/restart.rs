@@ -97,10 +97,28 @@ impl Restarts {
     }
 
     /// The interrupted call of a thread, if the registers of the image agree with it.
-    pub fn find(&self, tid: i32, image: &UserX86RegsEntry) -> Option<&Restart> {
-        self.calls
+    ///
+    /// Images of others say of a call only that it shall run again. That is wrong for calls that wait
+    /// for a signal: one that arrives just before they run would not end them. Neither returns its own
+    /// number, so that these registers cannot mean anything else.
+    pub fn find(&self, tid: i32, image: &UserX86RegsEntry) -> Option<Restart> {
+        let noted = self
+            .calls
             .iter()
-            .find(|r| r.tid == tid && (image.ip == r.rip || image.ip == r.rip.wrapping_sub(2)))
+            .find(|r| r.tid == tid && (image.ip == r.rip || image.ip == r.rip.wrapping_sub(2)));
+        if let Some(noted) = noted {
+            return Some(noted.clone());
+        }
+        let call = image.ax as i64;
+        let waits = matches!(call, libc::SYS_pause | libc::SYS_rt_sigsuspend);
+        (waits && image.orig_ax == image.ax).then(|| Restart {
+            tid,
+            code: ERESTARTNOHAND,
+            call,
+            args: [image.di, image.si, image.dx, image.r10, image.r8, image.r9],
+            rip: image.ip.wrapping_add(2),
+            left: None,
+        })
     }
 }
 
@@ -213,6 +231,20 @@ mod tests {
 
     fn restart(code: i64, call: i64, left: Option<u64>) -> Restart {
         Restart { tid: 1, code, call, args: [0; 6], rip: 100, left }
+    }
+
+    #[test]
+    fn a_wait_for_a_signal_is_known_by_its_registers() {
+        let call = libc::SYS_rt_sigsuspend as u64;
+        let image = UserX86RegsEntry { ax: call, orig_ax: call, ip: 98, ..Default::default() };
+        let found = Restarts::default().find(1, &image).unwrap();
+        assert_eq!((found.code, found.call, found.rip), (ERESTARTNOHAND, call as i64, 100));
+        for other in [
+            UserX86RegsEntry { orig_ax: u64::MAX, ..image.clone() },
+            UserX86RegsEntry { ax: 0, orig_ax: 0, ..image },
+        ] {
+            assert_eq!(Restarts::default().find(1, &other), None);
+        }
     }
 
     #[test]

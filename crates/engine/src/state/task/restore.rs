@@ -546,7 +546,7 @@ pub fn prepare_registers(
     let xstate = xstate::from_message(&info.fpregs, size)
         .map_err(|what| RestoreError::Inconsistent(format!("core-{tid}.img: {what}")))?;
     let mut registers = super::capture::registers_from_message(&info.gpregs, current);
-    match resumption(restarts.find(tid, &info.gpregs)) {
+    match resumption(restarts.find(tid, &info.gpregs).as_ref()) {
         Resumption::AsImage => {}
         Resumption::Code { code, call, rip } => {
             registers.rax = code as u64;
