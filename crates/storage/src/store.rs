@@ -255,7 +255,12 @@ impl Store {
         ] {
             make_dir(&self.root.join(name), mode)?;
         }
-        write_durably(version, format!("{FORMAT}\n").as_bytes())
+        // Another command may be doing the same.
+        let _lock = self.lock()?;
+        match version.try_exists() {
+            Ok(true) => Ok(()),
+            _ => write_durably(version, format!("{FORMAT}\n").as_bytes()),
+        }
     }
 
     /// The directory of the store.
