@@ -34,6 +34,9 @@ pub struct Forwarder {
     /// A tap of each device that leads to the segment, with its index and hardware address.
     taps: Vec<(PacketSocket, u32, Mac)>,
     mac: Mac,
+    /// Only the container sends from its hardware address. A bridge that holds packets for it also
+    /// answers for it when it is asked for.
+    alone: bool,
     /// With the time at which each was read.
     frames: VecDeque<(Timespec, Vec<u8>)>,
     bytes: usize,
@@ -46,7 +49,7 @@ pub enum Ended {
     Told,
     /// The container has appeared on the segment; what was kept has been sent.
     Sent,
-    /// The container has appeared on this host.
+    /// The container has appeared on this host. On a bridge that is not noticed.
     Back,
 }
 
@@ -81,7 +84,8 @@ impl Network {
             let tap = PacketSocket::tap(device.index).doing("listen on", &device.name)?;
             taps.push((tap, device.index, mac));
         }
-        Ok(Some(Forwarder { taps, mac: lease.mac, frames: VecDeque::new(), bytes: 0 }))
+        let alone = self.locks_inside();
+        Ok(Some(Forwarder { taps, mac: lease.mac, alone, frames: VecDeque::new(), bytes: 0 }))
     }
 }
 
@@ -132,10 +136,11 @@ impl Forwarder {
             let bytes = &buffer[..received.length];
             let Some(frame) = bytes.get(OFFLOADS..) else { continue };
             if gone && frame.get(6..12) == Some(&self.mac.0) {
-                if received.outgoing {
-                    return Some(Ended::Back);
+                match received.outgoing {
+                    true if self.alone => return Some(Ended::Back),
+                    true => continue,
+                    false => self.send(number),
                 }
-                self.send(number);
                 return Some(Ended::Sent);
             }
             if !received.outgoing && frame.get(..6) == Some(&self.mac.0) && is_tcp(frame) {
