@@ -1,5 +1,7 @@
 //! The end of a restore: the tasks go, or everything that was made is removed.
 
+use std::collections::BTreeSet;
+
 use arctern_sys::pidfd::PidFd;
 use arctern_sys::{Pid, ptrace};
 use arctern_tracee::TraceeError;
@@ -73,33 +75,41 @@ impl Build<'_, '_> {
         let was_subreaper = get_child_subreaper().unwrap_or(false);
         let _ = set_child_subreaper(true);
         // Threads are asked of the kernel: a step that failed may have made one more.
-        let threads: Vec<Pid> = self
-            .made
-            .iter()
-            .flat_map(|pid| arctern_sys::proc::threads(*pid).unwrap_or_default())
-            .filter(|tid| !self.made.contains(tid))
-            .collect();
+        let threads = |pid: &Pid| arctern_sys::proc::threads(*pid).unwrap_or_default();
+        let (root, others) = self.made.split_at(self.made.len().min(1));
+        let of_others: Vec<Pid> =
+            others.iter().flat_map(threads).filter(|tid| !self.made.contains(tid)).collect();
+        let mut of_root: BTreeSet<Pid> =
+            root.iter().flat_map(threads).chain(root.to_vec()).collect();
         for pid in &self.made {
             if let Ok(pidfd) = PidFd::open(*pid) {
                 let _ = pidfd.send_signal(libc::SIGKILL);
             }
         }
-        let ended = |tid: Pid| {
-            // Waits for the end; what is gone already says ECHILD.
-            while let Ok(status) = ptrace::wait(tid) {
-                if matches!(status, ptrace::WaitStatus::Exited(_) | ptrace::WaitStatus::Killed(_)) {
-                    break;
-                }
+        // Waits for the end; what is gone already says ECHILD.
+        let ended = |tid: Pid| while !ptrace::wait(tid).map_or(true, is_end) {};
+        // A leader's end is reported when its other threads are gone. Once as their tracer, children
+        // first.
+        of_others.into_iter().for_each(ended);
+        others.iter().rev().copied().for_each(ended);
+        // Whichever thread of a pid namespace's init ends last waits until all others are reaped: none
+        // can be waited for before another.
+        of_root.retain(|tid| ptrace::try_wait(*tid).is_ok_and(|s| !s.is_some_and(is_end)));
+        while !of_root.is_empty() {
+            match ptrace::wait_any() {
+                Ok((tid, status)) if is_end(status) => drop(of_root.remove(&tid)),
+                Ok(_) => {}
+                Err(_) => break,
             }
-        };
-        // A leader's end is reported when its other threads are gone.
-        threads.into_iter().for_each(ended);
-        // Once as their tracer, children first; the init of a pid namespace is last.
-        self.made.iter().rev().copied().for_each(ended);
+        }
         // And once as their new parent.
         for pid in &self.made {
             let _ = ptrace::try_wait(*pid);
         }
         let _ = set_child_subreaper(was_subreaper);
     }
+}
+
+fn is_end(status: ptrace::WaitStatus) -> bool {
+    matches!(status, ptrace::WaitStatus::Exited(_) | ptrace::WaitStatus::Killed(_))
 }
