@@ -150,6 +150,7 @@ fn attempt_capture(
         net_ns_id: namespaces.number(Kind::Net).unwrap_or(0),
         tcp: options.tcp,
         skip_in_flight: options.skip_in_flight,
+        takes_waiting: options.tcp == TcpPolicy::Established && options.network.is_some(),
     });
     files.collect_descriptors(tree, &mut refusals)?;
     let moves = options.tcp == TcpPolicy::Established && options.after == AfterCapture::Kill;
@@ -218,6 +219,7 @@ fn attempt_capture(
             return Err(CaptureError::Refused(late));
         }
         files.write_connections(&images)?;
+        files.write_waiting(tree, &images)?;
     }
 
     step(events, 6)?;

@@ -1,5 +1,5 @@
-//! Two small BPF programs that only look: one reads memory of the kernel, one lists unix sockets
-//! (bpf(2); CAP_BPF and CAP_PERFMON, or root).
+//! Small BPF programs (bpf(2); CAP_BPF and CAP_PERFMON, or root). Two only look: one reads memory of
+//! the kernel, one lists unix sockets. Others are in the modules of their purpose.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -11,7 +11,7 @@ const MAP_CREATE: i64 = 0;
 const MAP_LOOKUP_ELEM: i64 = 1;
 const PROG_LOAD: i64 = 5;
 const PROG_TEST_RUN: i64 = 10;
-const LINK_CREATE: i64 = 28;
+pub(crate) const LINK_CREATE: i64 = 28;
 const ITER_CREATE: i64 = 33;
 
 const MAP_TYPE_ARRAY: u64 = 2;
@@ -26,7 +26,7 @@ const SEQ_WRITE: i32 = 127;
 const ROOM: usize = 4096;
 
 /// An instruction: code, destination, source, offset, immediate.
-type Instruction = (u8, u8, u8, i16, i32);
+pub(crate) type Instruction = (u8, u8, u8, i16, i32);
 
 /// bpf(2).
 ///
@@ -42,14 +42,20 @@ unsafe fn bpf(command: i64, attributes: &mut [u64]) -> io::Result<i64> {
 ///
 /// # Safety
 /// As of [`bpf`].
-unsafe fn make(command: i64, attributes: &mut [u64]) -> io::Result<OwnedFd> {
+pub(crate) unsafe fn make(command: i64, attributes: &mut [u64]) -> io::Result<OwnedFd> {
     // SAFETY: passed on to the caller.
     let fd = unsafe { bpf(command, attributes) }?;
     // SAFETY: the kernel has just given us this descriptor, nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-fn load(kind: u64, program: &[Instruction], attach: u64, target: u32) -> io::Result<OwnedFd> {
+/// Loads a program: its type, instructions, and what it is to be attached to.
+pub(crate) fn load(
+    kind: u64,
+    program: &[Instruction],
+    attach: u64,
+    target: u32,
+) -> io::Result<OwnedFd> {
     let words: Vec<u64> = program
         .iter()
         .map(|&(code, to, from, offset, value)| {

@@ -140,6 +140,17 @@ pub fn set_socket_int(socket: impl AsFd, level: i32, name: i32, value: i32) -> i
     Ok(())
 }
 
+/// Accepts a connection; the descriptor is close-on-exec.
+pub fn accept(listener: impl AsFd) -> io::Result<OwnedFd> {
+    let raw = listener.as_fd().as_raw_fd();
+    let none = std::ptr::null_mut::<libc::sockaddr>();
+    // SAFETY: without room for an address the kernel writes nothing.
+    let fd = unsafe { libc::accept4(raw, none, std::ptr::null_mut(), libc::SOCK_CLOEXEC) };
+    let fd = check(fd.into())?;
+    // SAFETY: the kernel has just given us this descriptor, nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
 /// Changes a socket option of any shape.
 pub fn set_socket_option(socket: impl AsFd, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
     let len = value.len() as libc::socklen_t;

@@ -118,6 +118,7 @@ fn capture_that_fails_at_any_step_leaves_a_busy_program_unharmed() -> Result<()>
 #[test]
 fn capture_that_fails_at_any_step_leaves_connections_unharmed() -> Result<()> {
     capture_faults("tcp-queues", false)?;
+    capture_faults("tcp-accept-queue", false)?;
     capture_faults("tcp-closing", false)
 }
 
@@ -156,6 +157,7 @@ fn restore_that_fails_at_any_step_leaves_nothing_of_a_tree() -> Result<()> {
 fn restore_that_fails_at_any_step_leaves_connections_for_the_next() -> Result<()> {
     restore_faults("tcp-queues")?;
     restore_faults("tcp-half-closed")?;
+    restore_faults("tcp-accept-queue")?;
     restore_faults("tcp-closing")
 }
 

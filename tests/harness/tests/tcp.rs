@@ -126,7 +126,12 @@ fn connections_that_nobody_accepted_are_refused_or_dropped() -> Result<()> {
     let (port, images) = (port(&run)?, run.images("images")?);
     let mut waiting = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
     let tree = run.tree()?;
-    let (done, message) = said(Arctern.dump_command(run.pid(), &images, false)?, &[])?;
+    // Without a lock it cannot be taken.
+    let plain = ["--network-lock", "skip"];
+    let mut command = Command::new(arctern_harness::engine::built("ARCTERN", "arctern"));
+    command.args(["criu", "dump", "--tcp-established", "-t", &run.pid().to_string(), "-D"]);
+    command.arg(&images);
+    let (done, message) = said(command, &plain)?;
     ensure!(!done && message.contains("1 connection(s) wait to be accepted"), "{message}");
     ensure!(message.contains(&format!("127.0.0.1:{port}")), "{message}");
     run.unharmed()?;
@@ -181,4 +186,56 @@ fn live_connections_are_refused_by_name_and_dropped_on_demand() -> Result<()> {
     let end = client.write_all(b"x").and_then(|()| client.read(&mut [0]));
     ensure!(end.is_err() || end.is_ok_and(|n| n == 0), "the dropped connection lives");
     run.kill()
+}
+
+/// Clients of a listener whose program is slow to accept: what each sends, and whether it ends.
+fn slow_to_accept(restore: bool) -> Result<()> {
+    let mut run = Run::start_with(&["load", "late", "5"])?;
+    let port = port(&run)?;
+    let mut clients = Vec::new();
+    for (number, size) in [0, 10, 5000, 40_000, 100].into_iter().enumerate() {
+        let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+        let bytes: Vec<u8> = (0..size).map(|at| byte(number, at)).collect();
+        client.write_all(&bytes)?;
+        clients.push((client, bytes));
+    }
+    clients[4].0.shutdown(Shutdown::Write)?;
+    std::thread::sleep(Duration::from_millis(50));
+    for round in 0..3 {
+        let images = run.images(&format!("images-{round}"))?;
+        let tree = run.tree()?;
+        Arctern.dump(run.pid(), &images, !restore)?;
+        if restore {
+            run.wait_for_kill(tree)?;
+            run.restored(Arctern.restore(&images)?)?;
+        }
+    }
+    let serve = std::thread::spawn(move || -> Result<()> {
+        for (number, (mut client, mut bytes)) in clients.into_iter().enumerate() {
+            client.set_read_timeout(Some(Duration::from_secs(20)))?;
+            if number != 4 {
+                let more: Vec<u8> =
+                    (bytes.len()..bytes.len() + 20_000).map(|at| byte(number, at)).collect();
+                client.write_all(&more)?;
+                client.shutdown(Shutdown::Write)?;
+                bytes.extend(more);
+            }
+            let mut back = Vec::new();
+            client.read_to_end(&mut back).with_context(|| format!("client {number}"))?;
+            ensure!(back == bytes, "client {number}: {} of {} bytes", back.len(), bytes.len());
+        }
+        Ok(())
+    });
+    run.verify()?;
+    serve.join().expect("the clients end")
+}
+
+#[test]
+fn connections_that_wait_to_be_accepted_wait_on_in_a_tree_that_goes_on() -> Result<()> {
+    slow_to_accept(false)
+}
+
+#[test]
+fn connections_that_wait_to_be_accepted_are_served_after_a_move() -> Result<()> {
+    slow_to_accept(true)
 }

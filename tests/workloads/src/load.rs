@@ -18,11 +18,12 @@ pub fn load(kind: &str, count: usize, stage: &Stage) {
         "mappings" => mappings(count),
         "descriptors" => descriptors(count),
         "echo" => echo(count, stage.dir()),
+        "late" => return late(count, stage),
         "backlog" => backlog(count, stage.dir()),
         _ => {
             eprintln!(
                 "no load is called {kind}: memory (MiB), processes, threads, mappings, descriptors, \
-                 echo, backlog"
+                 echo, backlog, late"
             );
             std::process::exit(64);
         }
@@ -135,4 +136,23 @@ fn backlog(count: usize, dir: &std::path::Path) {
     let port = listener.local_addr().expect("address").port();
     std::fs::write(dir.join("port"), port.to_string()).expect("the directory can be written");
     std::mem::forget(listener);
+}
+
+/// A listener whose `count` clients are served only when it is told to verify: each gets back what it
+/// sends.
+fn late(count: usize, stage: &Stage) {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+    let port = listener.local_addr().expect("address").port();
+    std::fs::write(stage.dir().join("port"), port.to_string())
+        .expect("the directory can be written");
+    stage.ready();
+    stage.wait_for_verify();
+    let clients: Vec<_> = listener.incoming().take(count).collect();
+    for client in clients {
+        let mut client = client.expect("accept");
+        let mut bytes = Vec::new();
+        client.read_to_end(&mut bytes).expect("read");
+        client.write_all(&bytes).expect("write");
+    }
 }

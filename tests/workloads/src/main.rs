@@ -95,6 +95,7 @@ const WORKLOADS: &[(&str, i32, Body)] = &[
     ("tcp-more-options", NONE, tcp::more_options),
     ("tcp-syn-sent", NONE, tcp::syn_sent),
     ("tcp-listen-accepted", NONE, tcp::listen_accepted),
+    ("tcp-accept-queue", NONE, tcp::accept_queue),
     ("udp", NONE, sockets::udp),
     ("udp-queues", NONE, datagrams::udp_queues),
     ("udp-shared-port", NONE, datagrams::udp_shared_port),

@@ -483,3 +483,43 @@ pub fn listen_accepted(stage: &Stage, checks: &mut Checks) {
         Err(e) => checks.fail(format!("accept: {e}")),
     }
 }
+
+/// Connections that wait to be accepted, in order, with data and with an end, IPv4 and IPv6.
+pub fn accept_queue(stage: &Stage, checks: &mut Checks) {
+    let four = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let six = TcpListener::bind("[::1]:0").ok();
+    let mut waiting = Vec::new();
+    for listener in [Some(&four), six.as_ref()].into_iter().flatten() {
+        for text in [&b""[..], b"question", b"last words"] {
+            let client = TcpStream::connect(listener.local_addr().expect("address"));
+            let client = client.expect("connect");
+            (&client).write_all(text).expect("write");
+            if text == b"last words" {
+                client.shutdown(std::net::Shutdown::Write).expect("shutdown");
+            }
+            waiting.push((listener, client, text));
+        }
+    }
+    stage.ready();
+    stage.wait_for_verify();
+    for (listener, client, text) in waiting {
+        listener.set_nonblocking(true).expect("flag");
+        let server = match listener.accept() {
+            Ok((server, from)) => {
+                checks.eq("in order", client.local_addr().ok(), Some(from));
+                server
+            }
+            Err(e) => return checks.fail(format!("accept: {e}")),
+        };
+        server.set_nonblocking(false).expect("flag");
+        checks.eq("agreed", agreed(&client).0, agreed(&server).0);
+        expect(checks, "sent before", &server, text);
+        if text == b"last words" {
+            ended(checks, "the end", &server);
+            checks.that("answer", (&server).write_all(b"answer").is_ok());
+            expect(checks, "answer", &client, b"answer");
+        } else {
+            talk(checks, "afterwards", &client, &server);
+        }
+    }
+}

@@ -46,6 +46,9 @@ pub struct FileOptions {
     pub tcp: TcpPolicy,
     /// Connections that nobody has accepted yet are left out.
     pub skip_in_flight: bool,
+    /// Connections that nobody has accepted yet may be taken and given back: the network is locked
+    /// then.
+    pub takes_waiting: bool,
 }
 
 /// What identifies a description before the kernel is asked whether two are one: device, inode,

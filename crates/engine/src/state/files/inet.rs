@@ -235,6 +235,11 @@ fn address(d: &Descriptor<'_>, peer: bool) -> Result<Option<SocketAddr>, Capture
     }
 }
 
+/// As [`address`], of a socket that no descriptor of a task leads to.
+pub(super) fn address_of(socket: &OwnedFd, peer: bool) -> std::io::Result<Option<SocketAddr>> {
+    Ok(parse(&socket_address(socket, peer)?))
+}
+
 /// Reads a sockaddr_in or sockaddr_in6.
 pub(super) fn parse(bytes: &[u8]) -> Option<SocketAddr> {
     let family = i32::from(u16::from_ne_bytes(bytes.get(0..2)?.try_into().ok()?));

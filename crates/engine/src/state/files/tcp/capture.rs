@@ -8,9 +8,11 @@ use arctern_image::images::{ImageDir, ImageKind};
 use arctern_image::messages::{TcpOptsEntry, TcpStreamEntry};
 use arctern_sys::diag::TcpSocket;
 use arctern_sys::fd::{set_socket_int, socket_int};
+use arctern_sys::handshake::Handshakes;
 use arctern_sys::tcp::{self, Lengths, Queue, Repair, option, state};
 
 use super::shape::shape;
+use super::waiting::can_wait;
 use crate::error::{CaptureError, Subject};
 use crate::options::Connection;
 use crate::state::files::capture::FileCollector;
@@ -20,14 +22,14 @@ const SO_PEEK_OFF: i32 = 42;
 
 /// A connection, as long as its tasks are frozen.
 #[derive(Debug)]
-struct Live {
-    subject: Subject,
-    socket: OwnedFd,
-    ino: u32,
-    state: u8,
-    ends: Connection,
-    reuse: bool,
-    opts: TcpOptsEntry,
+pub(super) struct Live {
+    pub(super) subject: Subject,
+    pub(super) socket: OwnedFd,
+    pub(super) ino: u32,
+    pub(super) state: u8,
+    pub(super) ends: Connection,
+    pub(super) reuse: bool,
+    pub(super) opts: TcpOptsEntry,
 }
 
 /// A listener, which may get connections until the network is locked.
@@ -36,6 +38,20 @@ pub(super) struct Listener {
     pub(super) subject: Subject,
     pub(super) socket: OwnedFd,
     pub(super) address: SocketAddr,
+    pub(super) ino: u32,
+}
+
+impl Listener {
+    /// Whether a socket's own address is the listener's.
+    pub(super) fn is_of(&self, socket: &TcpSocket) -> bool {
+        let ip = self.address.ip();
+        socket.local.port() == self.address.port()
+            && (ip.is_unspecified() || ip.to_canonical() == socket.local.ip())
+    }
+}
+
+pub(super) fn ends_of(socket: &TcpSocket) -> Connection {
+    Connection { local: socket.local, peer: socket.peer }
 }
 
 /// The TCP sockets of a frozen tree for which the network matters.
@@ -45,6 +61,8 @@ pub(in crate::state::files) struct Collected {
     pub(super) listeners: Vec<Listener>,
     /// All TCP sockets of the tree's network namespace, once somebody asked.
     pub(super) listing: Option<Vec<TcpSocket>>,
+    /// Whether connections that wait can be given back, once somebody asked.
+    pub(super) handshakes: Option<Option<Handshakes>>,
 }
 
 impl Collected {
@@ -74,6 +92,12 @@ impl Collected {
         Ok(())
     }
 
+    /// Whether a socket without descriptor waits at one of the listeners.
+    pub(super) fn waits(&self, socket: &TcpSocket) -> bool {
+        let at = |listener: &Listener| listener.is_of(socket);
+        socket.ino == 0 && can_wait(socket.state) && self.listeners.iter().any(at)
+    }
+
     /// Notes a listener.
     pub fn add_listener(
         &mut self,
@@ -82,15 +106,18 @@ impl Collected {
     ) -> Result<(), CaptureError> {
         let socket = d.file.try_clone().map_err(d.failed("look at the listener"))?;
         let subject = d.task().subject(format!("{} ({address})", d.part()));
-        self.listeners.push(Listener { subject, socket, address });
+        let ino = d.stat.st_ino as u32;
+        self.listeners.push(Listener { subject, socket, address, ino });
         Ok(())
     }
 }
 
 impl FileCollector {
-    /// The live connections, for the lock of the network.
+    /// The live connections, for the lock of the network, with those that wait to be accepted.
     pub fn connections(&self) -> Vec<Connection> {
-        self.tcp.live.iter().map(|live| live.ends).collect()
+        let listed = self.tcp.listing.as_deref().unwrap_or_default();
+        let waiting = listed.iter().filter(|s| self.tcp.waits(s)).map(ends_of);
+        self.tcp.live.iter().map(|live| live.ends).chain(waiting).collect()
     }
 
     /// Writes the images of all connections. The network must be locked; the sockets are as they were
@@ -131,7 +158,7 @@ pub(super) fn failed(
 
 impl Live {
     /// The image and both queues.
-    fn read(&self) -> io::Result<(TcpStreamEntry, Vec<u8>, Vec<u8>)> {
+    pub(super) fn read(&self) -> io::Result<(TcpStreamEntry, Vec<u8>, Vec<u8>)> {
         let info = tcp::info(&self.socket)?;
         if info.state != self.state {
             return Err(io::Error::other("its state changes while it is looked at"));

@@ -11,6 +11,7 @@ use arctern_sys::{Pid, proc};
 
 use super::capture::{has_urgent_data, on_wire};
 use super::shape::shape;
+use super::waiting::returnable;
 use crate::error::{CaptureError, Refusal, Remedy, Subject};
 use crate::options::TcpPolicy;
 use crate::state::files::capture::FileCollector;
@@ -154,7 +155,7 @@ impl FileCollector {
             return Ok(None);
         }
         if !self.options.skip_in_flight {
-            if info.unacknowledged != 0 {
+            if info.unacknowledged != 0 && !self.can_take(d, source) {
                 let part = format!("{} ({})", d.part(), ends(source, None));
                 refusals.push(waiting(d.task().subject(part), info.unacknowledged));
                 return Ok(None);
@@ -164,6 +165,13 @@ impl FileCollector {
             }
         }
         Ok(Some((LISTEN, info.backlog)))
+    }
+
+    /// Whether the connections that wait at a listener can be taken and given back.
+    fn can_take(&mut self, d: &Descriptor<'_>, source: Option<SocketAddr>) -> bool {
+        let list = self.tcp.listing.as_deref().unwrap_or_default();
+        source.is_some_and(|address| returnable(&d.file, address.port(), list))
+            && self.gives_back(d.tree)
     }
 
     /// The socket in the kernel's list of its namespace, which is made once.

@@ -14,10 +14,12 @@
 
 mod capture;
 mod collect;
+mod inject;
 mod moments;
 mod packet;
 mod restore;
 mod shape;
+mod waiting;
 
 pub(super) use capture::Collected;
 pub(super) use collect::options;

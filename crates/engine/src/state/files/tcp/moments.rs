@@ -5,11 +5,12 @@
 use std::os::fd::AsFd;
 
 use arctern_sys::diag::{TcpSocket, tcp_sockets};
-use arctern_sys::tcp::{self, state};
+use arctern_sys::tcp::state;
 use arctern_sys::{Pid, proc};
 
-use super::capture::failed;
+use super::capture::ends_of;
 use super::collect::waiting;
+use super::waiting::returnable;
 use crate::error::{CaptureError, Refusal, Remedy};
 use crate::state::files::capture::FileCollector;
 use crate::tree::FrozenTree;
@@ -31,7 +32,12 @@ fn listing(tree: &FrozenTree) -> Result<(Vec<TcpSocket>, bool), CaptureError> {
 impl FileCollector {
     /// Connections that reached a listener after it was looked at, whether they are complete or not.
     /// Once the network is locked there are no more.
-    pub fn late_arrivals(&self, tree: &FrozenTree) -> Result<Vec<Refusal>, CaptureError> {
+    pub fn late_arrivals(&mut self, tree: &FrozenTree) -> Result<Vec<Refusal>, CaptureError> {
+        let mut waits = false;
+        for listener in &self.tcp.listeners {
+            waits |= listener.complete()? != 0;
+        }
+        let gives_back = waits && self.gives_back(tree);
         let listeners = &self.tcp.listeners;
         if listeners.is_empty() {
             return Ok(Vec::new());
@@ -39,18 +45,19 @@ impl FileCollector {
         let (list, _) = listing(tree)?;
         let half_open: Vec<_> =
             list.iter().filter(|s| s.ino == 0 && s.state == state::SYN_RECV).collect();
+        // What came while the network was being locked is not among what is locked.
+        let locked = self.connections();
         let mut refusals = Vec::new();
         for listener in listeners {
-            let at = |s: &&&TcpSocket| {
-                let ip = listener.address.ip();
-                s.local.port() == listener.address.port()
-                    && (ip.is_unspecified() || ip.to_canonical() == s.local.ip())
+            let complete = listener.complete()?;
+            let begun = half_open.iter().filter(|s| listener.is_of(s)).count();
+            let stays = || {
+                let mut theirs = list.iter().filter(|s| self.tcp.waits(s) && listener.is_of(s));
+                gives_back
+                    && returnable(&listener.socket, listener.address.port(), &list)
+                    && theirs.all(|s| locked.contains(&ends_of(s)))
             };
-            let complete = tcp::info(&listener.socket)
-                .map_err(failed(&listener.subject, "look at the listener"))?
-                .unacknowledged;
-            let begun = half_open.iter().filter(at).count();
-            if complete != 0 || begun != 0 {
+            if begun != 0 || complete != 0 && !stays() {
                 let begun = u32::try_from(begun).unwrap_or(u32::MAX);
                 refusals.push(waiting(listener.subject.clone(), complete.saturating_add(begun)));
             }

@@ -17,7 +17,7 @@ const IPV6_HDRINCL: i32 = 36;
 const FIN: u8 = 1;
 const ACK: u8 = 16;
 
-/// One segment without data.
+/// One segment, but for its data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Segment {
     /// Its sequence number.
@@ -40,16 +40,21 @@ pub(super) fn prepare(socket: &OwnedFd, v6: bool) -> io::Result<()> {
 }
 
 /// Delivers a segment of the peer's to our end.
-pub(super) fn deliver(socket: &OwnedFd, ends: &Connection, segment: Segment) -> io::Result<()> {
-    let packet = packet(ends, segment).ok_or(io::ErrorKind::InvalidInput)?;
+pub(super) fn deliver(
+    socket: &OwnedFd,
+    ends: &Connection,
+    segment: Segment,
+    data: &[u8],
+) -> io::Result<()> {
+    let packet = packet(ends, segment, data).ok_or(io::ErrorKind::InvalidInput)?;
     // A raw IPv6 socket takes the port for a protocol.
     let to = inet::raw_address(SocketAddr::new(ends.local.ip(), 0));
     send_packet(socket, &packet, &to)
 }
 
 /// The whole packet; None if the addresses are of different kinds.
-fn packet(ends: &Connection, segment: Segment) -> Option<Vec<u8>> {
-    let mut tcp = Vec::with_capacity(20);
+fn packet(ends: &Connection, segment: Segment, data: &[u8]) -> Option<Vec<u8>> {
+    let mut tcp = Vec::with_capacity(20 + data.len());
     tcp.extend(ends.peer.port().to_be_bytes());
     tcp.extend(ends.local.port().to_be_bytes());
     tcp.extend(segment.sequence.to_be_bytes());
@@ -58,19 +63,21 @@ fn packet(ends: &Connection, segment: Segment) -> Option<Vec<u8>> {
     tcp.extend([5 << 4, if segment.fin { FIN | ACK } else { ACK }]);
     tcp.extend(segment.window.to_be_bytes());
     tcp.extend([0; 4]);
-    let length = [0, 20];
+    tcp.extend(data);
+    let total = u16::try_from(20 + tcp.len()).ok()?.to_be_bytes();
+    let length = u16::try_from(tcp.len()).ok()?.to_be_bytes();
     let protocol = libc::IPPROTO_TCP as u8;
     let (mut packet, pseudo) = match (ends.peer.ip(), ends.local.ip()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
             // The kernel fills identification and checksum in.
-            let mut ip = vec![0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, protocol, 0, 0];
+            let mut ip = vec![0x45, 0, total[0], total[1], 0, 0, 0x40, 0, 64, protocol, 0, 0];
             ip.extend(from.octets());
             ip.extend(to.octets());
             let pseudo = [&from.octets()[..], &to.octets(), &[0, protocol], &length].concat();
             (ip, pseudo)
         }
         (IpAddr::V6(from), IpAddr::V6(to)) => {
-            let mut ip = vec![0x60, 0, 0, 0, 0, 20, protocol, 64];
+            let mut ip = vec![0x60, 0, 0, 0, length[0], length[1], protocol, 64];
             ip.extend(from.octets());
             ip.extend(to.octets());
             let words = [&[0, 0][..], &length, &[0, 0, 0, protocol]].concat();
@@ -84,9 +91,11 @@ fn packet(ends: &Connection, segment: Segment) -> Option<Vec<u8>> {
     Some(packet)
 }
 
-/// The Internet checksum of an even number of bytes (RFC 1071).
+/// The Internet checksum (RFC 1071).
 fn checksum(bytes: &[u8]) -> u16 {
-    let words = bytes.chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]])));
+    let words = bytes
+        .chunks(2)
+        .map(|w| u32::from(u16::from_be_bytes([w[0], w.get(1).copied().unwrap_or(0)])));
     let mut sum: u32 = words.sum();
     while sum >> 16 != 0 {
         sum = (sum & 0xffff) + (sum >> 16);
@@ -106,10 +115,10 @@ mod tests {
             local: "10.0.0.1:80".parse().unwrap(),
             peer: "10.0.0.2:4711".parse().unwrap(),
         };
-        let packet = packet(&ends, SEGMENT).unwrap();
-        assert_eq!((packet.len(), packet[33]), (40, FIN | ACK));
+        let packet = packet(&ends, SEGMENT, b"odd").unwrap();
+        assert_eq!((packet.len(), packet[3], packet[33]), (43, 43, FIN | ACK));
         // Over pseudo header and segment with its checksum the sum is zero.
-        let pseudo = [&packet[12..20], &[0, 6, 0, 20], &packet[20..]].concat();
+        let pseudo = [&packet[12..20], &[0, 6, 0, 23], &packet[20..]].concat();
         assert_eq!(checksum(&pseudo), 0);
     }
 
@@ -119,8 +128,8 @@ mod tests {
             local: "[::1]:80".parse().unwrap(),
             peer: "[2001:db8::1]:4711".parse().unwrap(),
         };
-        assert_eq!(packet(&ends, SEGMENT).unwrap().len(), 60);
+        assert_eq!(packet(&ends, SEGMENT, &[]).unwrap().len(), 60);
         let mixed = Connection { peer: "10.0.0.2:1".parse().unwrap(), ..ends };
-        assert_eq!(packet(&mixed, SEGMENT), None);
+        assert_eq!(packet(&mixed, SEGMENT, &[]), None);
     }
 }

@@ -22,8 +22,10 @@ use arctern_tracee::stub::Stub;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{MsgFlags, Shutdown, send, shutdown};
 
-use super::packet::{self, Segment};
+use super::inject::Injector;
+use super::packet::Segment;
 use super::shape::{End, Shape, shape};
+use super::waiting::{self, Waiting};
 use crate::error::{Refusal, RestoreError, Subject};
 use crate::options::{Connection, NetworkLock, TcpPolicy};
 use crate::state::files::inet::{CLOSE, LISTEN, ends_of, raw_address};
@@ -125,12 +127,16 @@ impl FilesRestore {
             .filter(|(_, socket)| is_live(socket))
             .map(|(id, socket)| (id, socket.clone()))
             .collect();
-        let ends: Vec<Connection> = live.iter().filter_map(|(_, s)| wire(s)).collect();
+        let waiting = waiting::list(&self.images)
+            .map_err(|e| RestoreError::Inconsistent(format!("{}: {e}", waiting::FILE_NAME)))?;
+        let waiting_ends = waiting.iter().map(|w| Connection { local: w.local, peer: w.peer });
+        let ends = live.iter().filter_map(|(_, s)| wire(s)).chain(waiting_ends);
+        let ends: Vec<Connection> = ends.collect();
         if let Some(network) = network {
             network.lock(&ends).map_err(RestoreError::Hook)?;
         }
-        let mut injector =
-            Injector { stub: stubs.first().map(|(_, stub)| *stub), sockets: [None, None] };
+        let Some((_, root)) = stubs.first() else { return Ok(()) };
+        let mut injector = Injector::new(root.tid(), None);
         let mut refusals = Vec::new();
         for (id, entry) in live {
             let (Some(ends), Some(holder)) = (wire(&entry), self.holders[&id].first()) else {
@@ -159,7 +165,46 @@ impl FilesRestore {
                 }
             }
         }
-        if refusals.is_empty() { Ok(()) } else { Err(RestoreError::Refused(refusals)) }
+        if !refusals.is_empty() {
+            return Err(RestoreError::Refused(refusals));
+        }
+        self.give_waiting_back(stubs, &mut injector, &waiting)
+    }
+
+    /// Gives listeners the connections that the program had not accepted.
+    fn give_waiting_back(
+        &self,
+        stubs: &[(usize, Stub)],
+        injector: &mut Injector,
+        list: &[Waiting],
+    ) -> Result<(), RestoreError> {
+        for one in list {
+            let of_listener = |id: &u32| {
+                let socket = self.files[id].isk.as_deref();
+                socket.is_some_and(|s| s.ino == one.listener && s.state == LISTEN)
+            };
+            let id = self.holders.keys().copied().find(of_listener);
+            let holder = id.and_then(|id| Some((id, *self.holders[&id].first()?)));
+            let (Some((id, (task, fd))), true) = (holder, waiting::can_wait(one.state)) else {
+                return Err(RestoreError::Inconsistent(format!(
+                    "{}: {} -> {} has no listener",
+                    waiting::FILE_NAME,
+                    one.local,
+                    one.peer
+                )));
+            };
+            let mut subject = self.named_subject(id);
+            subject.part = format!("{}, waiting {} -> {}", subject.part, one.local, one.peer);
+            let stub = stubs.iter().find(|(of, _)| *of == task).map(|(_, stub)| stub.tid());
+            let listener = stub
+                .ok_or(io::ErrorKind::NotFound.into())
+                .and_then(|tid| PidFd::open(tid)?.getfd(fd))
+                .map_err(failed(&subject, "duplicate the listener into the controller"))?;
+            let (entry, received, _) = read_stream(&self.images, one.ino)?;
+            waiting::give_back(injector, &listener, one, &entry, &received)
+                .map_err(failed(&subject, "give the connection back to the listener"))?;
+        }
+        Ok(())
     }
 
     /// Lets the connections live: they leave repair mode, the network is unlocked, and what they have
@@ -330,7 +375,7 @@ fn build(
         fin: true,
     };
     if shape.peer_first {
-        injector.deliver(socket, &ends, arriving, state::CLOSE_WAIT)?;
+        deliver(injector, socket, &ends, arriving, state::CLOSE_WAIT)?;
     }
     let pretend_close = || {
         repair.pretend_to_send()?;
@@ -341,12 +386,12 @@ fn build(
         End::Closed if !all_sent => built.closes = true,
         End::Closed => {
             pretend_close().map_err(kernel("close its direction"))?;
-            injector.deliver(socket, &ends, arriving, state::CLOSING)?;
+            deliver(injector, socket, &ends, arriving, state::CLOSING)?;
         }
         End::Acknowledged => {
             pretend_close().map_err(kernel("close its direction"))?;
             let known = Segment { acknowledges: stream.outq_seq, fin: false, ..arriving };
-            injector.deliver(socket, &ends, known, state::FIN_WAIT2)?;
+            deliver(injector, socket, &ends, known, state::FIN_WAIT2)?;
         }
     }
     if let Some(window) = window {
@@ -455,65 +500,16 @@ pub(in crate::state::files) fn is_clamp(level: i32, name: i32) -> bool {
     (level, name) == (libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP)
 }
 
-/// Raw sockets of the tree's namespace, made when the first segment needs one.
-struct Injector {
-    stub: Option<Stub>,
-    /// IPv4, IPv6.
-    sockets: [Option<OwnedFd>; 2],
-}
-
-impl Injector {
-    /// Delivers a segment and waits until our end is in `state`.
-    fn deliver(
-        &mut self,
-        end: &OwnedFd,
-        ends: &Connection,
-        segment: Segment,
-        state: u8,
-    ) -> Result<(), Failure> {
-        let v6 = ends.local.is_ipv6();
-        if self.sockets[usize::from(v6)].is_none() {
-            let made = self.make(v6).map_err(kernel("make a raw socket in its namespace"))?;
-            self.sockets[usize::from(v6)] = Some(made);
-        }
-        let Some(raw) = &self.sockets[usize::from(v6)] else { return Ok(()) };
-        packet::deliver(raw, ends, segment).map_err(kernel("deliver the end of its stream"))?;
-        arrived(end, state).map_err(kernel("rebuild its state"))
-    }
-
-    fn make(&self, v6: bool) -> io::Result<OwnedFd> {
-        let stub = self.stub.ok_or(io::ErrorKind::NotFound)?;
-        let family = if v6 { libc::AF_INET6 } else { libc::AF_INET };
-        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
-        let args = [family.into(), kind.into(), libc::IPPROTO_RAW.into()];
-        let fd = stub
-            .call("socket of raw packets", libc::SYS_socket, &args)
-            .map_err(io::Error::other)? as i32;
-        let socket = PidFd::open(stub.tid()).and_then(|pidfd| pidfd.getfd(fd));
-        stub.call("close", libc::SYS_close, &[fd.into()]).map_err(io::Error::other)?;
-        let socket = socket?;
-        packet::prepare(&socket, v6)?;
-        Ok(socket)
-    }
-}
-
-/// Waits until a segment has had its effect. It passes the loopback device, mostly before its sender
-/// returns; the kernel has an event for the end of the peer's direction only.
-fn arrived(socket: &OwnedFd, state: u8) -> io::Result<()> {
-    use nix::poll::{PollFd, PollFlags, poll};
-    use std::os::fd::AsFd;
-    const ATTEMPTS: u32 = 200;
-    for _ in 0..ATTEMPTS {
-        if tcp::info(socket)?.state == state {
-            return Ok(());
-        }
-        let mut fds = [PollFd::new(socket.as_fd(), PollFlags::from_bits_retain(libc::POLLRDHUP))];
-        poll(&mut fds, 1u8)?;
-    }
-    Err(io::Error::other(format!(
-        "a packet does not pass the loopback device of the namespace (state {}, wanted {state})",
-        tcp::info(socket)?.state
-    )))
+/// Delivers a segment and waits until our end is in `state`.
+fn deliver(
+    injector: &mut Injector,
+    end: &OwnedFd,
+    ends: &Connection,
+    segment: Segment,
+    state: u8,
+) -> Result<(), Failure> {
+    injector.send(ends, segment, &[]).map_err(kernel("deliver the end of its stream"))?;
+    injector.settled(|| Ok(tcp::info(end)?.state == state)).map_err(kernel("rebuild its state"))
 }
 
 #[cfg(test)]
