@@ -201,6 +201,12 @@ impl<'a> Repair<'a> {
         set_socket_int(self.0, TCP, TCP_REPAIR, WITHOUT_PROBE)
     }
 
+    /// Leaves repair mode; an established connection asks its peer at once what it has received (the
+    /// probe of a window).
+    pub fn leave_and_ask(self) -> io::Result<()> {
+        set_socket_int(self.0, TCP, TCP_REPAIR, 0)
+    }
+
     fn select(&self, queue: Queue) -> io::Result<()> {
         set_socket_int(self.0, TCP, TCP_REPAIR_QUEUE, queue as i32)
     }

@@ -3,9 +3,9 @@
 //! All of a connection is rebuilt in repair mode, in which it is silent and dies silently. What has to
 //! go out waits for [`FilesRestore::wake_connections`]: data that was not sent, and of the data that
 //! the peer did not acknowledge the last byte. The peer answers to it with what it really has, so
-//! that neither side waits for a timer. If the congestion window has no room for that byte it counts
-//! as sent, like all before it: a peer that had everything acknowledges it all, and such an answer
-//! must not be ahead of what we sent.
+//! that neither side waits for a timer. Where that byte cannot go out at once it counts as sent, like
+//! all before it, because an answer must not be ahead of what we sent; then the peer is asked by the
+//! probe of a window.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -43,8 +43,10 @@ pub(in crate::state::files) struct Built {
     entry: InetSkEntry,
     nodelay: bool,
     cork: bool,
-    /// Data to be sent, the last byte that counts as unsent first.
-    tail: Vec<u8>,
+    /// The last byte that was sent before.
+    last: Option<u8>,
+    /// Data that was not sent before.
+    unsent: Vec<u8>,
     /// A FIN follows.
     closes: bool,
     /// Has yet to connect.
@@ -311,7 +313,8 @@ fn build(
         entry: entry.clone(),
         nodelay: entry.tcp_opts.as_ref().map_or(stream.nodelay, |o| o.nodelay).unwrap_or(false),
         cork: entry.tcp_opts.as_ref().map_or(stream.cork, |o| o.cork).unwrap_or(false),
-        tail: Vec::new(),
+        last: None,
+        unsent: Vec::new(),
         closes: false,
         connects: shape.is_none(),
     };
@@ -342,24 +345,20 @@ fn build(
     drop(received);
     let unsent = stream.unsq_len.unwrap_or(0).min(stream.outq_len);
     let (before, after) = sent.split_at((stream.outq_len - unsent) as usize);
-    let (held, last) = match before.split_last() {
-        Some((last, held)) => (held, &[*last][..]),
-        None => (before, &[][..]),
-    };
     let fill =
         |bytes: &[u8]| repair.fill(Queue::Send, bytes).map_err(kernel("fill its send queue"));
-    fill(held)?;
-    let info = tcp::info(socket).map_err(kernel("read its state"))?;
     // Both sides closed at once: the order of the two FINs would change if ours went out later.
     let all_sent = shape.peer_closed && !shape.peer_first;
-    if all_sent {
-        fill(last)?;
-        fill(after)?;
-    } else if info.unacknowledged + 1 < info.congestion_window {
-        built.tail = [last, after].concat();
-    } else {
-        fill(last)?;
-        built.tail = after.to_vec();
+    match before.split_last() {
+        _ if all_sent => fill(&sent)?,
+        Some((last, held)) => {
+            fill(held)?;
+            built.last = Some(*last);
+        }
+        None => {}
+    }
+    if !all_sent {
+        built.unsent = after.to_vec();
     }
     let window = window(&stream);
     let reached = stream.inq_seq.wrapping_sub(received_fin);
@@ -453,6 +452,11 @@ impl Built {
             set_socket_int(&self.socket, clamp.level, clamp.name, clamp.value)?;
         }
         Repair::of(&self.socket).leave()?;
+        self.put_reuse_back()
+    }
+
+    /// Repair mode clears it.
+    fn put_reuse_back(&self) -> io::Result<()> {
         let reuse = self.entry.opts.reuseaddr().into();
         set_socket_int(&self.socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, reuse)
     }
@@ -463,21 +467,46 @@ impl Built {
         if self.connects {
             self.begin()?;
         }
-        if !self.tail.is_empty() {
-            set(libc::TCP_NODELAY, true)?;
-            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-            let mut rest = &self.tail[..];
-            while !rest.is_empty() {
-                let n = send(self.socket.as_raw_fd(), rest, flags)?;
-                rest = &rest[n..];
-            }
+        set(libc::TCP_NODELAY, true)?;
+        if let Some(last) = self.last {
+            self.send_all(&[last])?;
+            self.force_out()?;
         }
+        self.send_all(&self.unsent)?;
         if self.closes {
             shutdown(self.socket.as_raw_fd(), Shutdown::Write)?;
+            if self.unsent.is_empty() {
+                // The peer may have had it before.
+                self.force_out()?;
+            }
         }
         set(libc::TCP_NODELAY, self.nodelay)?;
         set(libc::TCP_CORK, self.cork)?;
         sockopts::put_buffers_back(&self.socket, &self.entry.opts)
+    }
+
+    fn send_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        while !bytes.is_empty() {
+            let n = send(self.socket.as_raw_fd(), bytes, flags)?;
+            bytes = &bytes[n..];
+        }
+        Ok(())
+    }
+
+    /// Makes sure that what the peer may have had before counts as sent, whether it went out or not:
+    /// the congestion window or the pace may not allow it now, and acknowledgements of what was not
+    /// sent are passed over.
+    fn force_out(&self) -> io::Result<()> {
+        if tcp::lengths(&self.socket)?.unsent == 0 {
+            return Ok(());
+        }
+        let repair = Repair::enter(&self.socket)?;
+        repair.pretend_to_send()?;
+        // Pushes what waits.
+        set_socket_int(&self.socket, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
+        repair.leave_and_ask()?;
+        self.put_reuse_back()
     }
 
     /// Asks the peer for a connection again, with the sequence number that it was asked with.
