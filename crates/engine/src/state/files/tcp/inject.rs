@@ -35,12 +35,14 @@ impl Injector {
         packet::deliver(raw, ends, segment, data)
     }
 
-    /// Delivers the last segment of a handshake to a listener, which takes the connection from it.
+    /// Delivers the last segment of a handshake to a listener, which takes the connection from it, and
+    /// waits until it is `done`.
     pub fn shake_hands(
         &mut self,
         ends: &Connection,
         agreement: &Agreement,
         segment: Segment,
+        done: impl FnMut() -> io::Result<bool>,
     ) -> io::Result<()> {
         let expected = {
             let handshakes = match &mut self.handshakes {
@@ -50,15 +52,16 @@ impl Injector {
             let expect = || handshakes.expect(ends.local, ends.peer, agreement, PASSING_MARK);
             inside(self.root, &[Kind::Net], expect)?
         };
-        let sent = self.send(ends, segment, &[]);
+        // Until the segment has arrived, which on a busy machine is later.
+        let result = self.send(ends, segment, &[]).and_then(|()| self.settled(done));
         drop(expected);
-        sent
+        result
     }
 
     /// Waits until a segment has had its effect. It passes the loopback device, mostly before its
     /// sender returns; the kernel has no event for it.
     pub fn settled(&self, mut done: impl FnMut() -> io::Result<bool>) -> io::Result<()> {
-        const ATTEMPTS: u32 = 200;
+        const ATTEMPTS: u32 = 1000;
         for _ in 0..ATTEMPTS {
             if done()? {
                 return Ok(());

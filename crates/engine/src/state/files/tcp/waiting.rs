@@ -177,8 +177,8 @@ pub(super) fn give_back(
         fin: false,
     };
     let before = tcp::info(listener)?.unacknowledged;
-    injector.shake_hands(&ends, &agreement, segment)?;
-    injector.settled(|| Ok(tcp::info(listener)?.unacknowledged > before))?;
+    let taken = || Ok(tcp::info(listener)?.unacknowledged > before);
+    injector.shake_hands(&ends, &agreement, segment, taken)?;
     for chunk in received.chunks(8 * 1024) {
         injector.send(&ends, segment, chunk)?;
         segment.sequence = segment.sequence.wrapping_add(chunk.len() as u32);
