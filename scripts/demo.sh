@@ -67,6 +67,9 @@ show arctern import --change 'CMD ["nginx", "-g", "daemon off;"]' "$tar" nginx
 echo
 echo "== A web server"
 show arctern run -d --name my-nginx nginx
+# A server that is asked to stop before it has begun does not hear it.
+timeout 10 "$program" --root "$work/lib" --runroot "$work/run" \
+    exec my-nginx sh -c 'until [ -s /run/nginx.pid ]; do sleep 0.1; done' || :
 show arctern stop my-nginx
 show arctern rm my-nginx
 show arctern run -d -p "$port:80" --name my-nginx nginx
