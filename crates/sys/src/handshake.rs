@@ -25,7 +25,7 @@ const SKC_LOOKUP_TCP: i32 = 99;
 const SKC_TO_TCP_SOCK: i32 = 137;
 
 /// Offsets in struct __sk_buff and struct bpf_sock.
-const SKB_MARK: i16 = 8;
+const SKB_PRIORITY: i16 = 32;
 const SOCK_STATE: i16 = 72;
 
 /// What a program says to the device: go on to the next one, pass, drop.
@@ -67,7 +67,7 @@ impl Handshakes {
         Ok(Handshakes { assign: Btf::load()?.function("bpf_sk_assign_tcp_reqsk")? })
     }
 
-    /// Until the result is dropped, the next segment from `peer` to `local` with this mark that
+    /// Until the result is dropped, the next segment from `peer` to `local` with this priority (SO_PRIORITY) that
     /// arrives on the loopback device of the calling thread's network namespace, while a listener is
     /// there, makes a connection.
     pub fn expect(
@@ -75,9 +75,9 @@ impl Handshakes {
         local: SocketAddr,
         peer: SocketAddr,
         agreement: &Agreement,
-        mark: u32,
+        tag: u32,
     ) -> io::Result<OwnedFd> {
-        let program = program(self.assign, &tuple(local, peer)?, &attributes(agreement), mark);
+        let program = program(self.assign, &tuple(local, peer)?, &attributes(agreement), tag);
         let program = load(PROG_TYPE_SCHED_CLS, &program, TCX_INGRESS, 0)?;
         let target = program.as_raw_fd() as u64 | LOOPBACK << 32;
         let mut attributes = [target, TCX_INGRESS, 0, 0];
@@ -129,13 +129,13 @@ fn store(at: i16, bytes: &[u8]) -> Vec<Instruction> {
         .collect()
 }
 
-fn program(assign: u32, tuple: &[u8], attributes: &[u8], mark: u32) -> Vec<Instruction> {
+fn program(assign: u32, tuple: &[u8], attributes: &[u8], tag: u32) -> Vec<Instruction> {
     let mut code = vec![
-        (0xbf, 6, 1, 0, 0),           // r6 = packet
-        (0x61, 0, 6, SKB_MARK, 0),    // r0 = its mark
-        (0x15, 0, 0, 2, mark as i32), // if r0 != mark:
-        (0xb7, 0, 0, 0, NEXT),        //   r0 = NEXT
-        (0x95, 0, 0, 0, 0),           //   return
+        (0xbf, 6, 1, 0, 0),            // r6 = packet
+        (0x61, 0, 6, SKB_PRIORITY, 0), // r0 = its priority
+        (0x15, 0, 0, 2, tag as i32),   // if r0 != tag:
+        (0xb7, 0, 0, 0, NEXT),         //   r0 = NEXT
+        (0x95, 0, 0, 0, 0),            //   return
     ];
     code.extend(store(TUPLE, tuple));
     code.extend(store(AGREED, attributes));

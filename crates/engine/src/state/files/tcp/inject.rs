@@ -9,7 +9,7 @@ use arctern_sys::namespace::{Kind, inside};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
 use super::packet::{self, Segment};
-use crate::options::{Connection, PASSING_MARK};
+use crate::options::Connection;
 
 /// Raw sockets of a network namespace, made when the first segment needs one.
 pub(super) struct Injector {
@@ -42,18 +42,25 @@ impl Injector {
         ends: &Connection,
         agreement: &Agreement,
         segment: Segment,
-        done: impl FnMut() -> io::Result<bool>,
+        mut done: impl FnMut() -> io::Result<bool>,
     ) -> io::Result<()> {
         let expected = {
             let handshakes = match &mut self.handshakes {
                 Some(handshakes) => handshakes,
                 empty => empty.insert(inside(self.root, &[Kind::Net], Handshakes::probe)?),
             };
-            let expect = || handshakes.expect(ends.local, ends.peer, agreement, PASSING_MARK);
+            let expect = || handshakes.expect(ends.local, ends.peer, agreement, packet::tag());
             inside(self.root, &[Kind::Net], expect)?
         };
         // Until the segment has arrived, which on a busy machine is later.
-        let result = self.send(ends, segment, &[]).and_then(|()| self.settled(done));
+        // A busy loopback device drops packets.
+        let mut result = Ok(());
+        for _ in 0..20 {
+            result = self.send(ends, segment, &[]).and_then(|()| self.settled(&mut done));
+            if result.is_ok() {
+                break;
+            }
+        }
         drop(expected);
         result
     }
@@ -61,7 +68,7 @@ impl Injector {
     /// Waits until a segment has had its effect. It passes the loopback device, mostly before its
     /// sender returns; the kernel has no event for it.
     pub fn settled(&self, mut done: impl FnMut() -> io::Result<bool>) -> io::Result<()> {
-        const ATTEMPTS: u32 = 1000;
+        const ATTEMPTS: u32 = 100;
         for _ in 0..ATTEMPTS {
             if done()? {
                 return Ok(());

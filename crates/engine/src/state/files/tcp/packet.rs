@@ -30,9 +30,15 @@ pub(super) struct Segment {
     pub fin: bool,
 }
 
+/// Tells our packets from those of another capture or restore in the same namespace (SO_PRIORITY).
+pub(super) fn tag() -> u32 {
+    std::process::id()
+}
+
 /// Makes a raw socket fit: marked, and taking whole packets.
 pub(super) fn prepare(socket: &OwnedFd, v6: bool) -> io::Result<()> {
     set_socket_int(socket, libc::SOL_SOCKET, libc::SO_MARK, PASSING_MARK as i32)?;
+    set_socket_int(socket, libc::SOL_SOCKET, libc::SO_PRIORITY, tag() as i32)?;
     match v6 {
         true => set_socket_int(socket, libc::IPPROTO_IPV6, IPV6_HDRINCL, 1),
         false => set_socket_int(socket, libc::IPPROTO_IP, libc::IP_HDRINCL, 1),
