@@ -3,17 +3,18 @@
 //! Everything is read while the tree stands still; nothing in it is changed. All reasons against a
 //! capture are collected first and returned together.
 
+mod described;
+
 use std::path::Path;
 use std::time::Instant;
 
-use arctern_image::images::{ImageDir, ImageError, ImageKind};
-use arctern_image::messages::{
-    CoreEntry, InventoryEntry, Lsmtype, MmEntry, PstreeEntry, SeccompEntry, TaskKobjIdsEntry,
-};
+use arctern_image::images::ImageDir;
+use arctern_image::messages::{CoreEntry, InventoryEntry, MmEntry};
 use arctern_image::pages::PagesIds;
 use arctern_sys::namespace::Kind;
 use arctern_sys::{PAGE_SIZE, Pid, proc};
 
+use self::described::{Described, conclude, inventory, tree_entries, write_core};
 use crate::error::{CaptureError, Refusal, Remedy, Subject};
 use crate::faults::Faults;
 use crate::freeze::{Frozen, freeze};
@@ -25,7 +26,7 @@ use crate::state::cgroup::CgroupCollector;
 use crate::state::files::{FileCollector, FileOptions};
 use crate::state::memory::{dump, vma};
 use crate::state::namespaces::{NamespaceCollector, NamespaceOptions};
-use crate::state::restart::{self, Restarts};
+use crate::state::restart::Restarts;
 use crate::state::shmem;
 use crate::state::task::capture as task_state;
 use crate::tree::{FrozenTask, FrozenTree};
@@ -351,46 +352,6 @@ impl Drop for Locked<'_, '_> {
     }
 }
 
-/// Images that are in memory when every task has been read.
-struct Described {
-    tree: Vec<(PstreeEntry, Option<TaskKobjIdsEntry>)>,
-    spaces: Vec<(i32, MmEntry)>,
-    cores: Vec<(i32, CoreEntry)>,
-    seccomp: SeccompEntry,
-}
-
-impl Described {
-    fn write(&self, images: &ImageDir) -> Result<(), ImageError> {
-        for (pid, mm) in &self.spaces {
-            images.write_one(ImageKind::Mm, *pid as u64, mm)?;
-        }
-        for (tid, core) in &self.cores {
-            write_core(images, *tid, core)?;
-        }
-        for (entry, ids) in &self.tree {
-            if let Some(ids) = ids {
-                images.write_one(ImageKind::Ids, entry.pid.into(), ids)?;
-            }
-        }
-        images.write_all(ImageKind::Pstree, 0, self.tree.iter().map(|(entry, _)| entry))?;
-        images.write_one(ImageKind::Seccomp, 0, &self.seccomp)
-    }
-}
-
-fn write_core(images: &ImageDir, tid: i32, core: &CoreEntry) -> Result<(), ImageError> {
-    images.write_one(ImageKind::Core, tid as u64, core)
-}
-
-/// The last images: a directory without an inventory is no checkpoint.
-fn conclude(
-    images: &ImageDir,
-    restarts: &Restarts,
-    inventory: &InventoryEntry,
-) -> Result<(), CaptureError> {
-    write_restarts(images.path(), restarts)?;
-    Ok(images.write_one(ImageKind::Inventory, 0, inventory)?)
-}
-
 fn release(frozen: Frozen, after: AfterCapture) -> Result<(), CaptureError> {
     match after {
         AfterCapture::Kill => frozen.kill(),
@@ -520,69 +481,4 @@ fn shared_memory(
         }
     }
     Ok(())
-}
-
-fn tree_entries(
-    tree: &FrozenTree,
-    namespaces: &NamespaceCollector,
-) -> Vec<(PstreeEntry, Option<TaskKobjIdsEntry>)> {
-    let entry = |(index, task): (usize, &FrozenTask)| {
-        let parent = task.parent.map_or(0, |p| tree.tasks[p].inner_pid);
-        let inner = |ids: &[i32], outer: i32| ids.last().copied().unwrap_or(outer) as u32;
-        let threads = if task.is_zombie() {
-            vec![0]
-        } else {
-            task.threads.iter().map(|t| t.inner_tid as u32).collect()
-        };
-        let entry = PstreeEntry {
-            pid: task.inner_pid as u32,
-            ppid: parent as u32,
-            pgid: inner(&task.status.ns_pgid, task.stat.pgrp),
-            sid: inner(&task.status.ns_sid, task.stat.session),
-            threads,
-        };
-        let ids = (!task.is_zombie()).then(|| {
-            let mut ids = TaskKobjIdsEntry {
-                vm_id: task.ids.vm,
-                files_id: task.ids.files,
-                fs_id: task.ids.fs,
-                sighand_id: task.ids.sighand,
-                ..TaskKobjIdsEntry::default()
-            };
-            namespaces.fill_ids(index, &mut ids);
-            ids
-        });
-        (entry, ids)
-    };
-    tree.tasks.iter().enumerate().map(entry).collect()
-}
-
-fn write_restarts(dir: &Path, restarts: &Restarts) -> Result<(), CaptureError> {
-    let text = serde_json::to_vec(restarts).expect("plain numbers");
-    let path = dir.join(restart::FILE_NAME);
-    std::fs::write(&path, text).map_err(|source| CaptureError::Kernel {
-        subject: crate::error::Subject {
-            pid: 0,
-            comm: "the images".to_owned(),
-            part: String::new(),
-        },
-        what: format!("write {}", path.display()),
-        source,
-    })
-}
-
-fn inventory(namespaces: &NamespaceCollector, root_cg_set: u32) -> InventoryEntry {
-    let uptime = std::fs::read_to_string("/proc/uptime")
-        .ok()
-        .and_then(|text| text.split_ascii_whitespace().next()?.parse::<f64>().ok());
-    InventoryEntry {
-        img_version: 2,
-        fdinfo_per_id: Some(true),
-        root_ids: Some(namespaces.root_ids()),
-        ns_per_id: Some(true),
-        root_cg_set: Some(root_cg_set),
-        lsmtype: Some(Lsmtype::NoLsm.into()),
-        dump_uptime: uptime.map(|seconds| (seconds * 1e6) as u64),
-        ..InventoryEntry::default()
-    }
 }
