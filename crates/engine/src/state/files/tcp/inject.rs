@@ -1,9 +1,11 @@
 //! Sends segments in the name of peers, from within the tree's network namespace.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 
 use arctern_sys::Pid;
+use arctern_sys::diag::tcp_sockets;
 use arctern_sys::handshake::{Agreement, Handshakes};
 use arctern_sys::namespace::{Kind, inside};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
@@ -18,11 +20,29 @@ pub(super) struct Injector {
     handshakes: Option<Handshakes>,
     /// IPv4, IPv6.
     sockets: [Option<OwnedFd>; 2],
+    streams: Vec<Stream>,
+}
+
+/// What a peer had sent on a connection that nobody has accepted.
+pub(super) struct Stream {
+    pub ends: Connection,
+    /// The segment of its first byte.
+    pub first: Segment,
+    pub data: Vec<u8>,
+    /// The peer has closed its side behind it.
+    pub fin: bool,
+}
+
+impl Stream {
+    /// What the receive queue counts when all of it has arrived.
+    fn length(&self) -> usize {
+        self.data.len() + usize::from(self.fin)
+    }
 }
 
 impl Injector {
     pub fn new(root: Pid, handshakes: Option<Handshakes>) -> Self {
-        Injector { root, handshakes, sockets: [None, None] }
+        Injector { root, handshakes, sockets: [None, None], streams: Vec::new() }
     }
 
     /// Delivers a segment to our end.
@@ -63,6 +83,58 @@ impl Injector {
         }
         drop(expected);
         result
+    }
+
+    /// Delivers what was sent on a connection that waits; [`Injector::confirm`] tells whether it arrived.
+    pub fn stream(&mut self, stream: Stream) -> io::Result<()> {
+        if stream.length() != 0 {
+            self.send_stream(&stream)?;
+            self.streams.push(stream);
+        }
+        Ok(())
+    }
+
+    fn send_stream(&mut self, stream: &Stream) -> io::Result<()> {
+        const CHUNK: usize = 8 * 1024;
+        let mut segment = stream.first;
+        for chunk in stream.data.chunks(CHUNK) {
+            self.send(&stream.ends, segment, chunk)?;
+            segment.sequence = segment.sequence.wrapping_add(chunk.len() as u32);
+        }
+        if stream.fin {
+            self.send(&stream.ends, Segment { fin: true, ..segment }, &[])?;
+        }
+        Ok(())
+    }
+
+    /// Makes sure that every byte of the streams is in its receive queue: a busy loopback device drops
+    /// packets. What has not arrived is sent again.
+    pub fn confirm(&mut self) -> io::Result<()> {
+        const ATTEMPTS: u32 = 100;
+        let mut missing = std::mem::take(&mut self.streams);
+        for _ in 0..ATTEMPTS {
+            if missing.is_empty() {
+                return Ok(());
+            }
+            let queues: HashMap<_, _> = inside(self.root, &[Kind::Net], || tcp_sockets(None))?
+                .into_iter()
+                .map(|socket| ((socket.local, socket.peer), socket.receive_queue as usize))
+                .collect();
+            missing.retain(|stream| {
+                let queue = queues.get(&(stream.ends.local, stream.ends.peer));
+                queue.is_none_or(|queue| *queue < stream.length())
+            });
+            for stream in &missing {
+                self.send_stream(stream)?;
+            }
+        }
+        let Some(Stream { ends, data, .. }) = missing.first() else { return Ok(()) };
+        Err(io::Error::other(format!(
+            "the {} unread bytes of {} -> {} do not pass the loopback device of the namespace",
+            data.len(),
+            ends.peer,
+            ends.local
+        )))
     }
 
     /// Waits until a segment has had its effect. It passes the loopback device, mostly before its

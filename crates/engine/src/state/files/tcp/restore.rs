@@ -206,7 +206,9 @@ impl FilesRestore {
             waiting::give_back(injector, &listener, one, &entry, &received)
                 .map_err(failed(&subject, "give the connection back to the listener"))?;
         }
-        Ok(())
+        let root = &self.tasks[0];
+        let subject = Subject { pid: root.pid, comm: root.comm.clone(), part: String::new() };
+        injector.confirm().map_err(failed(&subject, "give connections back to their listeners"))
     }
 
     /// Lets the connections live: they leave repair mode, the network is unlocked, and what they have

@@ -22,7 +22,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
 use super::capture::{Listener, Live, failed, on_wire};
-use super::inject::Injector;
+use super::inject::{Injector, Stream};
 use super::packet::Segment;
 use super::shape::shape;
 use crate::error::CaptureError;
@@ -107,6 +107,8 @@ impl FileCollector {
                 list.push(waiting);
             }
         }
+        let confirmed = injector.confirm();
+        confirmed.map_err(tree.tasks[0].failed("", "give connections back to their listeners"))?;
         let path = images.path().join(FILE_NAME);
         let written = match list.is_empty() {
             true => std::fs::remove_file(&path).or_else(|e| match e.kind() {
@@ -150,7 +152,8 @@ fn take(listener: &Listener) -> Result<Option<Live>, CaptureError> {
     Ok(Some(Live { subject, socket, ino: stat.st_ino as u32, state, ends, reuse: false, opts }))
 }
 
-/// Makes a listener take a connection; the network must be locked.
+/// Makes a listener take a connection; the network must be locked. Call [`Injector::confirm`] when all
+/// are given back.
 pub(super) fn give_back(
     injector: &mut Injector,
     listener: &impl AsFd,
@@ -170,7 +173,7 @@ pub(super) fn give_back(
     };
     let fin = shape(waiting.state).map_or(0, |shape| shape.received_fin());
     let start = entry.inq_seq.wrapping_sub(fin).wrapping_sub(entry.inq_len);
-    let mut segment = Segment {
+    let first = Segment {
         sequence: start,
         acknowledges: entry.outq_seq,
         window: (entry.snd_wnd.unwrap_or(0) >> entry.snd_wscale.min(14)) as u16,
@@ -178,15 +181,8 @@ pub(super) fn give_back(
     };
     let before = tcp::info(listener)?.unacknowledged;
     let taken = || Ok(tcp::info(listener)?.unacknowledged > before);
-    injector.shake_hands(&ends, &agreement, segment, taken)?;
-    for chunk in received.chunks(8 * 1024) {
-        injector.send(&ends, segment, chunk)?;
-        segment.sequence = segment.sequence.wrapping_add(chunk.len() as u32);
-    }
-    if fin != 0 {
-        injector.send(&ends, Segment { fin: true, ..segment }, &[])?;
-    }
-    Ok(())
+    injector.shake_hands(&ends, &agreement, first, taken)?;
+    injector.stream(Stream { ends, first, data: received.to_vec(), fin: fin != 0 })
 }
 
 /// Whether the connections that wait at a listener can be given back to it: they have sent little, and
