@@ -2,7 +2,7 @@
 //!
 //! Every thread is seized and interrupted, round after round, until no new task appears: a task
 //! that stands still makes no children. Ptrace alone holds the tree: if this process dies, the
-//! tasks run on as if nothing had happened.
+//! tasks run on. What was set on their sockets for the moment stays (docs/limits.md).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;

@@ -4,16 +4,21 @@
 //! to be killed wait for both, so both are done at the same time.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
 use arctern_image::images::{ImageDir, ImageError};
 
+use crate::error::{CaptureError, Subject};
+
 type Job = Box<dyn FnOnce(&ImageDir) -> Result<(), ImageError> + Send>;
 
-/// The thread. Dropped, it ends after what it was given, and is waited for.
+/// The thread. Dropped, it ends after the job that it is at, and is waited for.
 pub struct Writer {
     jobs: Option<Sender<Job>>,
+    given_up: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<(), ImageError>>>,
 }
 
@@ -21,12 +26,20 @@ impl Writer {
     /// Starts one for an existing directory.
     ///
     /// # Errors
-    /// The directory cannot be opened.
-    pub fn start(dir: &Path) -> Result<Self, ImageError> {
+    /// The directory cannot be opened, or there can be no more threads.
+    pub fn start(dir: &Path) -> Result<Self, CaptureError> {
         let images = ImageDir::open(dir)?;
         let (jobs, received) = channel();
-        let thread = std::thread::spawn(move || work(&images, &received));
-        Ok(Writer { jobs: Some(jobs), thread: Some(thread) })
+        let given_up = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&given_up);
+        let thread = std::thread::Builder::new()
+            .spawn(move || work(&images, &received, &told))
+            .map_err(|source| CaptureError::Kernel {
+                subject: Subject { pid: 0, comm: "the images".to_owned(), part: String::new() },
+                what: "start a thread that writes them".to_owned(),
+                source,
+            })?;
+        Ok(Writer { jobs: Some(jobs), given_up, thread: Some(thread) })
     }
 
     /// Has something written after all that was asked for before.
@@ -58,14 +71,15 @@ impl Writer {
 impl Drop for Writer {
     fn drop(&mut self) {
         if let Some(thread) = self.thread.take() {
+            self.given_up.store(true, Ordering::Relaxed);
             self.jobs = None;
             let _ = thread.join();
         }
     }
 }
 
-fn work(images: &ImageDir, jobs: &Receiver<Job>) -> Result<(), ImageError> {
-    jobs.iter().try_for_each(|job| job(images))
+fn work(images: &ImageDir, jobs: &Receiver<Job>, given_up: &AtomicBool) -> Result<(), ImageError> {
+    jobs.iter().take_while(|_| !given_up.load(Ordering::Relaxed)).try_for_each(|job| job(images))
 }
 
 #[cfg(test)]

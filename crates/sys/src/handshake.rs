@@ -64,7 +64,12 @@ impl Handshakes {
         if cookies.trim() == "0" {
             return Err(io::Error::other("net.ipv4.tcp_syncookies is 0"));
         }
-        Ok(Handshakes { assign: Btf::load()?.function("bpf_sk_assign_tcp_reqsk")? })
+        let found = Handshakes { assign: Btf::load()?.function("bpf_sk_assign_tcp_reqsk")? };
+        // The function may be there and its use forbidden. No packet has this priority: the number is
+        // compared with its sign.
+        let nobody = SocketAddr::from(([127, 0, 0, 1], 0));
+        drop(found.expect(nobody, nobody, &Agreement::default(), u32::MAX)?);
+        Ok(found)
     }
 
     /// Until the result is dropped, the next segment from `peer` to `local` with this priority (SO_PRIORITY) that

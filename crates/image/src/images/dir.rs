@@ -179,22 +179,29 @@ impl ImageDir {
     /// # Errors
     /// It cannot be opened, or is no regular file.
     pub fn open_file(&self, kind: ImageKind, id: u64) -> Result<Option<File>, ImageError> {
+        self.open_other(&kind.file_name(id))
+    }
+
+    /// Opens a file that is no image of CRIU's for reading, None if it is not there.
+    ///
+    /// # Errors
+    /// As [`ImageDir::open_file`].
+    pub fn open_other(&self, name: &str) -> Result<Option<File>, ImageError> {
+        let path = || self.path.join(name);
         let file = match self.open_at(
-            &kind.file_name(id),
+            name,
             // Without O_NONBLOCK a fifo of that name would hang us.
             OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK,
         ) {
             Ok(file) => file,
             Err(Errno::ENOENT) => return Ok(None),
-            Err(errno) => return Err(io_error("open it", errno).at(self.path_of(kind, id))),
+            Err(errno) => return Err(io_error("open it", errno).at(path())),
         };
-        let metadata = file
-            .metadata()
-            .map_err(|error| ImageErrorKind::io("look at it")(error).at(self.path_of(kind, id)))?;
+        let metadata =
+            file.metadata().map_err(|error| ImageErrorKind::io("look at it")(error).at(path()))?;
         if !metadata.is_file() {
             let error = io::Error::from(io::ErrorKind::InvalidInput);
-            return Err(ImageErrorKind::io("use it, since it is no regular file")(error)
-                .at(self.path_of(kind, id)));
+            return Err(ImageErrorKind::io("use it, since it is no regular file")(error).at(path()));
         }
         Ok(Some(file))
     }

@@ -20,6 +20,7 @@ use arctern_image::messages::{
     TtyType, WinsizeEntry,
 };
 use arctern_sys::fd::{self, Terminal, Termios};
+use arctern_sys::proc;
 use nix::sys::stat::{FileStat, major, minor};
 
 use super::capture::{FileCollector, write_or_remove};
@@ -47,8 +48,8 @@ pub(super) fn is_terminal(major: u64) -> bool {
 #[derive(Debug, Default)]
 pub(super) struct Collected {
     infos: BTreeMap<u32, TtyInfoEntry>,
-    /// Who has a slave, for refusals: info, task, part.
-    slaves: Vec<(u32, usize, String)>,
+    /// Who has a slave, for refusals: info, task, part, device of its devpts.
+    slaves: Vec<(u32, usize, String, u64)>,
 }
 
 impl FileCollector {
@@ -86,7 +87,7 @@ impl FileCollector {
             } else {
                 let index = ((major - SLAVE_MAJOR) * 256 + minor) as u32;
                 info.id = index * 2;
-                self.terminals.slaves.push((info.id, d.index, d.part()));
+                self.terminals.slaves.push((info.id, d.index, d.part(), d.stat.st_dev));
                 index
             };
             (info.sid, info.pgrp) = session_of(d.tree, |nr| slave_index(nr) == Some(index));
@@ -132,11 +133,17 @@ impl FileCollector {
 
     /// Refuses slaves whose master nobody in the tree has, when every descriptor is known.
     pub(super) fn resolve_terminals(&mut self, tree: &FrozenTree, refusals: &mut Vec<Refusal>) {
-        if self.options.shell_job || self.options.orphan_terminals {
+        if self.options.shell_job {
             return;
         }
+        // The devpts in which a restore can make masters anew.
+        let own = nix::sys::stat::stat(&proc::path(tree.tasks[0].pid, "root/dev/pts"));
+        let own = own.ok().filter(|_| self.options.orphan_terminals).map(|stat| stat.st_dev);
         let mut seen = HashSet::new();
-        for (slave, index, part) in &self.terminals.slaves {
+        for (slave, index, part, device) in &self.terminals.slaves {
+            if own == Some(*device) {
+                continue;
+            }
             if !self.terminals.infos.contains_key(&(slave + 1)) && seen.insert((slave, index)) {
                 refusals.push(tree.tasks[*index].refuse(
                     part.clone(),

@@ -240,7 +240,8 @@ impl<'a> Group<'a> {
         let same = |m: &&&UnixSkEntry| {
             m.state == LISTEN && m.name == server.name && m.name_dir == server.name_dir
         };
-        let listener = self.members.iter().find(same).map(|m| (self.made[&m.id], false));
+        let listener = self.members.iter().filter(same).find_map(|m| self.made.get(&m.id));
+        let listener = listener.map(|fd| (*fd, false));
         let (listener, passing) = match listener {
             Some(found) => found,
             None => {

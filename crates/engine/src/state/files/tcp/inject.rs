@@ -72,7 +72,6 @@ impl Injector {
             let expect = || handshakes.expect(ends.local, ends.peer, agreement, packet::tag());
             inside(self.root, &[Kind::Net], expect)?
         };
-        // Until the segment has arrived, which on a busy machine is later.
         // A busy loopback device drops packets.
         let mut result = Ok(());
         for _ in 0..20 {
@@ -85,13 +84,11 @@ impl Injector {
         result
     }
 
-    /// Delivers what was sent on a connection that waits; [`Injector::confirm`] tells whether it arrived.
-    pub fn stream(&mut self, stream: Stream) -> io::Result<()> {
+    /// Notes what was sent on a connection that waits: [`Injector::confirm`] delivers it.
+    pub fn stream(&mut self, stream: Stream) {
         if stream.length() != 0 {
-            self.send_stream(&stream)?;
             self.streams.push(stream);
         }
-        Ok(())
     }
 
     fn send_stream(&mut self, stream: &Stream) -> io::Result<()> {
@@ -107,11 +104,12 @@ impl Injector {
         Ok(())
     }
 
-    /// Makes sure that every byte of the streams is in its receive queue: a busy loopback device drops
-    /// packets. What has not arrived is sent again.
+    /// Delivers the streams, and makes sure that every byte is in its receive queue: a busy loopback
+    /// device drops packets. Not before all hands are shaken, whose programs would meet the packets.
     pub fn confirm(&mut self) -> io::Result<()> {
         const ATTEMPTS: u32 = 100;
         let mut missing = std::mem::take(&mut self.streams);
+        missing.iter().try_for_each(|stream| self.send_stream(stream))?;
         for _ in 0..ATTEMPTS {
             if missing.is_empty() {
                 return Ok(());

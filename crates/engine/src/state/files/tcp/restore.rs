@@ -183,7 +183,11 @@ impl FilesRestore {
         for one in list {
             let of_listener = |id: &u32| {
                 let socket = self.files[id].isk.as_deref();
-                socket.is_some_and(|s| s.ino == one.listener && s.state == LISTEN)
+                socket.is_some_and(|s| {
+                    s.ino == one.listener
+                        && s.state == LISTEN
+                        && s.src_port == u32::from(one.local.port())
+                })
             };
             let id = self.holders.keys().copied().find(of_listener);
             let holder = id.and_then(|id| Some((id, *self.holders[&id].first()?)));
@@ -203,6 +207,12 @@ impl FilesRestore {
                 .and_then(|tid| PidFd::open(tid)?.getfd(fd))
                 .map_err(failed(&subject, "duplicate the listener into the controller"))?;
             let (entry, received, _) = read_stream(&self.images, one.ino)?;
+            if entry.inq_len > waiting::MOST_UNREAD + 1 {
+                return Err(RestoreError::Inconsistent(format!(
+                    "tcp-stream-{:x}.img: {} unread bytes of a connection that waits",
+                    one.ino, entry.inq_len
+                )));
+            }
             waiting::give_back(injector, &listener, one, &entry, &received)
                 .map_err(failed(&subject, "give the connection back to the listener"))?;
         }
@@ -504,11 +514,13 @@ impl Built {
             return Ok(());
         }
         let repair = Repair::enter(&self.socket)?;
-        repair.pretend_to_send()?;
-        // Pushes what waits.
-        set_socket_int(&self.socket, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
+        // To set NODELAY pushes what waits.
+        let pushed = repair
+            .pretend_to_send()
+            .and_then(|()| set_socket_int(&self.socket, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1));
         repair.leave_and_ask()?;
-        self.put_reuse_back()
+        self.put_reuse_back()?;
+        pushed
     }
 
     /// Asks the peer for a connection again, with the sequence number that it was asked with.

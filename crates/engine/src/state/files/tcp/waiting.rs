@@ -7,7 +7,7 @@
 //! if it had come, the FIN. CRIU's images have no place for them: `arctern-accept.json` lists them
 //! beside their `tcp-stream-%x.img`, and CRIU drops them.
 
-use std::io;
+use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 
@@ -35,7 +35,10 @@ use crate::tree::FrozenTree;
 pub(super) const FILE_NAME: &str = "arctern-accept.json";
 
 /// Unread bytes of a connection that can be given back: what a new connection's window takes.
-const MOST_UNREAD: u32 = 48 * 1024;
+pub(super) const MOST_UNREAD: u32 = 48 * 1024;
+
+/// Bytes of a list.
+const LONGEST_LIST: u64 = 8 << 20;
 
 /// One connection of the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,11 +57,12 @@ pub(super) struct Waiting {
 
 /// The list of a directory; empty if there is none.
 pub(super) fn list(images: &ImageDir) -> io::Result<Vec<Waiting>> {
-    match std::fs::read(images.path().join(FILE_NAME)) {
-        Ok(text) => serde_json::from_slice(&text).map_err(io::Error::other),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(e) => Err(e),
-    }
+    let Some(file) = images.open_other(FILE_NAME).map_err(io::Error::other)? else {
+        return Ok(Vec::new());
+    };
+    let mut text = Vec::new();
+    file.take(LONGEST_LIST).read_to_end(&mut text)?;
+    serde_json::from_slice(&text).map_err(io::Error::other)
 }
 
 impl FileCollector {
@@ -76,9 +80,31 @@ impl FileCollector {
         tree: &FrozenTree,
         images: &ImageDir,
     ) -> Result<(), CaptureError> {
-        let mut list = Vec::new();
         let handshakes = self.tcp.handshakes.take().flatten();
         let mut injector = Injector::new(tree.tasks[0].pid, handshakes);
+        let taken = self.take_waiting(images, &mut injector);
+        // Also after an error: their peers do not send again what was acknowledged.
+        let confirmed = injector.confirm();
+        let list = taken?;
+        confirmed.map_err(tree.tasks[0].failed("", "give connections back to their listeners"))?;
+        let path = images.path().join(FILE_NAME);
+        let written = match list.is_empty() {
+            true => std::fs::remove_file(&path).or_else(|e| match e.kind() {
+                io::ErrorKind::NotFound => Ok(()),
+                _ => Err(e),
+            }),
+            false => std::fs::write(&path, serde_json::to_vec(&list).expect("plain numbers")),
+        };
+        written.map_err(tree.tasks[0].failed("", format!("write {}", path.display())))
+    }
+
+    /// Takes the connections from their listeners, writes them, and gives them back.
+    fn take_waiting(
+        &self,
+        images: &ImageDir,
+        injector: &mut Injector,
+    ) -> Result<Vec<Waiting>, CaptureError> {
+        let mut list = Vec::new();
         for listener in &self.tcp.listeners {
             // What is given back comes last: the order stays.
             for _ in 0..listener.complete()? {
@@ -97,7 +123,7 @@ impl FileCollector {
                 };
                 let subject = live.subject.clone();
                 drop(live);
-                give_back(&mut injector, &listener.socket, &waiting, &entry, &received)
+                give_back(injector, &listener.socket, &waiting, &entry, &received)
                     .map_err(failed(&subject, "give the connection back to the listener"))?;
                 let mut writer = images.writer(ImageKind::TcpStream, waiting.ino.into())?;
                 writer.record(&entry)?;
@@ -107,17 +133,7 @@ impl FileCollector {
                 list.push(waiting);
             }
         }
-        let confirmed = injector.confirm();
-        confirmed.map_err(tree.tasks[0].failed("", "give connections back to their listeners"))?;
-        let path = images.path().join(FILE_NAME);
-        let written = match list.is_empty() {
-            true => std::fs::remove_file(&path).or_else(|e| match e.kind() {
-                io::ErrorKind::NotFound => Ok(()),
-                _ => Err(e),
-            }),
-            false => std::fs::write(&path, serde_json::to_vec(&list).expect("plain numbers")),
-        };
-        written.map_err(tree.tasks[0].failed("", format!("write {}", path.display())))
+        Ok(list)
     }
 }
 
@@ -182,7 +198,8 @@ pub(super) fn give_back(
     let before = tcp::info(listener)?.unacknowledged;
     let taken = || Ok(tcp::info(listener)?.unacknowledged > before);
     injector.shake_hands(&ends, &agreement, first, taken)?;
-    injector.stream(Stream { ends, first, data: received.to_vec(), fin: fin != 0 })
+    injector.stream(Stream { ends, first, data: received.to_vec(), fin: fin != 0 });
+    Ok(())
 }
 
 /// Whether the connections that wait at a listener can be given back to it: they have sent little, and
