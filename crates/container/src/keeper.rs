@@ -9,10 +9,10 @@
 //! On a segment it also keeps what arrives for the container, and sends it after it when it appears
 //! somewhere else ([`arctern_net::Forwarder`]).
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::process::{ChildStdin, Command, Stdio};
+use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -33,6 +33,8 @@ use crate::process::ProcessId;
 #[derive(Debug)]
 pub(crate) struct Keeper {
     pipe: Option<ChildStdin>,
+    /// Speaks or ends when it listens.
+    ready: Option<ChildStdout>,
     process: Option<ProcessId>,
 }
 
@@ -50,12 +52,19 @@ impl Keeper {
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
             .map_err(Error::system(fail))?;
         let process = i32::try_from(child.id()).ok().and_then(ProcessId::of);
-        Ok(Keeper { pipe: child.stdin.take(), process })
+        Ok(Keeper { pipe: child.stdin.take(), ready: child.stdout.take(), process })
+    }
+
+    /// Waits until it keeps all that arrives, or will not: a lock that is made before leaves a gap.
+    pub fn listens(&mut self) {
+        if let Some(mut ready) = self.ready.take() {
+            let _ = ready.read(&mut [0]);
+        }
     }
 
     /// A way to tell it that the container is about to be locked.
@@ -121,6 +130,8 @@ fn instant(told: u64) -> Option<Timespec> {
 pub fn run(paths: Paths, id: &str) -> Result<()> {
     rustix::process::setsid().map_err(Error::system("begin a session"))?;
     let mut forwarder = forwarder(&paths, id);
+    // The command hears that it listens; one that is gone hears nothing.
+    let _ = rustix::io::write(std::io::stdout(), &[1]);
     let told = loop {
         let stdin = std::io::stdin();
         if let Some((forwarder, _)) = &mut forwarder {

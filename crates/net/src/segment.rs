@@ -59,6 +59,8 @@ pub mod neighbour {
 /// How fast a queue lets frames go.
 #[derive(Clone, Copy, Debug)]
 pub struct Rate {
+    /// Bytes that each frame counts in addition, which paces small ones.
+    pub overhead: u16,
     /// Bytes a second.
     pub bytes: u32,
     /// Bytes that may pass at once; no frame may be longer.
@@ -144,6 +146,7 @@ impl Route {
         // struct tc_tbf_qopt: two struct tc_ratespec, limit, buffer, mtu.
         let mut options = [0; 36];
         options[1] = ETHERNET;
+        options[2..4].copy_from_slice(&rate.overhead.to_ne_bytes());
         options[8..12].copy_from_slice(&rate.bytes.to_ne_bytes());
         options[24..28].copy_from_slice(&rate.limit.to_ne_bytes());
         let mut set = |flags| {

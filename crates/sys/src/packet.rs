@@ -60,6 +60,8 @@ impl PacketSocket {
         let socket = Self::open(libc::SOCK_NONBLOCK)?;
         let device = index(device)?;
         socket.set(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &(32i32 << 20))?;
+        // What is sent counts until it is received, which where packets are held is later.
+        socket.set(libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &(256i32 << 20))?;
         socket.set(SOL_PACKET, PACKET_VNET_HDR, &1i32)?;
         let membership = Membership { device, kind: PACKET_MR_PROMISC, length: 0, address: [0; 8] };
         socket.set(SOL_PACKET, PACKET_ADD_MEMBERSHIP, &membership)?;

@@ -251,8 +251,9 @@ struct Guard {
 
 impl Guard {
     fn prepare(host: &Host, record: &Record) -> Result<Guard> {
-        let keeper = Keeper::start(&host.paths, record.id())?;
+        let mut keeper = Keeper::start(&host.paths, record.id())?;
         let lock = NetLock::prepare(&host.paths, &record.config)?.with_bell(keeper.bell());
+        keeper.listens();
         Ok(Guard { lock, keeper })
     }
 
