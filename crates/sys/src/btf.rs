@@ -4,8 +4,7 @@
 use std::collections::HashMap;
 use std::io;
 
-/// Kinds of types that are looked for, and the bytes that follow each kind's head: fixed, and for
-/// each of its members.
+/// Kinds of types that are looked for.
 const STRUCT: u8 = 4;
 const UNION: u8 = 5;
 const FUNC: u8 = 12;

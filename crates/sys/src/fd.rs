@@ -202,34 +202,6 @@ pub fn attach_socket_filter(socket: impl AsFd, filter: &[u64]) -> io::Result<()>
     Ok(())
 }
 
-/// Binds a socket to a sockaddr, given as its bytes.
-pub fn bind(socket: impl AsFd, address: &[u8]) -> io::Result<()> {
-    let raw = socket.as_fd().as_raw_fd();
-    let len = address.len() as libc::socklen_t;
-    // SAFETY: the kernel reads `len` bytes of `address`.
-    check(unsafe { libc::bind(raw, address.as_ptr().cast(), len) }.into())?;
-    Ok(())
-}
-
-/// Connects a socket to a sockaddr, given as its bytes. Zeros (AF_UNSPEC) take a datagram socket's
-/// peer away.
-pub fn connect(socket: impl AsFd, address: &[u8]) -> io::Result<()> {
-    let raw = socket.as_fd().as_raw_fd();
-    let len = address.len() as libc::socklen_t;
-    // SAFETY: the kernel reads `len` bytes of `address`.
-    check(unsafe { libc::connect(raw, address.as_ptr().cast(), len) }.into())?;
-    Ok(())
-}
-
-/// Sends a datagram to a sockaddr, given as its bytes.
-pub fn send_to(socket: impl AsFd, data: &[u8], address: &[u8]) -> io::Result<usize> {
-    let raw = socket.as_fd().as_raw_fd();
-    let (to, len) = (address.as_ptr().cast(), address.len() as libc::socklen_t);
-    // SAFETY: the kernel reads `data` and `address`, whose lengths it is told.
-    let sent = unsafe { libc::sendto(raw, data.as_ptr().cast(), data.len(), 0, to, len) };
-    Ok(check(sent as libc::c_long)? as usize)
-}
-
 /// A socket's own address, or its peer's: raw bytes of the sockaddr, family included.
 pub fn socket_address(socket: impl AsFd, peer: bool) -> io::Result<Vec<u8>> {
     let mut out = vec![0u8; 128];
@@ -256,7 +228,8 @@ pub fn bind_socket(socket: impl AsFd, address: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Connects a socket to its peer: raw bytes of the sockaddr.
+/// Connects a socket to its peer: raw bytes of the sockaddr. Zeros (AF_UNSPEC) take a datagram
+/// socket's peer away.
 pub fn connect_socket(socket: impl AsFd, address: &[u8]) -> io::Result<()> {
     let (raw, len) = (socket.as_fd().as_raw_fd(), address.len() as libc::socklen_t);
     // SAFETY: the kernel reads `len` bytes of `address`, which is how many it has.

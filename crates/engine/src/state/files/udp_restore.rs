@@ -15,7 +15,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use arctern_image::images::{ImageDir, ImageKind};
 use arctern_image::messages::{DatagramEntry, InetSkEntry};
-use arctern_sys::fd::{bind, connect, send_to, socket_address, socket_option};
+use arctern_sys::fd::{bind_socket, connect_socket, send_packet, socket_address, socket_option};
 use nix::sys::socket::{MsgFlags, recv, send, setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 
@@ -117,14 +117,6 @@ fn shared(socket: &InetSkEntry) -> bool {
     socket.opts.reuseaddr() || socket.opts.so_reuseport()
 }
 
-/// The sockaddr of an address.
-fn raw_address(address: SocketAddr) -> Vec<u8> {
-    let v6 = address.is_ipv6();
-    let (words, port) = inet::words(Some(address), v6);
-    let family = if v6 { libc::AF_INET6 } else { libc::AF_INET };
-    inet::sockaddr(family as u32, &words, port.into()).unwrap_or_default()
-}
-
 fn bind_to_device(o: &mut Opener<'_>, fd: i32, device: &[u8]) {
     let name = o.c_string(device);
     let level = libc::SOL_SOCKET;
@@ -156,15 +148,15 @@ fn send_one(
             }
             (_, source) => source,
         };
-        connect(target, &raw_address(peer))?;
+        connect_socket(target, &inet::raw_address(peer))?;
         to = SocketAddr::new(local_address(target)?.ip().to_canonical(), local.port());
     }
     let before = queued(target)?;
     let packet = packet(datagram, to);
-    let sent = send_to(raw, &packet, &raw_address(SocketAddr::new(to.ip(), 0)));
+    let sent = send_packet(raw, &packet, &inet::raw_address(SocketAddr::new(to.ip(), 0)));
     let arrived = sent.and_then(|_| echo.until(|| Ok(queued(target)? > before)));
     if shared {
-        connect(target, &[0; 16])?;
+        connect_socket(target, &[0; 16])?;
     }
     if arrived? {
         return Ok(());
@@ -187,9 +179,9 @@ impl Echo {
     const TIMES: usize = 200;
 
     fn new(socket: OwnedFd) -> io::Result<Self> {
-        let here = raw_address(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
-        bind(&socket, &here)?;
-        connect(&socket, &raw_address(local_address(&socket)?))?;
+        let here = inet::raw_address(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        bind_socket(&socket, &here)?;
+        connect_socket(&socket, &inet::raw_address(local_address(&socket)?))?;
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(1, 0))?;
         Ok(Echo(socket))
     }
@@ -218,10 +210,10 @@ fn way(raw: &OwnedFd, local: IpAddr, datagram: &Datagram) -> io::Result<IpAddr> 
     let local = Some(local.to_canonical()).filter(|ip| !ip.is_unspecified());
     let unicast = !wanted.is_multicast() && !is_broadcast(wanted) && !wanted.is_unspecified();
     let mut candidates = unicast.then_some(wanted).into_iter().chain([local.unwrap_or(loopback)]);
-    // bind(2) succeeds with addresses of the namespace.
+    // bind_socket(2) succeeds with addresses of the namespace.
     let here = |ip: &IpAddr| {
-        let address = raw_address(SocketAddr::new(*ip, 0));
-        bind(raw, &address).is_ok()
+        let address = inet::raw_address(SocketAddr::new(*ip, 0));
+        bind_socket(raw, &address).is_ok()
     };
     candidates.find(here).ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))
 }
