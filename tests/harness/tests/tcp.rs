@@ -185,6 +185,9 @@ fn live_connections_are_refused_by_name_and_dropped_on_demand() -> Result<()> {
     client.set_read_timeout(Some(Duration::from_secs(10)))?;
     let end = client.write_all(b"x").and_then(|()| client.read(&mut [0]));
     ensure!(end.is_err() || end.is_ok_and(|n| n == 0), "the dropped connection lives");
+    let rules = Command::new("nft").args(["list", "ruleset"]).output()?.stdout;
+    let rules = String::from_utf8_lossy(&rules).into_owned();
+    ensure!(!rules.contains(&port.to_string()), "the lock of the dump is left:\n{rules}");
     run.kill()
 }
 

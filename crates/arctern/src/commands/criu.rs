@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use arctern_engine::options::{
-    AfterCapture, CaptureOptions, Event, Events, External, ExternalUnix, RestoreOptions, TcpPolicy,
+    AfterCapture, CaptureOptions, Event, Events, External, ExternalUnix, NetworkLock,
+    RestoreOptions, TcpPolicy,
 };
 use arctern_image::images::{ImageDir, ImageKind};
 use arctern_image::messages::{DumpStatsEntry, InventoryEntry, RestoreStatsEntry, StatsEntry};
@@ -315,6 +316,14 @@ fn restore(args: Criu) -> anyhow::Result<u8> {
     };
     match arctern_engine::restore(&args.images_dir, options, &mut log) {
         Ok(report) => {
+            // Without connections the restore has nothing to unlock, but the dump had locked.
+            if args.tcp_close
+                && args.locks()
+                && inventory.dump_criu_run_id.is_some()
+                && let Err(e) = lock.unlock()
+            {
+                log.event(Event::Warning(format!("the lock of the dump stays: {e}")));
+            }
             log.info("Restore finished successfully. Tasks resumed.");
             if let Some(file) = pidfile {
                 std::fs::write(&file, report.pid.to_string())
