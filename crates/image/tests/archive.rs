@@ -138,6 +138,32 @@ fn what_is_written_comes_back() {
 }
 
 #[test]
+fn a_stream_gets_what_a_file_gets() {
+    for compression in COMPRESSIONS {
+        let fixture = Fixture::new();
+        let (mut reader, sink) = std::io::pipe().unwrap();
+        let made = std::thread::spawn(move || {
+            let mut writer = ArchiveWriter::stream(Box::new(sink), "a pipe", compression).unwrap();
+            writer.add_bytes("config.dump", b"{}").unwrap();
+            writer.add_stream("pages", 1 << 20, &mut std::io::repeat(1)).unwrap();
+            writer.finish(manifest()).unwrap()
+        });
+        let mut bytes = Vec::new();
+        reader.read_to_end(&mut bytes).unwrap();
+        assert_eq!(made.join().unwrap().bytes, bytes.len() as u64);
+        let (_, result) = fixture.unpack(&bytes, Limits::default());
+        let sizes = result.unwrap().members.iter().map(|member| member.size).collect::<Vec<_>>();
+        assert_eq!(sizes, [2, 1 << 20]);
+    }
+    // A reader that is gone fails the archive, which the caller learns of before its end.
+    let (reader, sink) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut writer = ArchiveWriter::stream(Box::new(sink), "a pipe", Compression::None).unwrap();
+    let written = writer.add_stream("pages", 8 << 20, &mut std::io::repeat(1));
+    assert!(written.unwrap_err().to_string().contains("a pipe"));
+}
+
+#[test]
 fn ordinary_tar_reads_what_is_written() {
     let fixture = Fixture::new();
     write(&fixture.archive(), Compression::None);

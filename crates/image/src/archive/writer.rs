@@ -34,9 +34,39 @@ pub struct ArchiveSummary {
     pub members: u64,
 }
 
+/// Where an archive goes.
+enum Output {
+    File(Target),
+    Stream {
+        to: Box<dyn Write + Send>,
+        /// Written so far.
+        bytes: u64,
+    },
+}
+
+impl Write for Output {
+    fn write(&mut self, content: &[u8]) -> std::io::Result<usize> {
+        match self {
+            Output::File(target) => target.write(content),
+            Output::Stream { to, bytes } => {
+                let written = to.write(content)?;
+                *bytes += written as u64;
+                Ok(written)
+            }
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        match self {
+            Output::File(target) => Write::flush(target),
+            Output::Stream { to, .. } => to.flush(),
+        }
+    }
+}
+
 /// Writes one archive in one pass. Dropped before [`ArchiveWriter::finish`] it leaves nothing behind.
 pub struct ArchiveWriter {
-    sink: Encoder<BufWriter<Target>>,
+    sink: Encoder<BufWriter<Output>>,
     members: Vec<Member>,
     names: HashSet<String>,
     content_bytes: u64,
@@ -53,9 +83,24 @@ impl ArchiveWriter {
     /// The directory is missing or not writable, or `path` is a directory: worth knowing before
     /// anything is frozen.
     pub fn create(path: &Path, compression: Compression) -> Result<Self, ArchiveError> {
-        let target = BufWriter::with_capacity(STEP, Target::create(path)?);
-        let sink = Encoder::new(target, compression)
-            .map_err(ArchiveError::io("begin the archive", path.display()))?;
+        Self::new(Output::File(Target::create(path)?), compression, path.display().to_string())
+    }
+
+    /// Begins an archive that goes to a stream as it is made; `name` is the stream's, for errors.
+    ///
+    /// # Errors
+    /// The stream is closed.
+    pub fn stream(
+        to: Box<dyn Write + Send>,
+        name: &str,
+        compression: Compression,
+    ) -> Result<Self, ArchiveError> {
+        Self::new(Output::Stream { to, bytes: 0 }, compression, name.to_owned())
+    }
+
+    fn new(output: Output, compression: Compression, path: String) -> Result<Self, ArchiveError> {
+        let sink = Encoder::new(BufWriter::with_capacity(STEP, output), compression)
+            .map_err(ArchiveError::io("begin the archive", &path))?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Ok(Self {
             sink,
@@ -64,7 +109,7 @@ impl ArchiveWriter {
             content_bytes: 0,
             mtime: now.as_secs(),
             buffer: vec![0; STEP],
-            path: path.display().to_string(),
+            path,
         })
     }
 
@@ -175,8 +220,14 @@ impl ArchiveWriter {
         self.write(&[0; 2 * BLOCK])?;
         let write_error = || ArchiveError::io("write", &self.path);
         let buffered = self.sink.finish().map_err(write_error())?;
-        let target = buffered.into_inner().map_err(|error| write_error()(error.into_error()))?;
-        let bytes = target.publish()?;
+        let output = buffered.into_inner().map_err(|error| write_error()(error.into_error()))?;
+        let bytes = match output {
+            Output::File(target) => target.publish()?,
+            Output::Stream { mut to, bytes } => {
+                to.flush().map_err(write_error())?;
+                bytes
+            }
+        };
         Ok(ArchiveSummary { bytes, content_bytes: self.content_bytes, members })
     }
 
