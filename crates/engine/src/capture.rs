@@ -11,6 +11,7 @@ use std::time::Instant;
 use arctern_image::images::ImageDir;
 use arctern_image::messages::{CoreEntry, InventoryEntry, MmEntry};
 use arctern_image::pages::PagesIds;
+use arctern_sys::freezer::Freezer;
 use arctern_sys::namespace::Kind;
 use arctern_sys::{PAGE_SIZE, Pid, proc};
 
@@ -19,8 +20,10 @@ use crate::error::{CaptureError, Refusal, Remedy, Subject};
 use crate::faults::Faults;
 use crate::freeze::{Frozen, freeze};
 use crate::options::{
-    AfterCapture, CaptureOptions, CaptureReport, Event, Events, NetworkLock, TcpPolicy,
+    AfterCapture, CaptureOptions, CaptureReport, Event, Events, Fate, HookError, NetworkLock,
+    TcpPolicy,
 };
+use crate::park::Parked;
 use crate::plan::{PlannedTask, plan};
 use crate::state::cgroup::CgroupCollector;
 use crate::state::files::{FileCollector, FileOptions};
@@ -106,6 +109,10 @@ fn attempt_capture(
         tracing::debug!("{} after {} µs", STEPS[number], started.elapsed().as_micros());
         faults.step(STEPS[number]).map_err(CaptureError::Injected)
     };
+    let freezer = match options.after {
+        AfterCapture::HandOver => Some(freezer(options.freeze_cgroup.as_deref())?),
+        _ => None,
+    };
     let images = ImageDir::create(images_dir)?;
     let mut refusals = Vec::new();
     let mut report = CaptureReport::default();
@@ -154,7 +161,7 @@ fn attempt_capture(
         takes_waiting: options.tcp == TcpPolicy::Established && options.network.is_some(),
     });
     files.collect_descriptors(tree, &mut refusals)?;
-    let moves = options.tcp == TcpPolicy::Established && options.after == AfterCapture::Kill;
+    let moves = options.tcp == TcpPolicy::Established && options.after.moves();
     if moves && !options.skip_in_flight {
         files.check_draining(tree, &mut refusals)?;
     }
@@ -294,12 +301,20 @@ fn attempt_capture(
 
     step(events, 10)?;
     let since = frozen.since;
-    if options.after == AfterCapture::Kill {
-        files.silence_connections()?;
-        lock.keep();
+    match freezer {
+        Some(freezer) => {
+            let parked = frozen.park(freezer, options.timeout)?;
+            hand_over(parked, &files, lock, options.hand_over.as_deref_mut())?;
+        }
+        None => {
+            if options.after == AfterCapture::Kill {
+                files.silence_connections()?;
+                lock.keep();
+            }
+            drop(lock);
+            release(frozen, options.after)?;
+        }
     }
-    drop(lock);
-    release(frozen, options.after)?;
     report.frozen_us = since.elapsed().as_micros() as u64;
     tracing::debug!("released after {} µs", started.elapsed().as_micros());
     if let Some(buffer) = buffer {
@@ -354,9 +369,47 @@ impl Drop for Locked<'_, '_> {
 
 fn release(frozen: Frozen, after: AfterCapture) -> Result<(), CaptureError> {
     match after {
-        AfterCapture::Kill => frozen.kill(),
+        AfterCapture::Kill | AfterCapture::HandOver => frozen.kill(),
         AfterCapture::Resume => frozen.resume(),
         AfterCapture::Stop => frozen.leave_stopped(),
+    }
+}
+
+/// The freezer of the tree's group.
+fn freezer(group: Option<&Path>) -> Result<Freezer, CaptureError> {
+    let freezer = group.and_then(|dir| Freezer::of(dir).ok().flatten());
+    freezer.ok_or(CaptureError::NoFreezer)
+}
+
+/// Asks the caller what becomes of a tree that stands in its frozen group, and does it.
+fn hand_over(
+    parked: Parked,
+    files: &FileCollector,
+    mut lock: Locked<'_, '_>,
+    hook: Option<&mut (dyn FnMut() -> Result<Fate, HookError> + '_)>,
+) -> Result<(), CaptureError> {
+    let fate = match hook {
+        Some(hook) => hook(),
+        None => Ok(Fate::Back),
+    };
+    match fate {
+        Ok(Fate::Gone) => {
+            lock.keep();
+            // Nothing may keep it alive now; under the lock nobody hears of an end.
+            if let Err(error) = files.silence_connections() {
+                tracing::warn!("{error}");
+            }
+            parked.kill()
+        }
+        Ok(Fate::Back) => {
+            drop(lock);
+            parked.resume()?;
+            Err(CaptureError::NotTaken)
+        }
+        Err(error) => {
+            lock.keep();
+            Err(CaptureError::InDoubt(error))
+        }
     }
 }
 

@@ -148,6 +148,15 @@ pub enum CaptureError {
     /// The caller's own step failed.
     #[error(transparent)]
     Hook(HookError),
+    /// A tree that is to be handed over is in no group with a freezer.
+    #[error("there is no freezer that could hold the tasks while they are handed over")]
+    NoFreezer,
+    /// The tasks were handed over, and nobody knows whether they arrived. They stay frozen.
+    #[error("it is not known whether the tasks arrived: they stay frozen here")]
+    InDoubt(#[source] HookError),
+    /// The hand-over did not come about; the tasks go on.
+    #[error("the tasks were not taken over")]
+    NotTaken,
     /// A fault that a test asked for.
     #[error("fault injected at capture step {0}")]
     Injected(String),

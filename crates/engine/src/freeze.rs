@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use arctern_sys::freezer::Freezer;
 use arctern_sys::kcmp::{Kind, kcmp};
 use arctern_sys::pidfd::PidFd;
 use arctern_sys::proc::{self, smaps, stat, status};
@@ -21,6 +22,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::error::{CaptureError, Refusal, Subject};
+use crate::park::Parked;
 use crate::state::sleep::Sleepers;
 use crate::tree::{FrozenTask, FrozenTree, SharedIds};
 
@@ -85,36 +87,84 @@ impl Frozen {
 
     fn release(&mut self, signal: Option<i32>) -> Result<(), CaptureError> {
         self.released = true;
-        let mut first: Result<(), CaptureError> = Ok(());
-        let mut note = |result: Result<(), CaptureError>| {
-            if let Err(e) = result {
-                tracing::error!("while resuming: {e}");
-                if first.is_ok() {
-                    first = Err(e);
-                }
-            }
-        };
+        let mut first = First::default();
+        self.settle(signal, &mut first);
+        for thread in self.tree.tasks.iter_mut().flat_map(|task| task.threads.drain(..)) {
+            first.note(thread.let_go().map_err(Into::into));
+        }
+        first.0
+    }
+
+    /// Removes what was put into the tasks; every thread stands as it was then.
+    fn settle(&mut self, signal: Option<i32>, first: &mut First) {
         for task in &mut self.tree.tasks {
             if let Some(session) = task.session.take() {
-                note(session.close(&mut task.threads[0]).map_err(Into::into));
+                first.note(session.close(&mut task.threads[0]).map_err(Into::into));
             }
         }
         for task in &mut self.tree.tasks {
             if let Some(signal) = signal
                 && !task.is_zombie()
             {
-                note(task.pidfd.send_signal(signal).map_err(task.failed("", "stop it")));
+                first.note(task.pidfd.send_signal(signal).map_err(task.failed("", "stop it")));
             }
             for thread in &mut task.threads {
-                note(thread.begin_detach().map_err(Into::into));
+                first.note(thread.begin_detach().map_err(Into::into));
             }
         }
-        for task in &mut self.tree.tasks {
-            for thread in task.threads.drain(..) {
-                note(thread.finish_detach().map_err(Into::into));
+        for thread in self.tree.tasks.iter_mut().flat_map(|task| &mut task.threads) {
+            first.note(thread.settle().map_err(Into::into));
+        }
+    }
+
+    /// Leaves the tasks to the freezer of their control group, which holds them whoever dies.
+    ///
+    /// # Errors
+    /// The group did not freeze: the tasks go on.
+    pub fn park(mut self, freezer: Freezer, timeout: Duration) -> Result<Parked, CaptureError> {
+        let mut first = First::default();
+        self.settle(None, &mut first);
+        first.0?;
+        // They stand in ptrace stop, and what does not move is frozen at once.
+        freezer.freeze(timeout).map_err(|source| CaptureError::Kernel {
+            subject: Subject { pid: 0, comm: "the tree".to_owned(), part: String::new() },
+            what: format!("freeze the group {}", freezer.dir().display()),
+            source,
+        })?;
+        self.released = true;
+        let mut first = First::default();
+        for thread in self.tree.tasks.iter_mut().flat_map(|task| task.threads.drain(..)) {
+            first.note(thread.let_go().map_err(Into::into));
+        }
+        if let Err(error) = first.0 {
+            freezer.thaw().map_err(|source| CaptureError::Kernel {
+                subject: Subject { pid: 0, comm: "the tree".to_owned(), part: String::new() },
+                what: format!("thaw the group {}", freezer.dir().display()),
+                source,
+            })?;
+            return Err(error);
+        }
+        Ok(Parked::new(std::mem::take(&mut self.tree.tasks), freezer))
+    }
+}
+
+/// The first of several errors; the others are logged.
+struct First(Result<(), CaptureError>);
+
+impl Default for First {
+    fn default() -> Self {
+        First(Ok(()))
+    }
+}
+
+impl First {
+    fn note(&mut self, result: Result<(), CaptureError>) {
+        if let Err(error) = result {
+            tracing::error!("while resuming: {error}");
+            if self.0.is_ok() {
+                self.0 = Err(error);
             }
         }
-        first
     }
 }
 

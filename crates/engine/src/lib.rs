@@ -6,6 +6,7 @@ pub mod error;
 mod faults;
 pub mod freeze;
 pub mod options;
+pub mod park;
 pub mod plan;
 mod restore;
 pub mod restore_context;

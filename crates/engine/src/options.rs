@@ -17,6 +17,25 @@ pub enum AfterCapture {
     Resume,
     /// The tasks stay in group stop (`--leave-stopped`).
     Stop,
+    /// The tasks stand in their frozen group ([`CaptureOptions::freeze_cgroup`]) without a tracer
+    /// until [`CaptureOptions::hand_over`] has said what becomes of them.
+    HandOver,
+}
+
+impl AfterCapture {
+    /// Whether this tree ends, and what is captured goes on in its place.
+    pub fn moves(self) -> bool {
+        matches!(self, AfterCapture::Kill | AfterCapture::HandOver)
+    }
+}
+
+/// What becomes of a tree that was handed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Its copy runs elsewhere: this one is killed.
+    Gone,
+    /// It did not come about: this one goes on.
+    Back,
 }
 
 /// A thing that the images name and do not hold, in CRIU's `--external` notation.
@@ -171,6 +190,11 @@ pub struct CaptureOptions<'a> {
     /// tasks are resumed or killed. An error
     /// aborts the capture and the tasks go on.
     pub before_release: Option<&'a mut dyn FnMut() -> Result<(), HookError>>,
+    /// Called with [`AfterCapture::HandOver`], after [`CaptureOptions::before_release`]: everything is
+    /// captured, and no death of a process lets the tasks run from here on. An error means that
+    /// nobody knows which copy lives: the tasks stay frozen and the network locked
+    /// ([`CaptureError::InDoubt`](crate::CaptureError::InDoubt)).
+    pub hand_over: Option<&'a mut dyn FnMut() -> Result<Fate, HookError>>,
 }
 
 /// How one restore is made.

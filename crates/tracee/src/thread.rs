@@ -104,16 +104,25 @@ impl StoppedThread {
 
     /// Second half of [`StoppedThread::detach`].
     pub fn finish_detach(mut self) -> Result<(), TraceeError> {
-        let tid = self.tid;
+        self.settle()?;
+        self.let_go()
+    }
+
+    /// First part of [`StoppedThread::finish_detach`]: afterwards the thread stands as it was, and
+    /// needs not move any more to be let go.
+    pub fn settle(&mut self) -> Result<(), TraceeError> {
         unless_dead((|| {
-            if self.disturbance == Disturbance::Busy {
-                if !wait_for_stop(tid)? {
-                    return Ok(());
-                }
+            if self.disturbance == Disturbance::Busy && wait_for_stop(self.tid)? {
                 self.put_back()?;
             }
-            ptrace::detach(tid, 0).map_err(TraceeError::request(tid, "detach"))
+            Ok(())
         })())
+    }
+
+    /// Second part of [`StoppedThread::finish_detach`].
+    pub fn let_go(self) -> Result<(), TraceeError> {
+        let tid = self.tid;
+        unless_dead(ptrace::detach(tid, 0).map_err(TraceeError::request(tid, "detach")))
     }
 }
 

@@ -240,6 +240,7 @@ fn dump(args: Criu) -> anyhow::Result<u8> {
         network: args.locks().then_some(&mut lock),
         while_frozen: None,
         before_release: Some(&mut before_release),
+        hand_over: None,
     };
     match arctern_engine::capture(arctern_sys::Pid(pid), &args.images_dir, options, &mut log) {
         Ok(report) => {

@@ -207,6 +207,7 @@ impl Host {
             network: shared_lock.as_mut().map(|lock| lock as &mut dyn NetworkLock),
             while_frozen: Some(&mut while_frozen),
             before_release: Some(&mut before_release),
+            hand_over: None,
         };
         let mut engine_events = Shared(&events);
         let result =
