@@ -4,14 +4,16 @@
 mod common;
 
 use std::fs;
-use std::time::Duration;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use arctern_engine::CaptureError;
 use arctern_engine::options::{
     AfterCapture, CaptureOptions, Event, Events, ExternalUnix, Fate, HookError, TcpPolicy,
 };
+use arctern_sys::Pid;
 use arctern_sys::freezer::Freezer;
-use common::{Group, Spinner};
+use common::Group;
 
 struct Silent;
 
@@ -19,9 +21,53 @@ impl Events for Silent {
     fn event(&mut self, _: Event) {}
 }
 
-/// A spinning process in a group with a freezer of either version.
+/// A process that writes numbers into a file, one after the other: every step shows.
+struct Counter {
+    child: Child,
+    directory: tempfile::TempDir,
+}
+
+impl Counter {
+    fn start() -> Counter {
+        let directory = tempfile::tempdir().unwrap();
+        let script = "i=0; while :; do i=$((i+1)); echo $i > steps; done";
+        let child = Command::new("sh")
+            .args(["-c", script])
+            .current_dir(&directory)
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        Counter { child, directory }
+    }
+
+    fn pid(&self) -> Pid {
+        Pid(self.child.id() as i32)
+    }
+
+    /// What is in the file: between two steps nothing.
+    fn steps(&self) -> String {
+        fs::read_to_string(self.directory.path().join("steps")).unwrap_or_default()
+    }
+
+    fn wait_for_progress(&self) {
+        let (start, before) = (Instant::now(), self.steps());
+        while self.steps().is_empty() || self.steps() == before {
+            assert!(start.elapsed() < Duration::from_secs(20), "it does not run");
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Counter {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// A counting process in a group with a freezer of either version.
 struct Scene {
-    spinner: Spinner,
+    counter: Counter,
     group: Group,
     images: tempfile::TempDir,
 }
@@ -30,10 +76,10 @@ impl Scene {
     fn all(name: &str) -> Vec<Scene> {
         let groups = [Group::make("cgroup", "freezer", name), Group::make("cgroup2", "", name)];
         let scene = |group: Group| {
-            let spinner = Spinner::start();
-            fs::write(group.0.join("cgroup.procs"), spinner.pid().to_string()).unwrap();
-            spinner.wait_for_progress();
-            Scene { spinner, group, images: tempfile::tempdir().unwrap() }
+            let counter = Counter::start();
+            fs::write(group.0.join("cgroup.procs"), counter.pid().to_string()).unwrap();
+            counter.wait_for_progress();
+            Scene { counter, group, images: tempfile::tempdir().unwrap() }
         };
         let scenes: Vec<Scene> = groups.into_iter().flatten().map(scene).collect();
         assert!(!scenes.is_empty(), "no hierarchy with a freezer is mounted here");
@@ -65,16 +111,16 @@ impl Scene {
             before_release: None,
             hand_over: Some(hook),
         };
-        arctern_engine::capture(self.spinner.pid(), self.images.path(), options, &mut Silent)
+        arctern_engine::capture(self.counter.pid(), self.images.path(), options, &mut Silent)
             .map(drop)
     }
 
     /// Asserts that it does not run, and that nobody traces it.
     fn stands(&self) {
-        let before = self.spinner.ticks();
+        let before = self.counter.steps();
         std::thread::sleep(Duration::from_millis(60));
-        assert_eq!(self.spinner.ticks(), before);
-        let status = fs::read_to_string(format!("/proc/{}/status", self.spinner.pid())).unwrap();
+        assert_eq!(self.counter.steps(), before);
+        let status = fs::read_to_string(format!("/proc/{}/status", self.counter.pid())).unwrap();
         assert!(status.contains("TracerPid:\t0\n"), "{status}");
     }
 }
@@ -88,7 +134,7 @@ fn it_goes_on_when_it_was_not_taken() {
                 Ok(Fate::Back)
             });
             assert!(matches!(result, Err(CaptureError::NotTaken)), "{result:?}");
-            scene.spinner.wait_for_progress();
+            scene.counter.wait_for_progress();
         }
     }
 }
@@ -96,15 +142,14 @@ fn it_goes_on_when_it_was_not_taken() {
 #[test]
 fn it_dies_without_another_step_when_it_is_gone() {
     for mut scene in Scene::all("gone") {
-        let mut ticks = 0;
+        let mut steps = String::new();
         let result = scene.capture(&mut || {
-            ticks = scene.spinner.ticks();
+            steps = scene.counter.steps();
             Ok(Fate::Gone)
         });
         result.unwrap();
-        // A zombie's times are still there.
-        assert_eq!(scene.spinner.ticks(), ticks);
-        assert!(!scene.spinner.0.wait().unwrap().success());
+        assert_eq!(scene.counter.steps(), steps);
+        assert!(!scene.counter.child.wait().unwrap().success());
     }
 }
 
@@ -116,17 +161,17 @@ fn it_stays_when_nobody_knows() {
         scene.stands();
         assert!(scene.freezer().is_frozen().unwrap());
         scene.freezer().thaw().unwrap();
-        scene.spinner.wait_for_progress();
+        scene.counter.wait_for_progress();
     }
 }
 
 #[test]
 fn without_a_freezer_nothing_is_begun() {
-    let spinner = Spinner::start();
+    let counter = Counter::start();
     let images = tempfile::tempdir().unwrap();
     let group = Group(images.path().to_owned());
-    let scene = Scene { spinner, group, images };
+    let scene = Scene { counter, group, images };
     let result = scene.capture(&mut || Ok(Fate::Gone));
     assert!(matches!(result, Err(CaptureError::NoFreezer)), "{result:?}");
-    scene.spinner.wait_for_progress();
+    scene.counter.wait_for_progress();
 }
