@@ -1,4 +1,5 @@
-//! The control groups of a container: `/arctern/ID` in every hierarchy that is mounted.
+//! The control groups of a container: `/arctern/ID` in every hierarchy that is mounted
+//! (`/arctern-TAG/ID` for a host with another root, see [`Paths::tag`]).
 //!
 //! Three arrangements exist: version 1 hierarchies one by one, one version 2 hierarchy, and both
 //! (hybrid), where the version 2 hierarchy may have no controllers. libcontainer makes and joins
@@ -11,8 +12,9 @@ use std::path::{Path, PathBuf};
 
 use crate::config::ContainerConfig;
 use crate::error::{Error, Result};
+use crate::paths::Paths;
 
-/// Parent of all our groups, relative to a hierarchy's root.
+/// Parent of all groups of the usual host, relative to a hierarchy's root.
 const PARENT: &str = "arctern";
 
 /// Version 1 controllers that a container's group is made in, if they are mounted. These are the
@@ -41,19 +43,32 @@ struct Hierarchy {
     v2: bool,
 }
 
-/// The hierarchies of this machine.
+/// The hierarchies of this machine, and the group in each that a host's containers are in.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Hierarchies(Vec<Hierarchy>);
+pub struct Hierarchies {
+    mounted: Vec<Hierarchy>,
+    /// Relative to a hierarchy's root.
+    parent: String,
+}
 
 impl Hierarchies {
-    /// Reads them from `/proc/self/mountinfo`.
-    pub fn read() -> Result<Hierarchies> {
-        let path = "/proc/self/mountinfo";
-        let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
-        Ok(Self::parse(&text))
+    /// Reads them from `/proc/self/mountinfo`, for the containers of a host.
+    pub fn of(paths: &Paths) -> Result<Hierarchies> {
+        Self::read(parent(paths))
     }
 
-    fn parse(mountinfo: &str) -> Hierarchies {
+    /// Those of this machine, for its usual host.
+    pub fn of_machine() -> Result<Hierarchies> {
+        Self::read(PARENT.to_owned())
+    }
+
+    fn read(parent: String) -> Result<Hierarchies> {
+        let path = "/proc/self/mountinfo";
+        let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+        Ok(Self::parse(&text, parent))
+    }
+
+    fn parse(mountinfo: &str, parent: String) -> Hierarchies {
         let mut found: Vec<Hierarchy> = Vec::new();
         for line in mountinfo.lines() {
             let Some((head, tail)) = line.split_once(" - ") else { continue };
@@ -80,14 +95,14 @@ impl Hierarchies {
                 found.push(hierarchy);
             }
         }
-        Hierarchies(found)
+        Hierarchies { mounted: found, parent }
     }
 
     /// `1`, `2` or `hybrid`, as `arctern info` shows it.
     #[must_use]
     pub fn version(&self) -> &'static str {
-        let v1 = self.0.iter().any(|h| !h.v2);
-        let v2 = self.0.iter().any(|h| h.v2);
+        let v1 = self.mounted.iter().any(|h| !h.v2);
+        let v2 = self.mounted.iter().any(|h| h.v2);
         match (v1, v2) {
             (true, true) => "hybrid",
             (true, false) => "1",
@@ -99,14 +114,14 @@ impl Hierarchies {
     /// The hierarchies that containers get a group in: those of version 1 if there are any, as
     /// libcontainer does in the hybrid arrangement, else the one of version 2.
     fn used(&self) -> impl Iterator<Item = &Hierarchy> {
-        let v1 = self.0.iter().any(|h| !h.v2);
-        self.0.iter().filter(move |h| h.v2 != v1)
+        let v1 = self.mounted.iter().any(|h| !h.v2);
+        self.mounted.iter().filter(move |h| h.v2 != v1)
     }
 
     /// The directories of a container's groups.
     #[must_use]
     pub fn groups(&self, id: &str) -> Vec<PathBuf> {
-        self.used().map(|h| h.mount.join(PARENT).join(id)).collect()
+        self.used().map(|h| h.mount.join(&self.parent).join(id)).collect()
     }
 
     /// The group through which a container is frozen, if there is a freezer.
@@ -114,7 +129,7 @@ impl Hierarchies {
     pub fn freezer(&self, id: &str) -> Option<PathBuf> {
         self.used()
             .find(|h| h.v2 || h.controllers.iter().any(|c| c == "freezer"))
-            .map(|h| h.mount.join(PARENT).join(id))
+            .map(|h| h.mount.join(&self.parent).join(id))
     }
 
     /// Whether containers get a group with this controller.
@@ -149,7 +164,7 @@ impl Hierarchies {
     pub fn create(&self, id: &str) -> Result<Vec<PathBuf>> {
         let mut groups = Vec::new();
         for hierarchy in self.used() {
-            let parent = hierarchy.mount.join(PARENT);
+            let parent = hierarchy.mount.join(&self.parent);
             let group = parent.join(id);
             for dir in [&parent, &group] {
                 match fs::create_dir(dir) {
@@ -176,7 +191,7 @@ impl Hierarchies {
             CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager,
         };
         let manager = create_cgroup_manager(CgroupConfig {
-            cgroup_path: PathBuf::from(cgroup_path(id)),
+            cgroup_path: Path::new("/").join(&self.parent).join(id),
             systemd_cgroup: false,
             container_name: id.to_owned(),
         })
@@ -214,10 +229,16 @@ impl Hierarchies {
     }
 }
 
+/// The group of a host's containers: hosts on one machine may have containers of the same id, one of
+/// which was moved from the other.
+fn parent(paths: &Paths) -> String {
+    paths.tag().map_or_else(|| PARENT.to_owned(), |tag| format!("{PARENT}-{tag}"))
+}
+
 /// The `cgroupsPath` of the runtime spec.
 #[must_use]
-pub fn cgroup_path(id: &str) -> String {
-    format!("/{PARENT}/{id}")
+pub fn cgroup_path(paths: &Paths, id: &str) -> String {
+    format!("/{}/{id}", parent(paths))
 }
 
 /// A new cpuset group is empty and admits no task until it has its parent's CPUs and nodes.
@@ -282,7 +303,7 @@ mod tests {
 
     #[test]
     fn hybrid_uses_version_1() {
-        let h = Hierarchies::parse(HYBRID);
+        let h = Hierarchies::parse(HYBRID, "arctern".into());
         assert_eq!(h.version(), "hybrid");
         assert_eq!(
             h.groups("ID"),
@@ -297,7 +318,7 @@ mod tests {
 
     #[test]
     fn unified_is_its_own_freezer() {
-        let h = Hierarchies::parse(UNIFIED);
+        let h = Hierarchies::parse(UNIFIED, "arctern".into());
         assert_eq!(h.version(), "2");
         assert_eq!(h.freezer("ID"), Some(PathBuf::from("/sys/fs/cgroup/arctern/ID")));
     }

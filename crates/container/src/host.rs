@@ -274,7 +274,7 @@ impl Host {
                 }
             }
         };
-        match Hierarchies::read() {
+        match Hierarchies::of(&self.paths) {
             Ok(groups) => {
                 note(kill_all(&groups, id));
                 note(groups.remove(id));

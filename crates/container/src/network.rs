@@ -15,9 +15,6 @@ use crate::error::{Error, Result};
 use crate::keeper;
 use crate::paths::Paths;
 
-/// The root whose containers are on the default bridge.
-const DEFAULT_ROOT: &str = "/var/lib/arctern";
-
 /// What a container got.
 #[derive(Clone, Debug, Default)]
 pub struct Attachment {
@@ -52,11 +49,7 @@ pub(crate) fn of(paths: &Paths, config: &ContainerConfig) -> Result<Network> {
 /// The default network of a host. Hosts with other roots on the same machine have bridges of their
 /// own: they know nothing of each other's addresses.
 pub(crate) fn bridge(paths: &Paths) -> Result<Network> {
-    let name = if paths.root.as_os_str() == DEFAULT_ROOT {
-        DEFAULT_BRIDGE.to_owned()
-    } else {
-        format!("arc{:08x}", fnv1a(paths.root.as_os_str().as_encoded_bytes()))
-    };
+    let name = paths.tag().map_or_else(|| DEFAULT_BRIDGE.to_owned(), |tag| format!("arc{tag}"));
     Network::open(&paths.root.join("networks"), &name, None).map_err(Error::network)
 }
 
@@ -64,11 +57,6 @@ pub(crate) fn bridge(paths: &Paths) -> Result<Network> {
 pub(crate) fn default_bridge(paths: &Paths) -> Result<(String, Option<(Ipv4Net, Ipv4Addr)>)> {
     let network = bridge(paths)?;
     Ok((network.link_name().to_owned(), network.subnet().map_err(Error::network)?))
-}
-
-/// A short, stable name for a path.
-fn fnv1a(bytes: &[u8]) -> u32 {
-    bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
 /// How a container comes to its network.

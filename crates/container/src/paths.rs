@@ -35,6 +35,14 @@ impl Paths {
         Ok(Paths { root: std::path::absolute(root)?, runroot: std::path::absolute(runroot)? })
     }
 
+    /// A short, stable name for a host that is not the usual one of this machine: what the kernel
+    /// knows by name for all hosts (bridges, control groups) must not meet.
+    #[must_use]
+    pub fn tag(&self) -> Option<String> {
+        let root = self.root.as_os_str();
+        (root != DEFAULT_ROOT).then(|| format!("{:08x}", fnv1a(root.as_encoded_bytes())))
+    }
+
     /// The database.
     #[must_use]
     pub fn database(&self) -> PathBuf {
@@ -68,6 +76,14 @@ impl Paths {
             netns: self.netns_dir().join(id),
         }
     }
+}
+
+/// The root of the usual host.
+const DEFAULT_ROOT: &str = "/var/lib/arctern";
+
+/// A hash that stays the same (FNV-1a).
+fn fnv1a(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
 /// Paths of one container.

@@ -2,9 +2,8 @@
 
 mod common;
 
-use arctern_sys::Pid;
-use arctern_sys::proc;
 use std::fs;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use arctern_engine::state::cgroup::CgroupRestore;
@@ -13,7 +12,46 @@ use arctern_image::images::{ImageDir, ImageKind};
 use arctern_image::messages::{
     CgControllerEntry, CgMemberEntry, CgSetEntry, CgroupDirEntry, CgroupEntry, CgroupPropEntry,
 };
-use common::{Group, Spinner};
+use arctern_sys::Pid;
+use arctern_sys::proc;
+use common::Group;
+
+/// A process that does nothing but spin.
+struct Spinner(Child);
+
+impl Spinner {
+    fn start() -> Self {
+        let spin = ["-c", "while :; do :; done"];
+        Spinner(Command::new("sh").args(spin).stdin(Stdio::null()).spawn().unwrap())
+    }
+
+    fn pid(&self) -> Pid {
+        Pid(self.0.id() as i32)
+    }
+
+    /// Ticks of processor time so far.
+    fn ticks(&self) -> u64 {
+        let stat = proc::read(self.pid(), "stat").unwrap();
+        let after = stat.rsplit_once(')').unwrap().1;
+        after.split_whitespace().nth(11).unwrap().parse().unwrap()
+    }
+
+    fn wait_for_progress(&self) {
+        let before = self.ticks();
+        let start = std::time::Instant::now();
+        while self.ticks() == before {
+            assert!(start.elapsed() < Duration::from_secs(20), "it does not run");
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Spinner {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
 
 fn freezes_and_thaws(group: Option<Group>) {
     let Some(group) = group else {

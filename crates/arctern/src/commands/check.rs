@@ -67,7 +67,7 @@ fn probe() -> Vec<Finding> {
     let filesystems = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
     let filesystem =
         |name: &str| filesystems.lines().any(|l| l.split_whitespace().last() == Some(name));
-    let groups = Hierarchies::read().ok();
+    let groups = Hierarchies::of_machine().ok();
     let controller = |name: &str| groups.as_ref().is_some_and(|g| g.has(name));
     let finding = |name, needed, present, note| Finding { name, needed, present, note };
     vec![

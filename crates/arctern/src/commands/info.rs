@@ -28,7 +28,7 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
     let records = host.list().cannot(|| "list containers")?;
     let count = |status| records.iter().filter(|r| r.status == status).count();
     let images = host.images.images().cannot(|| "list images")?.len();
-    let groups = Hierarchies::read().cannot(|| "find the cgroup hierarchies")?;
+    let groups = Hierarchies::of(ctx.paths()).cannot(|| "find the cgroup hierarchies")?;
     let system = rustix::system::uname();
     let rows = [
         ("version", json!(env!("CARGO_PKG_VERSION"))),

@@ -49,7 +49,7 @@ impl Host {
         let id = record.id().to_owned();
         let paths = self.paths.container(&id);
         let mut archive = Archive::begin(self, &record, options)?;
-        for warning in strangers(&id, pid)? {
+        for warning in strangers(&Hierarchies::of(&self.paths)?, &id, pid) {
             events.event(Event::Warning(warning));
         }
         let shim = self.connect(&record, false).ok();
@@ -201,7 +201,7 @@ impl Host {
             file_locks: options.file_locks,
             ghost_limit: GHOST_LIMIT,
             timeout: FREEZE_TIMEOUT,
-            freeze_cgroup: Hierarchies::read()?.freezer(&id).filter(|dir| dir.is_dir()),
+            freeze_cgroup: Hierarchies::of(&self.paths)?.freezer(&id).filter(|dir| dir.is_dir()),
             tcp: options.tcp,
             skip_in_flight: false,
             network: shared_lock.as_mut().map(|lock| lock as &mut dyn NetworkLock),
@@ -307,15 +307,15 @@ fn put_in_place(paths: &ContainerPaths) -> Result<()> {
 
 /// Processes in the container that are no descendants of its init: those that `exec` started. Their
 /// parent is a command of the host, so they are no part of the tree.
-fn strangers(id: &str, init: i32) -> Result<Vec<String>> {
-    let pids = Hierarchies::read()?.pids(id);
+fn strangers(groups: &Hierarchies, id: &str, init: i32) -> Vec<String> {
+    let pids = groups.pids(id);
     let outside = |pid: &i32| {
         let (name, parent) = crate::process::name_and_parent(*pid)?;
         let stranger = *pid != init && !pids.contains(&parent);
         stranger
             .then(|| format!("process {pid} ({name}) was started by `exec` and is not captured"))
     };
-    Ok(pids.iter().filter_map(outside).collect())
+    pids.iter().filter_map(outside).collect()
 }
 
 /// What stays outside the images, as runc names it: bind mounts by their destination, and the

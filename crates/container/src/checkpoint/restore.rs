@@ -42,7 +42,7 @@ pub(crate) fn launch(
     let images = paths.checkpoint();
     let spec = spec::load(&paths.spec())?;
 
-    let groups = Hierarchies::read()?;
+    let groups = Hierarchies::of(&host.paths)?;
     let cgroups = groups.create(id)?;
     if let Some(resources) = spec.linux().as_ref().and_then(|l| l.resources().as_ref()) {
         groups.apply(id, resources)?;

@@ -47,7 +47,7 @@ impl Host {
                 "CheckpointedAt": time(record.checkpointed_at),
                 "Restored": record.restored_at.is_some(),
                 "RestoredAt": time(record.restored_at),
-                "CgroupPath": crate::cgroup::cgroup_path(record.id()),
+                "CgroupPath": crate::cgroup::cgroup_path(&self.paths, record.id()),
             },
             "Config": {
                 "Hostname": config.hostname,

@@ -115,7 +115,8 @@ impl Host {
 
     /// A frozen process does not die: lets the container's control group go on.
     fn thaw(&self, record: &Record) {
-        let freezer = crate::cgroup::Hierarchies::read().ok().and_then(|h| h.freezer(record.id()));
+        let freezer =
+            crate::cgroup::Hierarchies::of(&self.paths).ok().and_then(|h| h.freezer(record.id()));
         if let Some(freezer) = freezer {
             let _ = std::fs::write(freezer.join("freezer.state"), "THAWED");
             let _ = std::fs::write(freezer.join("cgroup.freeze"), "0");

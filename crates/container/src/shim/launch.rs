@@ -12,7 +12,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::pump::Streams;
 use super::{Action, control, null};
-use crate::cgroup::Hierarchies;
+use crate::cgroup::{Hierarchies, cgroup_path};
 use crate::config::ContainerConfig;
 use crate::console::ConsoleSocket;
 use crate::error::{Error, Result};
@@ -111,7 +111,7 @@ fn prepare(host: &mut Host, id: &str, arrival: Arrival) -> Result<Prelaunch> {
         .ok_or_else(|| Error::NoSuchContainer(id.to_owned()))?;
     let config = record.config;
     let paths = host.make_dirs(id)?;
-    Hierarchies::read()?.check(&config)?;
+    Hierarchies::of(&host.paths)?.check(&config)?;
     let rootfs = host.images.mount_root(id, false).map_err(Error::storage)?;
     let user = spec::user::resolve(&rootfs, &config.user)?;
     let had = crate::network::parse_status(record.network.as_deref());
@@ -133,6 +133,7 @@ fn prepare(host: &mut Host, id: &str, arrival: Arrival) -> Result<Prelaunch> {
             rootfs: &rootfs,
             etc: &paths.etc(),
             netns: network.netns.as_deref(),
+            cgroup: cgroup_path(&host.paths, id),
             user: &user,
         },
     )?;

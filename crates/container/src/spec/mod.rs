@@ -21,7 +21,6 @@ use oci_spec::runtime::{
     Spec, SpecBuilder, UserBuilder,
 };
 
-use crate::cgroup::cgroup_path;
 use crate::config::{ContainerConfig, NetworkMode};
 use crate::error::{Error, Result};
 use user::User;
@@ -33,7 +32,7 @@ pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 const CPU_PERIOD: u64 = 100_000;
 
 /// What was prepared for a container before its spec is built.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Prepared<'a> {
     /// Root file system, mounted.
     pub rootfs: &'a Path,
@@ -41,6 +40,8 @@ pub struct Prepared<'a> {
     pub etc: &'a Path,
     /// Network namespace to join; None for the host's.
     pub netns: Option<&'a Path>,
+    /// Control group, relative to the hierarchies' roots.
+    pub cgroup: String,
     /// Who `-u` is.
     pub user: &'a User,
 }
@@ -57,7 +58,7 @@ pub fn build(config: &ContainerConfig, prepared: Prepared<'_>) -> Result<Spec> {
         .build()?;
     let effective = caps::to_spec(caps.iter().copied())?;
     spec.set_process(Some(process(config, prepared.user, effective)?));
-    spec.set_linux(Some(linux(config, prepared.netns, &caps)?));
+    spec.set_linux(Some(linux(config, prepared.netns, prepared.cgroup, &caps)?));
     Ok(spec)
 }
 
@@ -149,12 +150,13 @@ fn rlimits(config: &ContainerConfig) -> Result<Option<Vec<PosixRlimit>>> {
 fn linux(
     config: &ContainerConfig,
     netns: Option<&Path>,
+    cgroup: String,
     caps: &std::collections::BTreeSet<&str>,
 ) -> Result<Linux> {
     let mut linux = LinuxBuilder::default()
         .namespaces(namespaces(config, netns)?)
         .resources(resources(config)?)
-        .cgroups_path(cgroup_path(&config.id))
+        .cgroups_path(cgroup)
         .rootfs_propagation("private")
         .build()?;
     if config.privileged {
@@ -247,6 +249,7 @@ mod tests {
             rootfs: Path::new("/r"),
             etc: Path::new("/e"),
             netns: Some(Path::new("/n")),
+            cgroup: "/arctern/x".into(),
             user: &User::default(),
         };
         build(&config(extra), prepared).expect("spec")

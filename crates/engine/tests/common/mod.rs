@@ -1,52 +1,11 @@
-//! Processes and control groups for tests. Needs root.
+//! Control groups for tests. Needs root.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use arctern_sys::Pid;
-use arctern_sys::proc::{self, mountinfo};
-
-/// A process that does nothing but spin.
-pub struct Spinner(pub Child);
-
-impl Spinner {
-    /// Starts one.
-    pub fn start() -> Self {
-        let spin = ["-c", "while :; do :; done"];
-        Spinner(Command::new("sh").args(spin).stdin(Stdio::null()).spawn().unwrap())
-    }
-
-    /// Its pid.
-    pub fn pid(&self) -> Pid {
-        Pid(self.0.id() as i32)
-    }
-
-    /// Ticks of processor time so far.
-    pub fn ticks(&self) -> u64 {
-        let stat = proc::read(self.pid(), "stat").unwrap();
-        let after = stat.rsplit_once(')').unwrap().1;
-        after.split_whitespace().nth(11).unwrap().parse().unwrap()
-    }
-
-    /// Waits until it has used the processor.
-    pub fn wait_for_progress(&self) {
-        let before = self.ticks();
-        let start = std::time::Instant::now();
-        while self.ticks() == before {
-            assert!(start.elapsed() < Duration::from_secs(20), "it does not run");
-            std::thread::yield_now();
-        }
-    }
-}
-
-impl Drop for Spinner {
-    fn drop(&mut self) {
-        self.0.kill().ok();
-        self.0.wait().ok();
-    }
-}
+use arctern_sys::proc::mountinfo;
 
 /// A group of the test's own, removed at the end.
 pub struct Group(pub PathBuf);
