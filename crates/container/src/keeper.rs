@@ -7,7 +7,8 @@
 //! every command looks for locks whose time is over.
 //!
 //! On a segment it also keeps what arrives for the container, and sends it after it when it appears
-//! somewhere else ([`arctern_net::Forwarder`]).
+//! somewhere else ([`arctern_net::Forwarder`]). Then this host is the container no longer: the lock
+//! ends, but for the reservation of the address.
 
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,13 +22,17 @@ use rustix::time::{
     timerfd_create, timerfd_settime,
 };
 
-use arctern_net::{Ended, Forwarder};
+use arctern_net::{Ended, Forwarder, Network, NetworkError};
 
 use crate::config::NetworkMode;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::paths::Paths;
 use crate::process::ProcessId;
+
+/// How long packets are sent on after the container was seen on another host: longer than switches
+/// take to learn where it is, and than what is under way needs.
+const FOLLOWING: Duration = Duration::from_secs(2);
 
 /// The command's end of a keeper.
 #[derive(Debug)]
@@ -141,8 +146,9 @@ pub fn run(paths: Paths, id: &str) -> Result<()> {
         // Unbuffered, so that whatever is there can be polled for.
         if rustix::io::read(&stdin, &mut told) != Ok(told.len()) {
             // What is found true of the container is made true of its lock.
-            return match Host::open(paths)?.find_locked(id) {
-                Err(Error::NoSuchContainer(_)) | Ok(_) => Ok(()),
+            return match Host::open(paths.clone())?.find_locked(id) {
+                Ok((record, _lock)) => crate::network::sweep(&paths, &record.config),
+                Err(Error::NoSuchContainer(_)) => Ok(()),
                 Err(error) => Err(error),
             };
         }
@@ -158,10 +164,14 @@ pub fn run(paths: Paths, id: &str) -> Result<()> {
         seconds => {
             let fail = "wait for the end of a lock";
             let timer = timer(seconds).map_err(Error::system(fail))?;
-            if let Some((mut forwarder, is_all)) = forwarder {
+            if let Some((mut forwarder, network)) = forwarder {
                 // Without it peers wait for their timers.
                 let ended = forwarder.run(timer.as_fd(), true);
-                if is_all && matches!(ended, Ok(Ended::Sent | Ended::Back)) {
+                if matches!(ended, Ok(Ended::Sent)) {
+                    let departed = follow(&mut forwarder, &network, id);
+                    departed.map_err(Error::network)?;
+                }
+                if network.locks_inside() && matches!(ended, Ok(Ended::Sent | Ended::Back)) {
                     return Ok(());
                 }
             }
@@ -171,15 +181,32 @@ pub fn run(paths: Paths, id: &str) -> Result<()> {
     }
 }
 
-/// What is to be kept for a container of a segment until it is somewhere else, and whether that is
-/// all that there is to do.
-fn forwarder(paths: &Paths, id: &str) -> Option<(Forwarder, bool)> {
+/// Sends on what still comes for a container that is somewhere else, and ends its lock meanwhile: it
+/// may come back soon.
+fn follow(
+    forwarder: &mut Forwarder,
+    network: &Network,
+    id: &str,
+) -> std::result::Result<(), NetworkError> {
+    std::thread::scope(|scope| {
+        let departed = scope.spawn(|| network.departed(id));
+        // Without it peers wait for their timers.
+        let _ = forwarder.follow(FOLLOWING);
+        match departed.join() {
+            Ok(departed) => departed,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+/// What is to be kept for a container of a segment until it is somewhere else.
+fn forwarder(paths: &Paths, id: &str) -> Option<(Forwarder, Network)> {
     let record = Host::open(paths.clone()).ok()?.store.get(id).ok()??;
     if record.config.network != NetworkMode::Bridge {
         return None;
     }
     let network = crate::network::of(paths, &record.config).ok()?;
-    Some((network.forwarder(id).ok()??, network.locks_inside()))
+    Some((network.forwarder(id).ok()??, network))
 }
 
 /// A timer that ends after so many seconds, also if the machine sleeps meanwhile.
@@ -202,8 +229,8 @@ fn wait(timer: &OwnedFd) -> rustix::io::Result<()> {
 }
 
 /// Ends the keeper of a lock that has ended.
-pub(crate) fn dismiss(lock: Option<&arctern_net::Lock>) {
-    let Some((pid, start)) = lock.and_then(|lock| lock.keeper) else { return };
+pub(crate) fn dismiss(lock: &arctern_net::Lock) {
+    let Some((pid, start)) = lock.keeper else { return };
     let own = i32::try_from(std::process::id()).ok();
     if own == Some(pid) {
         return;

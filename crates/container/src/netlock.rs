@@ -121,7 +121,7 @@ impl NetLock {
         match &mut self.way {
             Way::Bridge(lock) => {
                 lock.unlock().map_err(Error::network)?;
-                keeper::dismiss(lock.ended());
+                lock.ended().into_iter().for_each(keeper::dismiss);
                 Ok(())
             }
             Way::Inside(inside) => inside.unlock().map_err(Error::network),

@@ -207,8 +207,26 @@ pub fn end_lock(paths: &Paths, config: &ContainerConfig) -> Result<()> {
     if network.locks().map_err(Error::network)?.is_empty() {
         return Ok(());
     }
-    let lock = network.end_lock(&config.id).map_err(Error::network)?;
-    keeper::dismiss(lock.as_ref());
+    let ended = network.end_lock(&config.id).map_err(Error::network)?;
+    ended.iter().for_each(keeper::dismiss);
+    Ok(())
+}
+
+/// Removes what a command that was killed has left of a lock that it had not made yet. The caller
+/// has the lock of the container.
+pub(crate) fn sweep(paths: &Paths, config: &ContainerConfig) -> Result<()> {
+    match config.network {
+        NetworkMode::Bridge => of(paths, config)?.sweep(&config.id).map_err(Error::network),
+        NetworkMode::None | NetworkMode::Host => Ok(()),
+    }
+}
+
+/// A restored container runs: if it had gone to another host, it has come back.
+pub(crate) fn returned(paths: &Paths, config: &ContainerConfig) -> Result<()> {
+    if config.network == NetworkMode::Bridge {
+        let reservation = of(paths, config)?.returned(&config.id).map_err(Error::network)?;
+        reservation.iter().for_each(keeper::dismiss);
+    }
     Ok(())
 }
 
@@ -217,7 +235,7 @@ pub(crate) fn end_locks(paths: &Paths, config: &NetworkConfig) -> Result<()> {
     let network = Network::of(&leases(paths), config).map_err(Error::network)?;
     for lock in network.locks().map_err(Error::network)?.values() {
         let ended = network.end_lock(&lock.container).map_err(Error::network)?;
-        keeper::dismiss(ended.as_ref());
+        ended.iter().for_each(keeper::dismiss);
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 
 use crate::announce::announce;
 use crate::error::{Doing, NetworkError};
+use crate::inside::{hide, lock};
 use crate::mac::Mac;
 use crate::route::{Macvlan, Route, Veth};
 use crate::state::Lease;
@@ -85,7 +86,7 @@ pub(crate) fn by_veth(
     announce(through, device, lease.mac, lease.addresses()).doing("announce", lease.ip)
 }
 
-/// Connects by a macvlan device. It is announced unless it is locked.
+/// Connects by a macvlan device. It is announced, or locked and hidden.
 pub(crate) fn by_macvlan(
     route: &mut Route,
     netns: BorrowedFd<'_>,
@@ -103,6 +104,10 @@ pub(crate) fn by_macvlan(
         mtu: ground.mtu,
     };
     route.add_macvlan(&device).doing("make a macvlan device on", &ground.name)?;
+    if is_locked {
+        lock(netns)?;
+        hide(netns, &lease.ifname)?;
+    }
     let eth = inside(netns, ground, lease, || Ok(()))?;
     if is_locked {
         // What follows the announcement would be dropped: it is made when the lock is opened.

@@ -7,16 +7,25 @@
 //! that the frame came in by, with this host as the sender, so that no switch learns a peer in a
 //! wrong place. The other host holds it until the container runs.
 //!
+//! Switches and peers learn it at different times, and frames are under way meanwhile: so it goes on
+//! for a while, and sends on what comes at once ([`Forwarder::follow`]). A frame is sent on once: two
+//! old hosts on a wire that everybody hears would go on sending it to each other.
+//!
 //! TCP does not mind what it has seen already, as long as the connection is there. Other protocols
 //! may; only TCP is sent on, therefore.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
+use std::hash::{BuildHasher, RandomState};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use arctern_sys::packet::{OFFLOADS, PacketSocket};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::time::{ClockId, Timespec, clock_gettime};
+use rustix::time::{
+    ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime,
+    timerfd_create, timerfd_settime,
+};
 
 use crate::error::{Doing, NetworkError};
 use crate::mac::Mac;
@@ -40,6 +49,11 @@ pub struct Forwarder {
     /// With the time at which each was read.
     frames: VecDeque<(Timespec, Vec<u8>)>,
     bytes: usize,
+    /// The tap by which the container was seen: what comes is sent on there.
+    seen: Option<usize>,
+    /// What was sent on.
+    sent: HashSet<u64>,
+    hasher: RandomState,
 }
 
 /// Why [`Forwarder::run`] ended.
@@ -47,7 +61,8 @@ pub struct Forwarder {
 pub enum Ended {
     /// Something can be read from the descriptor that was given.
     Told,
-    /// The container has appeared on the segment; what was kept has been sent.
+    /// The container has appeared on the segment; what was kept has been sent. What comes after that
+    /// is for [`Forwarder::follow`].
     Sent,
     /// The container has appeared on this host. On a bridge that is not noticed.
     Back,
@@ -85,7 +100,16 @@ impl Network {
             taps.push((tap, device.index, mac));
         }
         let alone = self.locks_inside();
-        Ok(Some(Forwarder { taps, mac: lease.mac, alone, frames: VecDeque::new(), bytes: 0 }))
+        Ok(Some(Forwarder {
+            taps,
+            mac: lease.mac,
+            alone,
+            frames: VecDeque::new(),
+            bytes: 0,
+            seen: None,
+            sent: HashSet::new(),
+            hasher: RandomState::new(),
+        }))
     }
 }
 
@@ -130,6 +154,24 @@ impl Forwarder {
         }
     }
 
+    /// Goes on for a while after the container was seen: what still comes here is sent after it at
+    /// once.
+    ///
+    /// # Errors
+    /// Those of `timerfd_create(2)` and `poll(2)`.
+    pub fn follow(&mut self, time: Duration) -> std::io::Result<()> {
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)?;
+        let once = Itimerspec {
+            it_interval: Timespec { tv_sec: 0, tv_nsec: 0 },
+            it_value: Timespec {
+                tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: time.subsec_nanos().into(),
+            },
+        };
+        timerfd_settime(&timer, TimerfdTimerFlags::empty(), &once)?;
+        self.run(timer.as_fd(), true).map(drop)
+    }
+
     /// Takes what one tap has.
     fn take(&mut self, number: usize, buffer: &mut [u8], gone: bool) -> Option<Ended> {
         while let Ok(received) = self.taps[number].0.receive(buffer) {
@@ -139,15 +181,23 @@ impl Forwarder {
                 match received.outgoing {
                     true if self.alone => return Some(Ended::Back),
                     true => continue,
-                    false => self.send(number),
+                    false => {}
                 }
-                return Some(Ended::Sent);
+                let first = self.seen.replace(number).is_none();
+                self.send(number);
+                match first {
+                    true => return Some(Ended::Sent),
+                    false => continue,
+                }
             }
             if !received.outgoing && frame.get(..6) == Some(&self.mac.0) && is_tcp(frame) {
                 self.bytes += bytes.len();
                 self.frames.push_back((clock_gettime(ClockId::Monotonic), bytes.to_vec()));
                 while self.bytes > ROOM {
                     self.bytes -= self.frames.pop_front().map_or(self.bytes, |(_, old)| old.len());
+                }
+                if let Some(seen) = self.seen {
+                    self.send(seen);
                 }
             }
         }
@@ -158,6 +208,9 @@ impl Forwarder {
     fn send(&mut self, number: usize) {
         let (tap, device, own) = &self.taps[number];
         for (_, mut frame) in self.frames.drain(..) {
+            if !self.sent.insert(self.hasher.hash_one(&frame[OFFLOADS + 14..])) {
+                continue;
+            }
             frame[OFFLOADS + 6..OFFLOADS + 12].copy_from_slice(&own.0);
             // Lost on the way as any other packet may be.
             let _ = tap.send(*device, &frame);

@@ -15,28 +15,34 @@
 //! others ask for it. All of it is the bridge's and lives on when the container's interface and
 //! namespace go.
 //!
-//! A token bucket begins full: its first bytes pass at once and come back by way of HELD, until the
-//! bucket is empty. The same happens to the byte a second that it is refilled with.
+//! A token bucket begins full, and what passes it comes back by way of HELD: so it is emptied
+//! beforehand, by a frame that goes round until it waits itself, in front of everything that is held
+//! later. The same happens when the byte a second that it is refilled with is enough for that frame.
 //!
-//! To release: HELD sends to the container's port, the queue gets a rate, and a neighbour probe is
-//! sent through it, because only a new frame makes a queue look at its new rate. When the probe is
-//! answered all that waited before it has been delivered, and the forwarding table leads to the
-//! container's port again. `docs/adr/0005-held-packets.md` has what else was tried.
+//! To lock: first the forwarding table leads to HOLD, then what the container sends is dropped. The
+//! other way round the container's kernel would go on receiving, and answer in vain: a connection
+//! whose second half was lost so is tried again only after a second.
+//!
+//! To release: HELD sends to the container's port, the queue gets a rate, and a frame that means
+//! nothing ([`Marker`]) is sent through it, because only a new frame makes a queue look at its new
+//! rate. When it has arrived all that waited before it has; then the forwarding table leads to the
+//! container's port again, and a second such frame says that nothing is in the queue any more.
+//! `docs/adr/0005-held-packets.md` has what else was tried.
 //!
 //! Where the kernel has no such queue, frames to the container are dropped in the bridge; where it
 //! has no nf_tables for bridges, packets are dropped by address in the IP hooks.
 
-use std::io;
 use std::net::IpAddr;
 
-use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
+use crate::connect::index;
 use crate::error::{Doing, NetworkError};
 use crate::mac::Mac;
-use crate::nft::{Batch, Expr, Hook, Nft, REG, TableFamily, meta};
+use crate::marker::Marker;
+use crate::nft::{Batch, Expr, Hook, Nft, REG, TableFamily, Way, is_unsupported, meta};
 use crate::route::Route;
-use crate::segment::{Answers, Rate, neighbour};
+use crate::segment::{Rate, neighbour};
 
 /// Before everybody else's chains.
 const FIRST: i32 = -1000;
@@ -85,27 +91,39 @@ impl Hold {
     }
 
     /// Makes the port and its queue, which change nothing yet. Says what they can do.
-    pub fn prepare(&self, route: &mut Route) -> Result<Means, NetworkError> {
+    pub fn prepare(&self, route: &mut Route, nft: &mut Nft) -> Result<Means, NetworkError> {
         route.delete_link(&self.port).doing("remove", &self.port)?;
         route.add_pair(&self.port, &self.end, self.bridge, self.mtu).doing("make", &self.port)?;
         let (port, end) = (index(route, &self.port)?, index(route, &self.end)?);
-        route.set_quiet_port(port, true).doing("set up", &self.port)?;
         for link in [&self.port, &self.end] {
             // No frames of its own, which would leave by the bridge.
             let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6"), "1");
         }
-        let Ok(()) = route.set_rate(port, STILL) else {
+        if route.set_rate(port, STILL).is_err() || !self.close(route, nft, port)? {
             route.delete_link(&self.port).doing("remove", &self.port)?;
             return Ok(Means::Drop);
-        };
+        }
         route.set_up(port).doing("bring up", &self.port)?;
         route.set_up(end).doing("bring up", &self.end)?;
         route.wait_running(end, None).doing("see the carrier of", &self.end)?;
         route.wait_running(port, None).doing("see the carrier of", &self.port)?;
+        Marker::stop(port, self.mac, self.mtu).doing("empty the bucket of", &self.port)?;
         Ok(Means::Hold)
     }
 
-    /// Locks: nothing reaches or leaves the container from here on. It may be locked already.
+    /// Lets what passes the queue go round, and makes the bridge answer for the container. Says
+    /// whether the kernel can do it.
+    fn close(&self, route: &mut Route, nft: &mut Nft, port: u32) -> Result<bool, NetworkError> {
+        route.set_quiet_port(port, true).doing("set up", &self.port)?;
+        let mut batch = Batch::new(&self.port);
+        self.at_end(&mut batch, &port.to_ne_bytes());
+        match nft.commit(batch) {
+            Err(e) if is_unsupported(&e) => Ok(false),
+            other => other.doing("lead back into", &self.port).map(|()| true),
+        }
+    }
+
+    /// Locks what was prepared: nothing reaches or leaves the container from here on.
     pub fn engage(
         &self,
         route: &mut Route,
@@ -113,27 +131,30 @@ impl Hold {
         means: Means,
     ) -> Result<(), NetworkError> {
         self.hold_neighbours(route)?;
-        let port = match means {
-            Means::Hold => {
-                let port = index(route, &self.port)?;
-                // A command that was killed may have opened it half: then frames would go in a circle.
-                route.set_quiet_port(port, true).doing("set up", &self.port)?;
-                route.set_rate(port, STILL).doing("stop", &self.port)?;
-                Some(port)
-            }
-            Means::Drop => None,
-        };
-        match nft.commit(self.by_frame(port)) {
+        if means == Means::Hold {
+            let port = index(route, &self.port)?;
+            route.lead(self.mac, port, true).doing("hold packets for", self.mac)?;
+        }
+        match nft.commit(self.by_frame(means)) {
             // No nf_tables for bridges.
-            Err(e) if is_unsupported(&e) => {
-                nft.commit(self.by_address()).doing("lock", &self.port)?;
-            }
-            other => other.doing("lock", &self.port)?,
+            Err(e) if is_unsupported(&e) => nft.commit(self.by_address()),
+            other => other,
         }
-        match port {
-            Some(port) => route.lead(self.mac, port, true).doing("hold packets for", self.mac),
-            None => Ok(()),
+        .doing("lock", &self.port)
+    }
+
+    /// Makes a lock whole of which something is missing: somebody flushed the rules, or a command
+    /// that was killed had opened it half, and then frames would go in a circle.
+    pub fn mend(&self, route: &mut Route, nft: &mut Nft, means: Means) -> Result<(), NetworkError> {
+        if self.stands(nft)? {
+            return Ok(());
         }
+        if means == Means::Hold {
+            let port = index(route, &self.port)?;
+            route.set_rate(port, STILL).doing("stop", &self.port)?;
+            self.close(route, nft, port)?;
+        }
+        self.engage(route, nft, means)
     }
 
     /// Makes this host go on sending to the container without asking for it.
@@ -153,24 +174,25 @@ impl Hold {
         to: &str,
     ) -> Result<Released, NetworkError> {
         let to = index(route, to)?;
-        let held = route.link(&self.port).doing("look up", &self.port)?;
+        let held = route.link(&self.port).doing("look up", &self.port)?.map(|link| link.index);
+        let marker = held.map(|port| Marker::new(port, to, self.mac));
+        let marker = marker.transpose().doing("watch", &self.port)?;
         let mut batch = Batch::new(&self.port);
         if held.is_some() {
-            let to = to.to_ne_bytes();
-            self.at_end(&mut batch, &to);
+            self.at_end(&mut batch, &to.to_ne_bytes());
         }
         self.removed(nft, &mut batch, &[TableFamily::Bridge, TableFamily::Inet])?;
         nft.commit(batch).doing("unlock", &self.port)?;
-        let answers = Answers::open().doing("hear", "neighbours").ok();
-        if let Some(held) = held {
-            // The container is to answer the probe, not the bridge for it.
-            route.set_quiet_port(held.index, false).doing("set up", &self.port)?;
-            route.set_rate(held.index, FLOWING).doing("release", &self.port)?;
+        if let (Some(port), Some(marker)) = (held, &marker) {
+            route.set_rate(port, FLOWING).doing("release", &self.port)?;
+            marker.send().doing("push", &self.port)?;
+            // Who asks for the container is answered by itself again.
+            route.set_quiet_port(port, false).doing("set up", &self.port)?;
         }
         for ip in &self.addresses {
-            route.believe(self.bridge, *ip, self.mac, neighbour::PROBE).doing("probe", ip)?;
+            route.believe(self.bridge, *ip, self.mac, neighbour::STALE).doing("believe", ip)?;
         }
-        Ok(Released { hold: self.clone(), to, answers })
+        Ok(Released { hold: self.clone(), to, marker })
     }
 
     /// Removes every trace. What is held is dropped.
@@ -227,19 +249,15 @@ impl Hold {
         Ok(())
     }
 
-    /// The lock as frames: drop by source; lead what passes the queue back into it, or, without a
-    /// queue, drop by destination.
-    fn by_frame(&self, port: Option<u32>) -> Batch {
+    /// The lock as frames: drop by source, and, without a queue, by destination.
+    fn by_frame(&self, means: Means) -> Batch {
         let mut batch = Batch::new(&self.port);
         let source = [Expr::Link(REG, 6, 6), Expr::Equal(REG, &self.mac.0), Expr::Drop];
         let destination = [Expr::Link(REG, 0, 6), Expr::Equal(REG, &self.mac.0), Expr::Drop];
         batch.on(TableFamily::Bridge, &self.port).table().delete_table().table();
         batch.chain("from", "filter", Hook::Prerouting, FIRST).rule("from", &source);
-        match port {
-            Some(port) => self.at_end(&mut batch, &port.to_ne_bytes()),
-            None => {
-                batch.chain("to", "filter", Hook::Postrouting, FIRST).rule("to", &destination);
-            }
+        if means == Means::Drop {
+            batch.chain("to", "filter", Hook::Postrouting, FIRST).rule("to", &destination);
         }
         batch
     }
@@ -247,7 +265,7 @@ impl Hold {
     /// What comes out at the end goes to the link `to`.
     fn at_end(&self, batch: &mut Batch, to: &[u8; 4]) {
         batch.on(TableFamily::Netdev, &self.port).table().delete_table().table();
-        batch.ingress_chain("held", &self.end);
+        batch.device_chain("held", &self.end, Way::In);
         batch.rule("held", &[Expr::Value(REG, to), Expr::SendTo(REG)]);
     }
 
@@ -295,33 +313,24 @@ impl Hold {
 pub(crate) struct Released {
     hold: Hold,
     to: u32,
-    answers: Option<Answers>,
+    marker: Option<Marker>,
 }
 
 impl Released {
-    /// Waits until everything held has arrived, leads new packets past the queue and removes it.
+    /// Waits until everything held has arrived, leads new packets past the queue, and removes it when
+    /// it is empty.
     pub fn finish(self, route: &mut Route, nft: &mut Nft) -> Result<(), NetworkError> {
-        if let (Some(answers), Some(ip)) = (self.answers, self.hold.addresses.first()) {
-            // Without an answer it has had a second, which is enough.
-            let _ = answers.wait(self.hold.bridge, *ip);
+        let Released { hold, to, marker } = self;
+        let wait = |marker: &Marker| marker.wait().doing("see what arrives from", &hold.port);
+        if let Some(marker) = &marker {
+            wait(marker)?;
         }
-        route.lead(self.hold.mac, self.to, false).doing("lead to the container", self.hold.mac)?;
-        self.hold.remove(route, nft)
+        route.lead(hold.mac, to, false).doing("lead to the container", hold.mac)?;
+        if let Some(marker) = marker {
+            marker.send().doing("push", &hold.port)?;
+            wait(&marker)?;
+            marker.end();
+        }
+        hold.remove(route, nft)
     }
-}
-
-fn is_unsupported(error: &io::Error) -> bool {
-    let code = error.raw_os_error();
-    [Errno::OPNOTSUPP, Errno::AFNOSUPPORT, Errno::PROTONOSUPPORT]
-        .iter()
-        .any(|e| code == Some(e.raw_os_error()))
-}
-
-fn index(route: &mut Route, name: &str) -> Result<u32, NetworkError> {
-    let link = route.link(name).doing("look up", name)?;
-    link.map(|l| l.index).ok_or_else(|| NetworkError::Kernel {
-        action: "look up",
-        object: name.to_owned(),
-        source: Errno::NODEV.into(),
-    })
 }

@@ -2,17 +2,22 @@
 //! no bridge that could hold its packets, so they are dropped in its network namespace, before
 //! anything in it answers them.
 //!
+//! One that is restored is hidden besides, where the kernel can do it: nothing leaves its device, so
+//! that nobody learns where it is before its lock is opened. What is sent to it goes on to the host
+//! that it came from, which keeps it ([`crate::forward`]).
+//!
 //! A lock goes with the namespace, and is not needed after it: what is sent to an address that nobody
 //! has gets no answer from this host, which has no part in it. ARP and neighbour discovery pass, so
 //! that peers do not give the container up; so does what the container sends to itself.
 
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::error::{Doing, NetworkError};
-use crate::nft::{Batch, Expr, Hook, Nft, REG, interface, meta};
+use crate::nft::{Batch, Expr, Hook, Nft, REG, TableFamily, Way, interface, is_unsupported, meta};
 
 const TABLE: &str = "arctern-lock";
+/// On the device; of the family for single devices.
+const HIDDEN: &str = "arctern-hidden";
 /// Before everybody else's chains.
 const FIRST: i32 = -1000;
 const ICMPV6: [u8; 1] = [58];
@@ -47,11 +52,18 @@ impl InsideLock {
     pub fn unlock(&self) -> Result<(), NetworkError> {
         let mut nft = open(self.0.as_fd())?;
         let mut batch = Batch::new(TABLE);
-        batch.delete_table();
+        // Made so that it can be removed, whether it was there or not.
+        batch.table().delete_table();
+        batch.on(TableFamily::Netdev, HIDDEN).table().delete_table();
         match nft.commit(batch) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other.doing("unlock", "the container's network namespace"),
+            Err(e) if is_unsupported(&e) => {
+                let mut batch = Batch::new(TABLE);
+                batch.table().delete_table();
+                nft.commit(batch)
+            }
+            other => other,
         }
+        .doing("unlock", "the container's network namespace")
     }
 }
 
@@ -80,4 +92,16 @@ pub(crate) fn lock(netns: BorrowedFd<'_>) -> Result<(), NetworkError> {
         );
     }
     open(netns)?.commit(batch).doing("lock", "the container's network namespace")
+}
+
+/// Lets nothing leave by a device of a namespace, not even answers to who looks for it, until
+/// [`InsideLock::unlock`]. Where the kernel cannot do that (before 5.16) nothing is done.
+pub(crate) fn hide(netns: BorrowedFd<'_>, device: &str) -> Result<(), NetworkError> {
+    let mut batch = Batch::new(HIDDEN);
+    batch.on(TableFamily::Netdev, HIDDEN).table();
+    batch.device_chain("out", device, Way::Out).rule("out", &[Expr::Drop]);
+    match open(netns)?.commit(batch) {
+        Err(e) if is_unsupported(&e) => Ok(()),
+        other => other.doing("hide", device),
+    }
 }

@@ -7,12 +7,14 @@
 //! synchronously and without helper programs; `docs/adr/0002-nftables-by-netlink.md` says why.
 //!
 //! ```text
-//! network   operations: attach, publish, detach                files   /etc/hosts and the like
+//! network   what it is; publishing ports                       files   /etc/hosts and the like
+//! attach    how containers come and go                         marker  frames that mean nothing
 //! config    a network as the user made it                       store   all of those
 //! bridge    our bridge and its settings                         connect devices, addresses, routes
 //! conntrack forgets UDP flows of published ports                announce  ARP and NA
 //! error     what can go wrong                                  claim   who has a port already
-//! lock      the lock of a container, its lifetime             hold    how packets are held
+//! lock      the lock of a container                           locks   what becomes of locks
+//! hold      how packets are held
 //! connections  a lock of single connections                  segment bridge ports and queues
 //! inside    the lock of a container without a bridge            forward what came too late
 //! rules     our nf_tables table                                 status  Podman's network.status
@@ -23,6 +25,7 @@
 #![forbid(unsafe_code)]
 
 mod announce;
+mod attach;
 mod bridge;
 mod claim;
 mod config;
@@ -30,12 +33,15 @@ mod connect;
 mod connections;
 mod conntrack;
 mod error;
+mod expr;
 pub mod files;
 mod forward;
 mod hold;
 mod inside;
 mod lock;
+mod locks;
 mod mac;
+mod marker;
 mod netlink;
 pub mod netns;
 mod network;
@@ -48,6 +54,7 @@ mod state;
 mod status;
 mod store;
 
+pub use attach::AttachSpec;
 pub use bridge::Bridge;
 pub use config::{BadNetwork, Driver, LeaseRange, NetworkConfig, Subnet};
 pub use connect::bring_up_loopback;
@@ -59,7 +66,7 @@ pub use inside::InsideLock;
 pub use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 pub use lock::{ContainerLock, Keep, Lock};
 pub use mac::{BadMac, Mac};
-pub use network::{AttachSpec, DEFAULT_BRIDGE, Network};
+pub use network::{DEFAULT_BRIDGE, Network};
 pub use ports::{BadPort, PortMapping, Protocol};
 pub use state::{Lease, StateError};
 pub use status::{ArchivedStatus, BadStatus, DEFAULT_NETWORK, NetworkStatus};

@@ -7,13 +7,13 @@
 //!   container goes on;
 //! - *kept*: the container was stopped by a checkpoint. It stays, with the container's address and
 //!   published ports, until a restore takes it over (under any name), until it is given up
-//!   ([`Network::end_lock`]), or until its limit has passed.
+//!   ([`Network::end_lock`]), until its limit has passed, or until the container is seen on another
+//!   host ([`Network::departed`]). Then only its address stays reserved, until the limit.
 //!
 //! How packets are held is in [`crate::hold`]. A flush of the machine's nf_tables rules leaves held
 //! packets held, and ends published ports as it does for running containers; the next command makes
 //! the rules again.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
@@ -22,13 +22,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Doing, NetworkError};
 use crate::hold::{Hold, Means, Released};
+use crate::locks::hold;
 use crate::mac::Mac;
 use crate::network::Network;
 use crate::nft::Nft;
 use crate::ports::PortMapping;
-use crate::route::{Link, Route};
+use crate::route::Route;
 use crate::rules;
-use crate::state::{Lease, Locked, State, peek};
+use crate::state::Lease;
 
 /// A lock as it is written down, by its address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +63,9 @@ pub struct Lock {
     /// Published ports that stay while the container is gone.
     #[serde(default)]
     pub ports: Vec<PortMapping>,
+    /// The container is on another host: nothing is locked, its address is reserved.
+    #[serde(default)]
+    pub elsewhere: bool,
 }
 
 /// How a lock is kept when its command has ended.
@@ -83,7 +87,7 @@ impl Lock {
         self.until.map(|until| until.saturating_sub(now()))
     }
 
-    fn working(container: &str, lease: &Lease, means: Means) -> Self {
+    pub(crate) fn working(container: &str, lease: &Lease, means: Means) -> Self {
         Lock {
             container: container.to_owned(),
             mac: lease.mac,
@@ -97,10 +101,11 @@ impl Lock {
             until: None,
             publisher: String::new(),
             ports: Vec::new(),
+            elsewhere: false,
         }
     }
 
-    fn addresses(&self, ip: Ipv4Addr) -> impl Iterator<Item = IpAddr> + use<> {
+    pub(crate) fn addresses(&self, ip: Ipv4Addr) -> impl Iterator<Item = IpAddr> + use<> {
         [Some(ip.into()), self.ip6.map(IpAddr::from)].into_iter().flatten()
     }
 
@@ -111,7 +116,7 @@ impl Lock {
 }
 
 /// Seconds since boot, with the time in which the machine slept.
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     u64::try_from(clock_gettime(ClockId::Boottime).tv_sec).unwrap_or(0)
 }
 
@@ -154,11 +159,10 @@ impl Network {
         let standing = locked.state.standing_lock(lease.ip, container).map(|lock| lock.means);
         let means = match (standing, means) {
             (Some(means), _) => {
-                // Whoever flushed the rules, or attached the container, did so under the lock.
-                hold.engage(&mut route, &mut nft, means)?;
+                hold.mend(&mut route, &mut nft, means)?;
                 means
             }
-            (None, Means::Hold) => hold.prepare(&mut route)?,
+            (None, Means::Hold) => hold.prepare(&mut route, &mut nft)?,
             (None, Means::Drop) => Means::Drop,
         };
         Ok(ContainerLock {
@@ -174,147 +178,6 @@ impl Network {
             route,
             nft,
         })
-    }
-
-    /// The locks of this network; those whose time is over included.
-    ///
-    /// # Errors
-    /// [`NetworkError::State`].
-    pub fn locks(&self) -> Result<BTreeMap<Ipv4Addr, Lock>, NetworkError> {
-        Ok(peek(self.dir(), self.key())?.locks)
-    }
-
-    /// Gives up the lock of a container, with what is held. One that is attached is reachable again;
-    /// the ports of one that is gone go too. Gives what there was.
-    ///
-    /// # Errors
-    /// [`NetworkError`].
-    pub fn end_lock(&self, container: &str) -> Result<Option<Lock>, NetworkError> {
-        let mut locked = self.lock()?;
-        let (mut route, mut nft) = (self.route()?, self.nft()?);
-        self.end(&mut locked, &mut route, &mut nft, container)
-    }
-
-    /// Gives up every lock whose time is over.
-    ///
-    /// # Errors
-    /// [`NetworkError`].
-    pub fn end_expired_locks(&self) -> Result<(), NetworkError> {
-        if !self.locks()?.values().any(Lock::expired) {
-            return Ok(());
-        }
-        let mut locked = self.lock()?;
-        let (mut route, mut nft) = (self.route()?, self.nft()?);
-        let over = locked.state.locks.iter().filter(|(_, lock)| lock.expired());
-        for ip in over.map(|(ip, _)| *ip).collect::<Vec<_>>() {
-            self.open_lock(&mut locked, &mut route, &mut nft, ip)?;
-        }
-        Ok(())
-    }
-
-    /// As [`Network::end_lock`].
-    pub(crate) fn end(
-        &self,
-        locked: &mut Locked,
-        route: &mut Route,
-        nft: &mut Nft,
-        container: &str,
-    ) -> Result<Option<Lock>, NetworkError> {
-        let has = locked.state.leases.get(container).map(|lease| lease.ip);
-        let of_it =
-            |(ip, lock): &(&Ipv4Addr, &Lock)| lock.container == container || Some(**ip) == has;
-        match locked.state.locks.iter().find(of_it).map(|(ip, _)| *ip) {
-            Some(ip) => self.open_lock(locked, route, nft, ip),
-            None => Ok(None),
-        }
-    }
-
-    /// Locks a container that is about to be attached: nothing reaches its interface from the
-    /// beginning. That its address is locked already is no error.
-    pub(crate) fn lock_ahead(
-        &self,
-        locked: &mut Locked,
-        route: &mut Route,
-        nft: &mut Nft,
-        container: &str,
-        means: Means,
-    ) -> Result<(), NetworkError> {
-        let not_attached = || NetworkError::NotAttached(container.to_owned());
-        let lease = locked.state.leases.get(container).ok_or_else(not_attached)?.clone();
-        if locked.state.kept_lock(lease.ip).is_some() {
-            return Ok(());
-        }
-        let bridge = self.bridge_link(route)?.ok_or_else(not_attached)?;
-        let hold = hold(&bridge, lease.addresses(), lease.mac);
-        let means = if means == Means::Hold { hold.prepare(route)? } else { means };
-        locked.state.locks.insert(lease.ip, Lock::working(container, &lease, means));
-        locked.save()?;
-        hold.engage(route, nft, means)
-    }
-
-    fn open_lock(
-        &self,
-        locked: &mut Locked,
-        route: &mut Route,
-        nft: &mut Nft,
-        ip: Ipv4Addr,
-    ) -> Result<Option<Lock>, NetworkError> {
-        let Some(lock) = locked.state.locks.get(&ip).cloned() else { return Ok(None) };
-        if !lock.ports.is_empty() {
-            rules::unpublish(nft, self.link_name(), &lock.publisher)
-                .doing("unpublish ports of container", &lock.publisher)?;
-        }
-        if let Some(bridge) = self.bridge_link(route)? {
-            let hold = hold(&bridge, lock.addresses(ip), lock.mac);
-            match locked.state.leases.values().find(|lease| lease.ip == ip) {
-                Some(lease) if route.link(&lease.host_veth).ok().flatten().is_some() => {
-                    hold.release(route, nft, &lease.host_veth)?.finish(route, nft)?;
-                }
-                _ => hold.forget(route, nft)?,
-            }
-        }
-        locked.state.locks.remove(&ip);
-        locked.save()?;
-        Ok(Some(lock))
-    }
-
-    /// Removes what a command that was killed between two steps may have left of a lock that is
-    /// open.
-    pub(crate) fn sweep(
-        &self,
-        lease: &Lease,
-        route: &mut Route,
-        nft: &mut Nft,
-    ) -> Result<(), NetworkError> {
-        let Some(bridge) = self.bridge_link(route)? else { return Ok(()) };
-        let hold = hold(&bridge, lease.addresses(), lease.mac);
-        if hold.is_there(route)? { hold.remove(route, nft) } else { Ok(()) }
-    }
-
-    /// Makes rules of locks that somebody flushed again.
-    pub(crate) fn mend_locks(
-        &self,
-        state: &State,
-        bridge: &Link,
-        route: &mut Route,
-        nft: &mut Nft,
-    ) -> Result<(), NetworkError> {
-        for (ip, lock) in &state.locks {
-            if !lock.ports.is_empty() {
-                let to = lock.addresses(*ip);
-                rules::publish(nft, self.link_name(), None, &lock.publisher, to, &lock.ports)
-                    .doing("publish ports of container", &lock.name)?;
-            }
-            let hold = hold(bridge, lock.addresses(*ip), lock.mac);
-            if lock.kept && !hold.stands(nft)? {
-                hold.engage(route, nft, lock.means)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn bridge_link(&self, route: &mut Route) -> Result<Option<Link>, NetworkError> {
-        route.link(self.link_name()).doing("look up", self.link_name())
     }
 }
 
@@ -399,38 +262,4 @@ impl ContainerLock {
             None => self.hold.remove(&mut self.route, &mut self.nft),
         }
     }
-}
-
-impl State {
-    /// The lock that is kept for an address, or that a container has on its own.
-    pub fn standing_lock(&self, ip: Ipv4Addr, container: &str) -> Option<&Lock> {
-        self.locks.get(&ip).filter(|lock| lock.kept || lock.container == container)
-    }
-
-    /// The lock that is kept for an address.
-    pub fn kept_lock(&self, ip: Ipv4Addr) -> Option<&Lock> {
-        self.locks.get(&ip).filter(|lock| lock.kept)
-    }
-
-    /// A container goes. If a lock is kept for its address, its ports stay with the lock. Says
-    /// whether there is one.
-    pub fn leave_to_lock(&mut self, container: &str) -> bool {
-        let Some(lease) = self.leases.get(container) else {
-            return self.locks.values().any(|lock| lock.kept && lock.container == container);
-        };
-        match self.locks.get_mut(&lease.ip) {
-            Some(lock) if lock.kept => {
-                if !lease.ports.is_empty() {
-                    lock.publisher = container.to_owned();
-                    lock.ports.clone_from(&lease.ports);
-                }
-                true
-            }
-            _ => false,
-        }
-    }
-}
-
-fn hold(bridge: &Link, addresses: impl Iterator<Item = IpAddr>, mac: Mac) -> Hold {
-    Hold::new(&bridge.name, bridge.index, bridge.mtu, mac, addresses.collect())
 }

@@ -240,27 +240,6 @@ impl Socket {
         Ok(socket)
     }
 
-    /// Opens a socket that gets a message whenever a neighbour changes, and waits `limit` for it.
-    ///
-    /// # Errors
-    /// Those of `socket(2)` and `bind(2)`.
-    pub fn open_neighbour_changes(limit: Duration) -> io::Result<Self> {
-        /// `RTMGRP_NEIGH`.
-        const NEIGHBOURS: u32 = 4;
-        let socket = Socket::open(Family::Route)?;
-        rustix::net::sockopt::set_socket_timeout(&socket.fd, Timeout::Recv, Some(limit))?;
-        rustix::net::bind(&socket.fd, &SocketAddrNetlink::new(0, NEIGHBOURS))?;
-        Ok(socket)
-    }
-
-    /// Waits for a message (type, body) that is wanted.
-    ///
-    /// # Errors
-    /// Those of `recv(2)`: `EAGAIN` when none came for long.
-    pub fn wait_for(&mut self, mut wanted: impl FnMut(u16, &[u8]) -> bool) -> io::Result<()> {
-        self.receive_each(|_, kind, body| wanted(kind, body))
-    }
-
     /// Waits for any message.
     ///
     /// # Errors

@@ -4,12 +4,11 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::time::Duration;
 
 use rustix::io::Errno;
 
 use crate::mac::Mac;
-use crate::netlink::{CREATE, EXCL, REPLACE, Socket, find};
+use crate::netlink::{CREATE, EXCL, REPLACE};
 use crate::route::{Route, ifinfo};
 
 const RTM_NEWLINK: u16 = 16;
@@ -48,8 +47,8 @@ const NTF_STICKY: u8 = 0x40;
 pub mod neighbour {
     /// It answered.
     pub const REACHABLE: u16 = 0x02;
-    /// It is asked, by unicast, at the next tick of the clock.
-    pub const PROBE: u16 = 0x10;
+    /// It is used, and asked some time after that.
+    pub const STALE: u16 = 0x04;
     /// An entry of a bridge that does not age.
     pub const STATIC: u16 = 0x40;
     /// Never asked and never forgotten.
@@ -208,34 +207,5 @@ impl Route {
             Err(e) if e.raw_os_error() != Some(Errno::NOENT.raw_os_error()) => Err(e),
             _ => Ok(()),
         }
-    }
-}
-
-/// Hears when a neighbour answers.
-#[derive(Debug)]
-pub struct Answers(Socket);
-
-impl Answers {
-    /// Hears everything from here on, in the current thread's network namespace.
-    ///
-    /// # Errors
-    /// Those of `socket(2)` and `bind(2)`.
-    pub fn open() -> io::Result<Self> {
-        Socket::open_neighbour_changes(Duration::from_secs(1)).map(Answers)
-    }
-
-    /// Waits until `ip` has answered on the link `index`.
-    ///
-    /// # Errors
-    /// `EAGAIN` when it does not answer for a second.
-    pub fn wait(mut self, index: u32, ip: IpAddr) -> io::Result<()> {
-        let (_, bytes) = bytes_of(ip);
-        self.0.wait_for(|kind, body| {
-            let state = body.get(8..10).and_then(|s| s.try_into().ok()).map(u16::from_ne_bytes);
-            kind == RTM_NEWNEIGH
-                && body.get(4..8) == Some(&index.to_ne_bytes())
-                && state == Some(neighbour::REACHABLE)
-                && find(body.get(12..).unwrap_or_default(), NDA_DST) == Some(&bytes)
-        })
     }
 }

@@ -65,6 +65,9 @@ pub(crate) struct State {
     /// Addresses whose packets are held.
     #[serde(default)]
     pub locks: BTreeMap<Ipv4Addr, Lock>,
+    /// Addresses that are reserved for containers that went to other hosts.
+    #[serde(default)]
+    pub away: BTreeMap<Ipv4Addr, Lock>,
 }
 
 /// What went wrong with the state file.
@@ -143,6 +146,7 @@ fn read(path: &Path) -> io::Result<State> {
     if state.boot != boot {
         state.leases.clear();
         state.locks.clear();
+        state.away.clear();
     }
     state.boot = boot;
     state.version = VERSION;
@@ -158,7 +162,7 @@ impl State {
         range: Option<(Ipv4Addr, Ipv4Addr)>,
     ) -> Option<Ipv4Addr> {
         let taken: BTreeSet<Ipv4Addr> = self.leases.values().map(|l| l.ip).chain(gateway).collect();
-        let taken = &taken | &self.locks.keys().copied().collect();
+        let taken = &taken | &self.locks.keys().chain(self.away.keys()).copied().collect();
         let usable = (u32::from(subnet.network()) + 1, u32::from(subnet.broadcast()) - 1);
         let (first, last) = match range {
             Some((first, last)) => (u32::from(first).max(usable.0), u32::from(last).min(usable.1)),
@@ -185,6 +189,8 @@ impl State {
     ) -> Option<Ipv6Addr> {
         let taken: BTreeSet<Ipv6Addr> =
             self.leases.values().filter_map(|l| l.ip6).chain(gateway).collect();
+        let kept = self.locks.values().chain(self.away.values()).filter_map(|lock| lock.ip6);
+        let taken = &taken | &kept.collect();
         // The first address of a subnet is its routers' anycast address.
         let usable = (u128::from(subnet.network()) + 1, u128::from(subnet.broadcast()) - 1);
         let (first, last) = match range {

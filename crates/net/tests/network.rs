@@ -4,60 +4,24 @@
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use arctern_net::{AttachSpec, Network, NetworkError, PortMapping, netns};
 
-/// A host in a namespace of its own. The calling thread stays in it.
-struct Host {
-    dir: tempfile::TempDir,
-    net: Network,
-    made: Vec<PathBuf>,
+mod common;
+use common::{Host, host, run};
+
+trait Servers {
+    fn server(&mut self, name: &str) -> (OwnedFd, Ipv4Addr);
 }
 
-fn host() -> Option<Host> {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: needs root");
-        return None;
-    }
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("own network namespace");
-    run("ip", &["link", "set", "lo", "up"]);
-    let dir = tempfile::tempdir().expect("temporary directory");
-    let net = Network::open(&dir.path().join("network"), "arctern0", None).expect("open");
-    Some(Host { dir, net, made: Vec::new() })
-}
-
-fn run(program: &str, args: &[&str]) -> String {
-    let output = Command::new(program).args(args).output().expect("program runs");
-    let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
-    assert!(output.status.success(), "{program} {args:?}: {}", text(&output.stderr));
-    text(&output.stdout)
-}
-
-impl Host {
-    fn container(&mut self, name: &str) -> OwnedFd {
-        let path = self.dir.path().join(name);
-        let fd = netns::create(&path).expect("namespace");
-        self.made.push(path);
-        fd
-    }
-
+impl Servers for Host {
     /// A container that is attached, with a server on port 80 that sends its name.
     fn server(&mut self, name: &str) -> (OwnedFd, Ipv4Addr) {
-        let fd = self.container(name);
+        let fd = self.namespace(name);
         let status = self.net.attach(fd.as_fd(), name, &AttachSpec::default()).expect("attach");
         serve(&fd, 80, name);
         (fd, status.ip)
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        for path in &self.made {
-            netns::delete(path).expect("delete");
-        }
     }
 }
 
@@ -121,7 +85,7 @@ fn published_ports_work_from_everywhere() {
     let (a, a_ip) = host.server("a");
     let (b, _) = host.server("b");
     // A client on another segment.
-    let client = host.container("client");
+    let client = host.namespace("client");
     let path = host.made.last().expect("client").display().to_string();
     run("ip", &["link", "add", "wan", "type", "veth", "peer", "name", "lan"]);
     let inside = |args: &[&str]| {
@@ -198,7 +162,7 @@ fn containers_have_the_mtu_of_the_way_out() {
     run("ip", &["addr", "add", "10.88.0.7/20", "dev", "out"]);
     run("ip", &["link", "set", "out", "up"]);
     run("ip", &["route", "add", "default", "via", "10.88.0.1"]);
-    let a = host.container("a");
+    let a = host.namespace("a");
     let status = host.net.attach(a.as_fd(), "a", &AttachSpec::default()).expect("attach");
     assert_eq!(host.net.ensure_bridge().expect("bridge").mtu, 1380);
     assert_ne!(status.ip.octets()[..2], [10, 88], "that subnet is taken");
@@ -226,7 +190,7 @@ fn taken_ports_and_addresses_are_refused_by_name() {
     let twice = host.net.publish("b", &[port("7000:80"), port("7000:81")]);
     assert!(matches!(twice, Err(NetworkError::PortTwice { port: 7000, .. })));
 
-    let c = host.container("c");
+    let c = host.namespace("c");
     let with_ip = |ip| AttachSpec { ip: Some(ip), ..AttachSpec::default() };
     let error = host.net.attach(c.as_fd(), "c", &with_ip(a_ip)).expect_err("taken");
     assert_eq!(error.to_string(), format!("address {a_ip} is in use by container a"));
@@ -241,14 +205,14 @@ fn address_and_mac_are_kept_when_asked_for() {
     let (_a, ip) = host.server("a");
     let before = host.net.status("a").expect("state").expect("attached");
     host.net.detach("a", None).expect("detach");
-    let again = host.container("again");
+    let again = host.namespace("again");
     let spec = AttachSpec { ip: Some(ip), mac: Some(before.mac), ..AttachSpec::default() };
     let status = host.net.attach(again.as_fd(), "other", &spec).expect("attach");
     assert_eq!((status.ip, status.mac), (before.ip, before.mac));
     serve(&again, 80, "other");
     assert!(ask((ip, 80)).expect("reached at once").starts_with("other"));
     // A free address is not one that was used a moment ago.
-    let next = host.container("next");
+    let next = host.namespace("next");
     let status = host.net.attach(next.as_fd(), "next", &AttachSpec::default()).expect("attach");
     assert_ne!(status.ip, ip);
 }
@@ -259,7 +223,7 @@ fn a_new_mac_at_an_old_address_is_reached_at_once() {
     let (_a, ip) = host.server("a");
     assert!(ask((ip, 80)).expect("first").starts_with('a'));
     host.net.detach("a", None).expect("detach");
-    let other = host.container("other");
+    let other = host.namespace("other");
     let spec = AttachSpec { ip: Some(ip), ..AttachSpec::default() };
     host.net.attach(other.as_fd(), "other", &spec).expect("attach");
     serve(&other, 80, "other");
@@ -272,7 +236,7 @@ fn a_new_mac_at_an_old_address_is_reached_at_once() {
 fn a_disconnected_interface_goes_with_its_namespace() {
     let Some(mut host) = host() else { return };
     // No server in it: a socket would keep the namespace.
-    let a = host.container("a");
+    let a = host.namespace("a");
     host.net.attach(a.as_fd(), "a", &AttachSpec::default()).expect("attach");
     let start = Instant::now();
     host.net.disconnect("a", None).expect("disconnect");
@@ -280,7 +244,7 @@ fn a_disconnected_interface_goes_with_its_namespace() {
     host.net.disconnect("a", None).expect("absence is no error");
     assert!(host.net.status("a").expect("state").is_none());
     // The name is free at once, while the old interface still exists.
-    let again = host.container("again");
+    let again = host.namespace("again");
     host.net.attach(again.as_fd(), "a", &AttachSpec::default()).expect("attach");
     assert!(run("ip", &["link"]).contains("gone"));
     drop(a);
@@ -308,7 +272,7 @@ fn udp_and_chosen_ports() {
     assert_eq!(&buffer[..len], b"hello");
     // A client that goes on from the same port is led to the new container.
     host.net.detach("a", None).expect("detach");
-    let b = host.container("b");
+    let b = host.namespace("b");
     host.net.attach(b.as_fd(), "b", &AttachSpec::default()).expect("attach");
     let other = netns::run_in(b.as_fd(), || UdpSocket::bind("0.0.0.0:53")).expect("enter");
     let other = other.expect("bind");
@@ -341,7 +305,7 @@ fn two_networks_with_the_same_container_do_not_touch_each_other() {
     let (_a, _) = host.server("a");
     host.net.publish("a", &[port("8080:80")]).expect("publish");
     let other = Network::open(&host.dir.path().join("other"), "arctern1", None).expect("open");
-    let fd = host.container("a2");
+    let fd = host.namespace("a2");
     let status = other.attach(fd.as_fd(), "a", &AttachSpec::default()).expect("attach");
     assert_ne!(status.gateway, Some(host.net.ensure_bridge().expect("bridge").gateway));
     let error = other.publish("a", &[port("8080:80")]).expect_err("taken in the other network");
@@ -359,7 +323,7 @@ fn attach_and_publish_are_fast() {
     for i in 0..10u16 {
         let name = format!("c{i}");
         let start = Instant::now();
-        let fd = host.container(&name);
+        let fd = host.namespace(&name);
         let made = start.elapsed();
         let start = Instant::now();
         host.net.attach(fd.as_fd(), &name, &AttachSpec::default()).expect("attach");

@@ -3,6 +3,7 @@
 
 use crate::engine::{built, source};
 use crate::place::Place;
+use crate::process::Process;
 use crate::skips::Skip;
 use anyhow::{Context, Result, bail};
 use std::fs;
@@ -141,6 +142,18 @@ impl Host {
             Some((head, body)) if head.contains(" 200 ") => Ok(body.to_owned()),
             _ => bail!("{address} answered: {answer}"),
         }
+    }
+
+    /// Waits for the keepers of locks that send on what still comes for containers of other hosts,
+    /// which takes two seconds.
+    pub fn await_keepers(&self) -> Result<()> {
+        let base = self.base.path().to_string_lossy().into_owned();
+        for pid in crate::process::with_argument("arctern-keeper", &base) {
+            if let Ok(keeper) = Process::open(pid) {
+                keeper.gone(Duration::from_secs(10))?;
+            }
+        }
+        Ok(())
     }
 
     /// What a host without containers still has: a line for each process, mount, link, rule, control

@@ -12,4 +12,5 @@ pub mod process;
 pub mod random;
 pub mod relay;
 pub mod skips;
+pub mod travel;
 pub mod workload;

@@ -4,10 +4,12 @@ use crate::host::run;
 use anyhow::{Context, Result};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::fs::File;
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// A network namespace, removed with the value.
 #[derive(Debug)]
@@ -55,6 +57,20 @@ impl Place {
         self.inside(|| {
             let path = format!("/proc/sys/net/{name}");
             std::fs::write(&path, value).with_context(|| format!("cannot set {path}"))
+        })
+    }
+
+    /// Waits until a server that was just started can be reached from it, of which the server gives
+    /// no other sign; 20 s at most.
+    pub fn await_listener(&self, server: SocketAddr) -> Result<()> {
+        self.inside(|| {
+            for _ in 0..200 {
+                if TcpStream::connect_timeout(&server, Duration::from_secs(1)).is_ok() {
+                    return Ok(());
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            anyhow::bail!("{server} does not listen")
         })
     }
 

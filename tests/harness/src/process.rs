@@ -118,6 +118,17 @@ pub fn processes_below(dir: &Path) -> Vec<i32> {
         .collect()
 }
 
+/// Every process whose command line begins with `program` and contains `argument`.
+pub fn with_argument(program: &str, argument: &str) -> Vec<i32> {
+    let is_one = |pid: &i32| {
+        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command).into_owned();
+        command.starts_with(program) && command.contains(argument)
+    };
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|e| e.file_name().to_str()?.parse().ok()).filter(is_one).collect()
+}
+
 /// Reaps every child of this process that ends within the limit: orphans of a killed program are
 /// this process's to reap, and hold their pids until then.
 pub fn reap_orphans(limit: Duration) {

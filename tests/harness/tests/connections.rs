@@ -8,7 +8,7 @@ use arctern_harness::host::{Host, run};
 use arctern_harness::lab::{Lab, address};
 use arctern_harness::load::{Download, Load, hexadecimal};
 use arctern_harness::place::Place;
-use arctern_harness::process::Process;
+use arctern_harness::process::{Process, with_argument};
 use arctern_harness::random::{Random, rounds};
 use arctern_harness::skips::judge;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -311,18 +311,6 @@ for line in s.makefile("rb"):
     })
 }
 
-/// The shims that restore on a host.
-fn restoring_shims(host: &Host) -> Vec<i32> {
-    let base = host.dir().to_string_lossy().into_owned();
-    let is_one = |pid: &i32| {
-        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let command = String::from_utf8_lossy(&command).into_owned();
-        command.starts_with("arctern-shim") && command.contains(&base)
-    };
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|e| e.file_name().to_str()?.parse().ok()).filter(is_one).collect()
-}
-
 #[test]
 fn a_killed_restore_is_made_again() -> Result<(), String> {
     judge("connections::killed-restore", || {
@@ -339,7 +327,8 @@ fn a_killed_restore_is_made_again() -> Result<(), String> {
             let mut child = world.host.command(&restore).spawn().context("cannot run arctern")?;
             std::thread::sleep(Duration::from_millis(10 + 10 * round));
             let _ = child.kill();
-            for pid in restoring_shims(&world.host) {
+            let base = world.host.dir().to_string_lossy().into_owned();
+            for pid in with_argument("arctern-shim", &base) {
                 let _ = Process::open(pid).and_then(|shim| shim.signal(Signal::KILL));
             }
             child.wait()?;

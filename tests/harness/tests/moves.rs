@@ -5,59 +5,16 @@
 use anyhow::{Context, Result, ensure};
 use arctern_harness::capture::Capture;
 use arctern_harness::host::Host;
-use arctern_harness::lab::{Lab, SUBNET, SUBNET6, address};
+use arctern_harness::lab::{Lab, address};
 use arctern_harness::load::{Download, Load, Report, hexadecimal};
-use arctern_harness::place::Place;
 use arctern_harness::random::rounds;
 use arctern_harness::relay::Wire;
 use arctern_harness::skips::judge;
+use arctern_harness::travel::{Lan, Traveller};
 use sha2::{Digest, Sha256};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::{Duration, Instant};
-
-/// How the containers of a host come onto the segment.
-#[derive(Clone, Copy, Debug)]
-enum Lan {
-    Macvlan,
-    PlainBridge,
-}
-
-impl Lan {
-    /// A host with a network `lan` on the segment; each host gives addresses from a range of its own.
-    fn host(self, lab: &Lab, number: u8) -> Result<Host> {
-        let range = format!("192.0.2.{}-192.0.2.{}", number * 16, number * 16 + 15);
-        let mut arguments = vec!["network", "create", "--subnet", SUBNET, "--subnet", SUBNET6];
-        let range6 = format!("fd00:2::{0:x}00-fd00:2::{0:x}ff", number);
-        arguments.extend(["--ip-range", &range, "--ip-range", &range6]);
-        let host = match self {
-            Lan::Macvlan => {
-                arguments.extend(["-d", "macvlan", "-o", "parent=eth0"]);
-                lab.host(number)?
-            }
-            Lan::PlainBridge => {
-                arguments.extend(["-o", "mode=unmanaged", "--interface-name", "br0"]);
-                lab.bridged_host(number)?
-            }
-        };
-        arguments.push("lan");
-        host.arctern(&arguments)?;
-        Ok(host)
-    }
-}
-
-/// Waits until a server that was just started listens, of which it gives no other sign.
-fn await_listener(client: &Place, server: SocketAddr) -> Result<()> {
-    client.inside(|| {
-        for _ in 0..200 {
-            if TcpStream::connect_timeout(&server, Duration::from_secs(1)).is_ok() {
-                return Ok(());
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        anyhow::bail!("{server} does not listen")
-    })
-}
+use std::time::Duration;
 
 /// A container without connections moves, is announced, and is reached at once at its address.
 fn moves_with_its_address(lan: Lan) -> Result<()> {
@@ -74,7 +31,7 @@ fn moves_with_its_address(lan: Lan) -> Result<()> {
     ensure!(before["ip"] == "192.0.2.16", "the address is not of the host's range: {before}");
     let web = SocketAddr::new(before["ip"].as_str().context("no address")?.parse()?, 80);
     let get = || Load::http(&client, web, "/", 1, Duration::ZERO);
-    await_listener(&client, web)?;
+    client.await_listener(web)?;
     let load = get()?;
     load.wait_for(1)?;
     load.finish()?.check()?;
@@ -171,51 +128,6 @@ fn a_server_that_stays_is_the_control() -> Result<(), String> {
     })
 }
 
-/// Two hosts on a segment, with a container that goes to and fro between them.
-struct Traveller<'a> {
-    hosts: [&'a Host; 2],
-    name: &'a str,
-    moves: usize,
-}
-
-impl Traveller<'_> {
-    /// Moves the container to the other host with its connections, with a wait in between. Gives the time from the beginning
-    /// of the checkpoint to the end of the restore.
-    fn go(&mut self, wait: Duration) -> Result<Duration> {
-        let (from, to) = (self.hosts[self.moves % 2], self.hosts[(self.moves + 1) % 2]);
-        let archive = from.dir().join(format!("{}-{}.tar", self.name, self.moves));
-        let file = archive.to_string_lossy().into_owned();
-        let mut checkpoint = vec!["container", "checkpoint", "--tcp-established", "--file", &file];
-        if self.moves == 0 {
-            // The other host has the image from then on.
-            checkpoint.push("--with-image");
-        }
-        checkpoint.push(self.name);
-        let begin = Instant::now();
-        from.arctern(&checkpoint)?;
-        // First, because the hosts of a lab share their control groups, which go by the id.
-        from.arctern(&["rm", self.name])?;
-        std::thread::sleep(wait);
-        to.arctern(&["container", "restore", "--tcp-established", "--file", &file])?;
-        let took = begin.elapsed();
-        std::fs::remove_file(&archive)?;
-        self.moves += 1;
-        Ok(took)
-    }
-
-    /// Removes the container and the networks; nothing may be left.
-    fn end(self) -> Result<()> {
-        let host = self.hosts[self.moves % 2];
-        host.arctern(&["rm", "-f", "-t", "0", self.name])?;
-        for host in self.hosts {
-            host.arctern(&["network", "rm", "--force", "lan"])?;
-            let left = host.leftovers()?;
-            ensure!(left.is_empty(), "left on a host:\n{}", left.join("\n"));
-        }
-        Ok(())
-    }
-}
-
 /// Clients wait hardly longer than the longest move took: what they sent meanwhile arrives at its end,
 /// and not when a timer of theirs fires, which has backed off to as much again. A packet that is lost
 /// on that way does wait for a timer: for one of a thousand or so.
@@ -253,8 +165,8 @@ fn nginx_moves_under_load(lan: Lan) -> Result<()> {
         "nginx",
     ])?;
     let server = SocketAddr::new(address(20).into(), 80);
-    await_listener(&client, server)?;
-    let mut traveller = Traveller { hosts: [&a, &b], name: "web", moves: 0 };
+    client.await_listener(server)?;
+    let mut traveller = Traveller::new([&a, &b], "web");
     // Once with the image and without clients.
     traveller.go(Duration::ZERO)?;
 
@@ -325,8 +237,8 @@ fn redis_moves_with_fifty_clients() -> Result<(), String> {
         let command = ["redis-server", "--protected-mode", "no", "--save", ""];
         a.arctern(&[&run[..], &command].concat())?;
         let server = SocketAddr::new(address(20).into(), 6379);
-        await_listener(&client, server)?;
-        let mut traveller = Traveller { hosts: [&a, &b], name: "redis", moves: 0 };
+        client.await_listener(server)?;
+        let mut traveller = Traveller::new([&a, &b], "redis");
         traveller.go(Duration::ZERO)?;
         let capture = Capture::start(&client)?;
         let load = Load::increments(&client, server, "count", 50, Duration::from_millis(20))?;

@@ -6,6 +6,7 @@ use arctern_harness::host::{Host, run};
 use arctern_harness::lab::{Lab, address};
 use arctern_harness::place::Place;
 use arctern_harness::skips::judge;
+use arctern_harness::travel::{Lan, Traveller};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -81,7 +82,7 @@ impl Line {
     }
 }
 
-/// The end of the longest time without an answer.
+/// The longest time without an answer, and its end.
 #[derive(Clone, Copy)]
 struct Gap {
     longest: Duration,
@@ -107,6 +108,7 @@ impl Gap {
 #[derive(Debug)]
 #[expect(dead_code, reason = "printed")]
 struct Pauses {
+    /// From the last instruction of the program before to the first one after it.
     still: Duration,
     /// Asks all the time.
     steady: Duration,
@@ -114,30 +116,59 @@ struct Pauses {
     once: Duration,
     /// Is sent something all the time, and could not confirm what came last before the freeze.
     listener: Duration,
+    /// How much longer the one that asks all the time waited than the program stood still.
+    longer: Duration,
+}
+
+/// How clients reach the container, and where it is restored.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    /// At its address, on the same host.
+    Address,
+    /// Through a published port, on the same host.
+    Published,
+    /// On another host of the segment.
+    Moves(Lan),
 }
 
 struct World {
     _lab: Lab,
-    host: Host,
+    hosts: Vec<Host>,
     client: Place,
     deaf: Place,
     to: SocketAddr,
 }
 
 impl World {
-    fn new(published: bool) -> Result<World> {
+    fn new(way: Way) -> Result<World> {
         let lab = Lab::new()?;
-        let (host, client, deaf) = (lab.host(1)?, lab.client(100)?, lab.client(101)?);
-        for place in [&client, &deaf] {
-            place.ip(&format!("route add 10.88.0.0/16 via {}", address(1)))?;
-        }
-        host.image("python", &[])?;
-        let ip = CONTAINER.to_string();
-        let run = ["run", "-d", "-p", "7:7", "--ip", &ip, "--name", "echo", "python"];
-        host.arctern(&[&run[..], &["python3", "-c", SERVER]].concat())?;
-        host.connect("127.0.0.1:7")?;
-        let ip = if published { address(1) } else { CONTAINER };
-        Ok(World { _lab: lab, host, client, deaf, to: SocketAddr::new(ip.into(), 7) })
+        let (client, deaf) = (lab.client(100)?, lab.client(101)?);
+        let server = ["python", "python3", "-c", SERVER];
+        let (hosts, to) = match way {
+            Way::Address | Way::Published => {
+                let host = lab.host(1)?;
+                for place in [&client, &deaf] {
+                    place.ip(&format!("route add 10.88.0.0/16 via {}", address(1)))?;
+                }
+                host.image("python", &[])?;
+                let ip = CONTAINER.to_string();
+                let run = ["run", "-d", "-p", "7:7", "--ip", &ip, "--name", "echo"];
+                host.arctern(&[&run[..], &server].concat())?;
+                host.connect("127.0.0.1:7")?;
+                let to = if matches!(way, Way::Published) { address(1) } else { CONTAINER };
+                (vec![host], to)
+            }
+            Way::Moves(lan) => {
+                let hosts = vec![lan.host(&lab, 1)?, lan.host(&lab, 2)?];
+                hosts[0].image("python", &[])?;
+                let ip = address(20).to_string();
+                let run = ["run", "-d", "--network", "lan", "--ip", &ip, "--name", "echo"];
+                hosts[0].arctern(&[&run[..], &server].concat())?;
+                client.await_listener(SocketAddr::new(address(20).into(), 7))?;
+                (hosts, address(20))
+            }
+        };
+        Ok(World { _lab: lab, hosts, client, deaf, to: SocketAddr::new(to.into(), 7) })
     }
 
     /// Whether a place hears what comes from the server.
@@ -156,8 +187,13 @@ impl World {
         Ok(())
     }
 
+    /// Checkpoints or restores it on its host.
+    fn here(&self, command: &str) -> Result<()> {
+        self.hosts[0].arctern(&["container", command, "--tcp-established", "echo"]).map(drop)
+    }
+
     /// Freezes the container, for `more` longer than it takes anyway.
-    fn freeze(&self, more: Duration) -> Result<Pauses> {
+    fn freeze(&self, traveller: &mut Option<Traveller<'_>>, more: Duration) -> Result<Pauses> {
         let mut steady = Line::open(&self.client, self.to)?;
         let mut once = Line::open(&self.client, self.to)?;
         let mut listener = Line::open(&self.deaf, self.to)?;
@@ -189,12 +225,18 @@ impl World {
             });
             std::thread::sleep(Duration::from_millis(50));
             self.hears(false)?;
-            self.host.arctern(&["container", "checkpoint", "--tcp-established", "echo"])?;
+            match traveller {
+                Some(traveller) => traveller.leave()?,
+                None => self.here("checkpoint")?,
+            }
             self.hears(true)?;
             once.send("ping\n")?;
             let answer = scope.spawn(|| once.next().map(|_| SystemTime::now()));
             std::thread::sleep(more);
-            self.host.arctern(&["container", "restore", "--tcp-established", "echo"])?;
+            match traveller {
+                Some(traveller) => traveller.arrive()?,
+                None => self.here("restore")?,
+            }
             let panicked = |_| anyhow::anyhow!("a client panicked");
             let answered = answer.join().map_err(panicked)??;
             std::thread::sleep(Duration::from_millis(100));
@@ -206,8 +248,10 @@ impl World {
         let (still, resumed) = still.split_once(' ').context("no time")?;
         let resumed = SystemTime::UNIX_EPOCH + Duration::from_micros(resumed.parse()?);
         let after = |time: SystemTime| time.duration_since(resumed).unwrap_or_default();
+        let still = Duration::from_micros(still.parse()?);
         Ok(Pauses {
-            still: Duration::from_micros(still.parse()?),
+            still,
+            longer: gaps[0].longest.saturating_sub(still),
             steady: after(gaps[0].end),
             once: after(answered),
             listener: after(gaps[1].end),
@@ -215,14 +259,22 @@ impl World {
     }
 }
 
-fn short(published: bool) -> Result<()> {
-    let world = World::new(published)?;
+fn short(way: Way) -> Result<()> {
+    let world = World::new(way)?;
+    let mut traveller = match &world.hosts[..] {
+        [a, b] => Some(Traveller::new([a, b], "echo")),
+        _ => None,
+    };
+    if let Some(traveller) = &mut traveller {
+        // With the image, which takes its time.
+        traveller.go(Duration::ZERO)?;
+    }
     for more in [0, 100, 300, 1000] {
         let mut tried = Vec::new();
         // On a machine that does other things too, one of three has to be quick.
         let good = loop {
-            let pauses = world.freeze(Duration::from_millis(more))?;
-            let longest = pauses.steady.max(pauses.once).max(pauses.listener);
+            let pauses = world.freeze(&mut traveller, Duration::from_millis(more))?;
+            let longest = pauses.steady.max(pauses.once).max(pauses.listener).max(pauses.longer);
             tried.push(pauses);
             if longest <= GRACE || tried.len() == 3 {
                 break longest <= GRACE;
@@ -231,16 +283,28 @@ fn short(published: bool) -> Result<()> {
         println!("{tried:?}");
         ensure!(good, "a client waited {GRACE:?} longer than the container: {tried:?}");
     }
-    world.host.arctern(&["rm", "-f", "-t", "0", "echo"])?;
-    Ok(())
+    match traveller {
+        Some(traveller) => traveller.end(),
+        None => world.hosts[0].arctern(&["rm", "-f", "-t", "0", "echo"]).map(drop),
+    }
 }
 
 #[test]
 fn clients_at_the_address_wait_as_long_as_the_container() -> Result<(), String> {
-    judge("pauses::address", || short(false))
+    judge("pauses::address", || short(Way::Address))
 }
 
 #[test]
 fn clients_at_a_published_port_wait_as_long_as_the_container() -> Result<(), String> {
-    judge("pauses::published", || short(true))
+    judge("pauses::published", || short(Way::Published))
+}
+
+#[test]
+fn clients_wait_as_long_as_a_container_that_moves() -> Result<(), String> {
+    judge("pauses::plain-bridge", || short(Way::Moves(Lan::PlainBridge)))
+}
+
+#[test]
+fn clients_wait_as_long_as_a_container_that_moves_on_macvlan() -> Result<(), String> {
+    judge("pauses::macvlan", || short(Way::Moves(Lan::Macvlan)))
 }

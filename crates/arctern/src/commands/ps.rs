@@ -176,6 +176,7 @@ fn removed(ip: Ipv4Addr, lock: &Lock) -> Vec<String> {
 /// What happens to packets, and how long.
 fn held(lock: &Lock) -> String {
     let what = match lock.means {
+        _ if lock.elsewhere => "on another host, address reserved",
         Means::Hold => "packets held",
         Means::Drop => "packets dropped",
     };
@@ -237,6 +238,7 @@ fn to_json(record: &Record, lock: Option<&Lock>) -> Value {
         "Status": status(record, lock),
         "Lock": lock.map(|lock| json!({
             "Means": lock.means,
+            "Elsewhere": lock.elsewhere,
             "RemainingSeconds": lock.remaining(),
         })),
         "Exited": matches!(record.status, Status::Exited | Status::Checkpointed),

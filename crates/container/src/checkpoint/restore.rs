@@ -124,6 +124,9 @@ pub(crate) fn launch(
             tracing::warn!("{}", error.chain());
         }
     }
+    if let Err(error) = crate::network::returned(&host.paths, &config) {
+        tracing::warn!("{}", error.chain());
+    }
     Ok(Launched {
         pid: report.pid,
         // A terminal that every program has closed is gone.
@@ -137,7 +140,7 @@ pub(crate) fn launch(
 /// Whether a lock stands for the address of a container on the bridge.
 fn is_locked(host: &Host, address: Option<Ipv4Addr>) -> Result<bool> {
     match address {
-        Some(ip) => Ok(crate::network::locks(&host.paths)?.contains_key(&ip)),
+        Some(ip) => Ok(crate::network::locks(&host.paths)?.get(&ip).is_some_and(|l| !l.elsewhere)),
         None => Ok(false),
     }
 }
