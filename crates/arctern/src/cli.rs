@@ -7,7 +7,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 use crate::commands::{
     check, checkpoint, create, criu, exec, images, import, info, inspect, internal, kill, logs,
     network_create, network_exists, network_inspect, network_ls, network_rm, port, ps, restore, rm,
-    rmi, run, start, stop, tag, version, wait,
+    rmi, run, start, stop, tag, version, volume_create, volume_exists, volume_export,
+    volume_import, volume_inspect, volume_ls, volume_prune, volume_rm, wait,
 };
 
 /// Heading of the options that every command has.
@@ -105,6 +106,9 @@ pub enum Command {
     /// Manage networks
     #[command(subcommand)]
     Network(Network),
+    /// Manage volumes
+    #[command(subcommand)]
+    Volume(Volume),
     Info(info::Args),
     Version(version::Args),
     Check(check::Args),
@@ -184,6 +188,20 @@ pub enum Network {
     Inspect(network_inspect::Args),
     Rm(network_rm::Args),
     Exists(network_exists::Args),
+}
+
+/// `arctern volume …`
+#[derive(Debug, Subcommand)]
+pub enum Volume {
+    Create(volume_create::Args),
+    Exists(volume_exists::Args),
+    Export(volume_export::Args),
+    Import(volume_import::Args),
+    Inspect(volume_inspect::Args),
+    #[command(name = "ls", visible_alias = "list")]
+    Ls(volume_ls::Args),
+    Prune(volume_prune::Args),
+    Rm(volume_rm::Args),
 }
 
 #[cfg(test)]

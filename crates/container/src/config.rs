@@ -13,6 +13,8 @@ use arctern_net::DEFAULT_NETWORK;
 pub use arctern_net::{BadPort, Mac, PortMapping, Protocol};
 use serde::{Deserialize, Serialize};
 
+pub use crate::volumes::NamedVolume;
+
 /// How the container is connected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -104,7 +106,7 @@ pub struct InvalidOption {
 }
 
 impl InvalidOption {
-    fn new(option: &'static str, value: &str, expected: &'static str) -> InvalidOption {
+    pub(crate) fn new(option: &'static str, value: &str, expected: &'static str) -> InvalidOption {
         InvalidOption { option, value: value.to_owned(), expected }
     }
 }
@@ -119,32 +121,6 @@ pub struct Volume {
     /// Mount options (`ro`, `rw`, `noexec`, …).
     #[serde(default)]
     pub options: Vec<String>,
-}
-
-const VOLUME_FORM: &str = "/HOST/PATH:/CONTAINER/PATH[:OPTION,…]";
-const VOLUME_OPTIONS: &[&str] = &[
-    "ro", "rw", "z", "Z", "noexec", "exec", "nosuid", "suid", "nodev", "dev", "bind", "rbind",
-    "private", "rprivate", "slave", "rslave", "shared", "rshared",
-];
-
-impl FromStr for Volume {
-    type Err = InvalidOption;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let bad = || InvalidOption::new("volume", text, VOLUME_FORM);
-        let mut parts = text.split(':');
-        let source = PathBuf::from(parts.next().ok_or_else(bad)?);
-        let destination = PathBuf::from(parts.next().ok_or_else(bad)?);
-        let options: Vec<String> = match parts.next() {
-            None | Some("") => Vec::new(),
-            Some(list) => list.split(',').map(str::to_owned).collect(),
-        };
-        let known = options.iter().all(|o| VOLUME_OPTIONS.contains(&o.as_str()));
-        if parts.next().is_some() || !known || !source.is_absolute() || !destination.is_absolute() {
-            return Err(bad());
-        }
-        Ok(Volume { source, destination, options })
-    }
 }
 
 /// A tmpfs in the container (`--tmpfs PATH[:OPTIONS]`).
@@ -319,6 +295,9 @@ pub struct ContainerConfig {
     /// Bind mounts.
     #[serde(default)]
     pub volumes: Vec<Volume>,
+    /// Volumes of the store.
+    #[serde(rename = "namedVolumes", default, skip_serializing_if = "Vec::is_empty")]
+    pub named_volumes: Vec<NamedVolume>,
     /// Memory limit in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<u64>,
@@ -436,11 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn volumes_and_limits() {
-        let v: Volume = "/a:/b:ro,noexec".parse().expect("volume");
-        assert_eq!(v.options, ["ro", "noexec"]);
-        assert!("a:/b".parse::<Volume>().is_err());
-        assert!("/a:/b:bogus".parse::<Volume>().is_err());
+    fn limits() {
         let l: Ulimit = "nofile=1024:2048".parse().expect("ulimit");
         assert_eq!((l.soft, l.hard), (1024, 2048));
         assert!("nofile=2:1".parse::<Ulimit>().is_err());

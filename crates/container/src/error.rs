@@ -30,6 +30,17 @@ pub enum Error {
         /// One of its containers.
         container: String,
     },
+    /// A container would lose its volume.
+    #[error("volume `{name}` belongs to {}", .containers.join(", "))]
+    VolumeInUse {
+        /// The volume.
+        name: String,
+        /// Its containers.
+        containers: Vec<String>,
+    },
+    /// A restore would overwrite volumes of somebody else.
+    #[error("volumes of the checkpoint's names exist already: {}", .0.join(", "))]
+    VolumesExist(Vec<String>),
     /// Several containers have ids that begin so.
     #[error("`{0}` is the beginning of several container ids")]
     AmbiguousId(String),
@@ -278,6 +289,14 @@ impl Error {
             }
             Error::NetworkInUse { container, .. } => {
                 format!("`arctern rm {container}` first, or pass --force")
+            }
+            Error::VolumeInUse { .. } => {
+                "remove these containers first, or pass --force to remove them as well".to_owned()
+            }
+            Error::VolumesExist(_) => {
+                "pass --ignore-volumes to use them as they are, or remove them \
+                 with `arctern volume rm`"
+                    .to_owned()
             }
             Error::AmbiguousId(_) => "give more digits of the id, or the name".to_owned(),
             Error::NameInUse { name, .. } => {

@@ -1,4 +1,5 @@
-//! The files of /etc that a container gets from us: `hosts`, `hostname` and `resolv.conf`.
+//! The files that a container gets from us: `hosts`, `hostname` and `resolv.conf` in /etc, and
+//! `/run/.containerenv`.
 
 use std::fs;
 use std::path::Path;
@@ -8,6 +9,9 @@ use arctern_net::files::{self, Hosts};
 use crate::config::{ContainerConfig, NetworkMode};
 use crate::error::{Error, Result};
 use crate::network::Attachment;
+
+/// The name of the file by which programs know that they run in a container, as Podman has it.
+pub const CONTAINERENV: &str = ".containerenv";
 
 /// Writes the files into `dir`.
 pub fn write(dir: &Path, config: &ContainerConfig, network: &Attachment) -> Result<()> {
@@ -24,6 +28,7 @@ pub fn write(dir: &Path, config: &ContainerConfig, network: &Attachment) -> Resu
         ("hosts", hosts),
         ("hostname", files::hostname(&config.hostname)),
         ("resolv.conf", files::resolv_conf(&files::host_resolv_conf(), isolated)),
+        (CONTAINERENV, String::new()),
     ];
     for (name, text) in files {
         let path = dir.join(name);

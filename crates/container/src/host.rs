@@ -199,7 +199,7 @@ impl Host {
         if record.status == Status::Restoring {
             // The command that restored it was killed half-way.
             self.teardown(&record.config.id)?;
-            self.remove_files(&record.config.id)?;
+            self.forget_restore(&record.config.id)?;
             return Ok(None);
         }
         if record.status == Status::Running || record.shim.is_some() {
@@ -247,6 +247,7 @@ impl Host {
         match record {
             Some(r) if r.config.auto_remove && r.status != Status::Created => {
                 self.remove_files(id)?;
+                self.remove_anonymous(&r.config)?;
                 Ok(None)
             }
             other => Ok(other),
@@ -309,6 +310,13 @@ impl Host {
             crate::network::remove_unused(&self.paths)?;
         }
         Ok(())
+    }
+
+    /// Removes a container whose restore from an archive came to nothing, with the volumes that came
+    /// with it.
+    pub(crate) fn forget_restore(&mut self, id: &str) -> Result<()> {
+        self.images.volumes_not_restored(id).map_err(Error::storage)?;
+        self.remove_files(id)
     }
 
     /// Makes the directories of a container.

@@ -100,6 +100,11 @@ pub fn new_name() -> Result<String, Errno> {
     Ok(format!("{adjective}_{noun}"))
 }
 
+/// Whether this is the form of an id: 64 hexadecimal digits.
+pub fn is_id(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
 /// Whether a container may be called so: as Podman, a letter or digit first, then letters, digits,
 /// `_`, `.` and `-`.
 #[must_use]

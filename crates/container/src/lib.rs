@@ -27,6 +27,7 @@ pub mod signal;
 pub mod spec;
 pub mod state;
 pub mod time;
+pub mod volumes;
 
 pub use error::{Error, Result};
 pub use host::{ExitRecord, Host};

@@ -25,6 +25,26 @@ pub struct Volume {
     /// Labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// Never mounted: what the first container's image has at its place comes into it.
+    #[serde(default)]
+    pub fresh: bool,
+    /// Being restored with this container: if that ends before its time, the volume goes as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restoring: Option<String>,
+}
+
+impl Volume {
+    /// A volume that was just asked for.
+    fn new(name: &str, labels: BTreeMap<String, String>) -> Volume {
+        Volume {
+            name: name.to_owned(),
+            created: humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string(),
+            anonymous: false,
+            labels,
+            fresh: true,
+            restoring: None,
+        }
+    }
 }
 
 impl Store {
@@ -38,28 +58,70 @@ impl Store {
         anonymous: bool,
         labels: BTreeMap<String, String>,
     ) -> Result<Volume, StoreError> {
-        checked_id(name)?;
+        self.volume_make(Volume { anonymous, ..Volume::new(name, labels) })
+    }
+
+    /// Makes a volume whose files come with the restore of a container; [`Store::volumes_restored`]
+    /// makes it one like others.
+    ///
+    /// # Errors
+    /// As [`Store::volume_create`].
+    pub fn volume_create_for(
+        &self,
+        name: &str,
+        anonymous: bool,
+        container: &str,
+    ) -> Result<Volume, StoreError> {
+        self.volume_make(Volume {
+            anonymous,
+            fresh: false,
+            restoring: Some(container.to_owned()),
+            ..Volume::new(name, BTreeMap::new())
+        })
+    }
+
+    fn volume_make(&self, volume: Volume) -> Result<Volume, StoreError> {
+        let name = checked_id(&volume.name)?;
         let scratch = self.scratch()?;
         let _lock = self.lock()?;
         let place = self.volumes_dir().join(name);
         if place.exists() {
             return Err(StoreError::VolumeExists(name.to_owned()));
         }
-        let volume = Volume {
-            name: name.to_owned(),
-            created: humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string(),
-            anonymous,
-            labels,
-        };
         let new = scratch.path().join("volume");
         make_dir(&new, 0o755)?;
         make_dir(&new.join("_data"), 0o755)?;
-        let note = new.join("volume.json");
-        let text = serde_json::to_vec(&volume)
-            .map_err(|source| StoreError::Damaged { path: note.clone(), source })?;
-        std::fs::write(&note, text).at("write", &note)?;
+        write_note(&new, &volume)?;
         std::fs::rename(&new, &place).at("rename into place", &place)?;
         Ok(volume)
+    }
+
+    /// Keeps the volumes that came with the restore of a container.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], [`StoreError::Damaged`].
+    pub fn volumes_restored(&self, container: &str) -> Result<(), StoreError> {
+        let _lock = self.lock()?;
+        for volume in self.volumes()? {
+            if volume.restoring.as_deref() == Some(container) {
+                let place = self.volumes_dir().join(&volume.name);
+                write_note(&place, &Volume { restoring: None, ..volume })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the volumes that came with a restore that failed.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], [`StoreError::Damaged`].
+    pub fn volumes_not_restored(&self, container: &str) -> Result<(), StoreError> {
+        for volume in self.volumes()? {
+            if volume.restoring.as_deref() == Some(container) {
+                self.discard(&self.volumes_dir().join(&volume.name))?;
+            }
+        }
+        Ok(())
     }
 
     /// The directory with a volume's files.
@@ -82,16 +144,9 @@ impl Store {
         let dir = self.volumes_dir();
         let mut volumes = Vec::new();
         for entry in std::fs::read_dir(&dir).at("list", &dir)? {
-            let path = entry.at("list", &dir)?.path().join("volume.json");
-            match std::fs::read(&path) {
-                Ok(text) => volumes.push(
-                    serde_json::from_slice::<Volume>(&text)
-                        .map_err(|source| StoreError::Damaged { path, source })?,
-                ),
-                // Removed meanwhile.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(e) => return Err(e).at("read", &path),
-            }
+            let path = entry.at("list", &dir)?.path().join(NOTE);
+            // None: removed meanwhile.
+            volumes.extend(read_note(&path)?);
         }
         volumes.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(volumes)
@@ -106,9 +161,8 @@ impl Store {
         self.discard(&self.volumes_dir().join(name))
     }
 
-    /// Fills a volume that is still empty with what a container's root has at `path`, its owner and
-    /// mode included, as is done when the volume is mounted over it for the first time. Says
-    /// whether anything was copied.
+    /// Fills a volume that was never mounted, and is empty, with what a container's root has at `path`,
+    /// its owner and mode included. Says whether anything was copied.
     ///
     /// # Errors
     /// [`StoreError::NoSuchVolume`], [`StoreError::Copy`].
@@ -119,29 +173,62 @@ impl Store {
         path: &Path,
     ) -> Result<bool, StoreError> {
         let data = self.volume_path(name)?;
-        if std::fs::read_dir(&data).at("list", &data)?.next().is_some() {
+        let place = self.volumes_dir().join(name);
+        let Some(volume) = read_note(&place.join(NOTE))?.filter(|volume| volume.fresh) else {
             return Ok(false);
-        }
-        let root = crate::store::open_dir(root)?;
-        let relative = path.strip_prefix("/").unwrap_or(path);
-        // Links of the image lead within the image.
-        let from = match rustix::fs::openat2(
-            &root,
-            if relative.as_os_str().is_empty() { Path::new(".") } else { relative },
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-            ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
-        ) {
-            Ok(fd) => fd,
-            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(false),
-            Err(e) => return Err(e).at("open", path),
         };
-        let from = PathBuf::from(format!("/proc/self/fd/{}", from.as_raw_fd()));
-        let copied = tree::copy(&from, &data).map_err(|source| StoreError::Copy {
-            from: path.to_owned(),
-            to: data,
-            source: Box::new(source),
-        })?;
-        Ok(copied.entries > 0)
+        let copied = match std::fs::read_dir(&data).at("list", &data)?.next().is_some() {
+            true => false,
+            false => fill(&data, root, path)?,
+        };
+        // Last: a command that is killed half-way leaves it to the next one.
+        write_note(&place, &Volume { fresh: false, ..volume })?;
+        Ok(copied)
     }
+}
+
+/// The file that says what a volume is.
+const NOTE: &str = "volume.json";
+
+fn read_note(path: &Path) -> Result<Option<Volume>, StoreError> {
+    match std::fs::read(path) {
+        Ok(text) => serde_json::from_slice(&text)
+            .map(Some)
+            .map_err(|source| StoreError::Damaged { path: path.to_owned(), source }),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e).at("read", path),
+    }
+}
+
+/// Writes it at once or not at all.
+fn write_note(place: &Path, volume: &Volume) -> Result<(), StoreError> {
+    let (note, new) = (place.join(NOTE), place.join("volume.json.new"));
+    let text = serde_json::to_vec(volume)
+        .map_err(|source| StoreError::Damaged { path: note.clone(), source })?;
+    std::fs::write(&new, text).at("write", &new)?;
+    std::fs::rename(&new, &note).at("rename into place", &note)
+}
+
+fn fill(data: &Path, root: &Path, path: &Path) -> Result<bool, StoreError> {
+    let root = crate::store::open_dir(root)?;
+    let relative = path.strip_prefix("/").unwrap_or(path);
+    // Links of the image lead within the image.
+    let from = match rustix::fs::openat2(
+        &root,
+        if relative.as_os_str().is_empty() { Path::new(".") } else { relative },
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+    ) {
+        Ok(fd) => fd,
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(false),
+        Err(e) => return Err(e).at("open", path),
+    };
+    let from = PathBuf::from(format!("/proc/self/fd/{}", from.as_raw_fd()));
+    let copied = tree::copy(&from, data).map_err(|source| StoreError::Copy {
+        from: path.to_owned(),
+        to: data.to_owned(),
+        source: Box::new(source),
+    })?;
+    Ok(copied.entries > 0)
 }

@@ -201,6 +201,7 @@ impl Host {
         for directory in [
             "root/containers",
             "root/storage/containers",
+            "root/storage/volumes",
             "root/checkpoints",
             "run/containers",
             "run/netns",

@@ -7,6 +7,7 @@ pub mod engine;
 pub mod host;
 pub mod lab;
 pub mod load;
+pub mod peer;
 pub mod place;
 pub mod process;
 pub mod random;

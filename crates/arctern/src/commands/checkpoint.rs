@@ -51,6 +51,9 @@ pub struct Args {
     /// Leave changes of the root file system out of the archive
     #[arg(long, requires = "file")]
     pub ignore_rootfs: bool,
+    /// Leave the contents of named volumes out of the archive
+    #[arg(long, requires = "file")]
+    pub ignore_volumes: bool,
     /// Put the container's image into the archive
     #[arg(long, requires = "file")]
     pub with_image: bool,
@@ -134,6 +137,7 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
             Some(_) => ExternalUnix::Reconnect,
         },
         ignore_rootfs: args.ignore_rootfs,
+        ignore_volumes: args.ignore_volumes,
         with_image: args.with_image,
         file_locks: args.file_locks,
         tcp: match (args.tcp_established, args.tcp_close) {

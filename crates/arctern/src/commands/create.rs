@@ -3,8 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
-use arctern_container::config::{Mac, NetworkMode, PortMapping, Tmpfs, Ulimit, Volume, parse_size};
+use arctern_container::config::{Mac, NetworkMode, PortMapping, Tmpfs, Ulimit, parse_size};
 use arctern_container::lifecycle::CreateOptions;
+use arctern_container::volumes::MountRequest;
 
 use super::Context;
 use crate::report::{Cannot, CommandResult};
@@ -82,9 +83,12 @@ pub struct ContainerArgs {
     #[arg(long, value_name = "ADDRESS", value_parser = parse::<Mac>)]
     pub mac_address: Option<Mac>,
 
-    /// Mount a directory or file of the host
-    #[arg(short, long, value_name = "SOURCE:TARGET[:OPTIONS]", value_parser = parse_volume)]
-    pub volume: Vec<Volume>,
+    /// Mount a directory or file of the host, or a volume by its name; TARGET alone gets a new volume
+    #[arg(short, long, value_name = "[SOURCE:]TARGET[:OPTIONS]", value_parser = parse_volume)]
+    pub volume: Vec<MountRequest>,
+    /// Mount as --volume and --tmpfs do: type=bind|volume|tmpfs,source=SOURCE,target=TARGET
+    #[arg(long, value_name = "KEY=VALUE,…", value_parser = MountRequest::mount)]
+    pub mount: Vec<MountRequest>,
     /// Mount an empty file system in memory
     #[arg(long, value_name = "TARGET[:OPTIONS]", value_parser = parse::<Tmpfs>)]
     pub tmpfs: Vec<Tmpfs>,
@@ -165,7 +169,7 @@ fn parse<T: std::str::FromStr>(text: &str) -> Result<T, T::Err> {
 }
 
 /// A volume whose source may be relative to the current directory.
-fn parse_volume(text: &str) -> Result<Volume, String> {
+fn parse_volume(text: &str) -> Result<MountRequest, String> {
     let absolute = match text.split_once(':') {
         Some((source, rest)) if source.starts_with('.') => {
             let source = std::path::absolute(PathBuf::from(source)).map_err(|e| e.to_string())?;
@@ -173,7 +177,7 @@ fn parse_volume(text: &str) -> Result<Volume, String> {
         }
         _ => text.to_owned(),
     };
-    absolute.parse::<Volume>().map_err(|e| e.to_string())
+    MountRequest::volume(&absolute).map_err(|e| e.to_string())
 }
 
 /// Thousandths of CPUs.
@@ -222,7 +226,7 @@ impl ContainerArgs {
             privileged: self.privileged,
             read_only: self.read_only,
             tmpfs: self.tmpfs,
-            volumes: self.volume,
+            mounts: self.volume.into_iter().chain(self.mount).collect(),
             memory: self.memory,
             milli_cpus: self.cpus,
             pids_limit: self.pids_limit,

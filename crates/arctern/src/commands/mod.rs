@@ -27,12 +27,20 @@ pub mod start;
 pub mod stop;
 pub mod tag;
 pub mod version;
+pub mod volume_create;
+pub mod volume_exists;
+pub mod volume_export;
+pub mod volume_import;
+pub mod volume_inspect;
+pub mod volume_ls;
+pub mod volume_prune;
+pub mod volume_rm;
 pub mod wait;
 
 use arctern_container::Host;
 use arctern_container::paths::Paths;
 
-use crate::cli::{Cli, Command, Network};
+use crate::cli::{Cli, Command, Network, Volume};
 use crate::report::{Cannot, CommandResult, Failure};
 
 /// What every command gets: where the host is. It is opened by those that need it.
@@ -85,6 +93,14 @@ pub fn run(cli: Cli) -> CommandResult {
         Command::Network(Network::Inspect(args)) => network_inspect::run(&ctx, args),
         Command::Network(Network::Rm(args)) => network_rm::run(&ctx, args),
         Command::Network(Network::Exists(args)) => network_exists::run(&ctx, args),
+        Command::Volume(Volume::Create(args)) => volume_create::run(&ctx, args),
+        Command::Volume(Volume::Exists(args)) => volume_exists::run(&ctx, args),
+        Command::Volume(Volume::Export(args)) => volume_export::run(&ctx, args),
+        Command::Volume(Volume::Import(args)) => volume_import::run(&ctx, args),
+        Command::Volume(Volume::Inspect(args)) => volume_inspect::run(&ctx, args),
+        Command::Volume(Volume::Ls(args)) => volume_ls::run(&ctx, args),
+        Command::Volume(Volume::Prune(args)) => volume_prune::run(&ctx, args),
+        Command::Volume(Volume::Rm(args)) => volume_rm::run(&ctx, args),
         Command::Info(args) => info::run(&ctx, args),
         Command::Version(args) => version::run(args),
         Command::Check(args) => check::run(args),

@@ -42,6 +42,9 @@ pub struct Args {
     /// Leave out changes of the root file system
     #[arg(long, requires = "file")]
     pub ignore_rootfs: bool,
+    /// Leave out the contents of named volumes: those that are there are used as they are
+    #[arg(long, requires = "file")]
+    pub ignore_volumes: bool,
     /// Take a new address in place of the one it had
     #[arg(long, requires = "file")]
     pub ignore_static_ip: bool,
@@ -75,6 +78,7 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         name: args.name,
         publish: args.publish,
         ignore_rootfs: args.ignore_rootfs,
+        ignore_volumes: args.ignore_volumes,
         ignore_static_ip: args.ignore_static_ip,
         ignore_static_mac: args.ignore_static_mac,
         file_locks: args.file_locks,

@@ -20,6 +20,9 @@ pub struct Args {
     /// All containers
     #[arg(short, long)]
     pub all: bool,
+    /// Also the volumes of theirs that nobody gave a name
+    #[arg(short, long)]
+    pub volumes: bool,
     /// A container that does not exist is no error
     #[arg(short, long)]
     pub ignore: bool,
@@ -44,7 +47,10 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         match host.remove(name, args.force) {
             Err(arctern_container::Error::NoSuchContainer(_)) if args.force || args.ignore => {}
             result => {
-                result.cannot(action)?;
+                let record = result.cannot(action)?;
+                if args.volumes {
+                    host.remove_anonymous(&record.config).cannot(action)?;
+                }
                 outln!("{name}");
             }
         }

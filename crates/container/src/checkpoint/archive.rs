@@ -1,13 +1,15 @@
 //! Writing the archive of a checkpoint, in Podman's layout.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use arctern_image::archive::{ArchiveWriter, Compression};
 use arctern_image::manifest::{ContainerFacts, HostFacts, Manifest};
 use arctern_storage::ImageArchive;
 
-use super::{CONFIG, CheckpointOptions, IMAGE, IMAGES, LOG, NETWORK, SPEC, STATS};
+use super::{
+    CONFIG, CheckpointOptions, IMAGE, IMAGES, LOG, NETWORK, SPEC, STATS, foreign, volumes,
+};
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::paths::ContainerPaths;
@@ -22,6 +24,8 @@ pub struct Archive {
     spec: Vec<u8>,
     network: Option<String>,
     image: Option<ImageArchive>,
+    /// Archives of volumes: members, and the files that hold them.
+    volumes: Vec<(String, PathBuf)>,
 }
 
 impl Archive {
@@ -53,9 +57,17 @@ impl Archive {
         Ok(Some(Archive {
             writer,
             image,
+            volumes: match options.ignore_volumes {
+                true => Vec::new(),
+                false => volumes::members(&record.config, &paths.capture_dir()),
+            },
             manifest: Manifest::new(seconds, facts, Some(container)),
-            config: serde_json::to_vec(&record.config).map_err(Error::json("the configuration"))?,
-            spec: std::fs::read(&spec).map_err(Error::io("read", &spec))?,
+            config: serde_json::to_vec(&foreign::config_for_podman(&record.config))
+                .map_err(Error::json("the configuration"))?,
+            spec: foreign::spec_for_podman(
+                &std::fs::read(&spec).map_err(Error::io("read", &spec))?,
+                &record.config,
+            )?,
             network: crate::network::parse_status(record.network.as_deref())
                 .map(|status| status.to_podman().map_err(Error::network))
                 .transpose()?,
@@ -91,6 +103,9 @@ impl Archive {
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
                 Err(e) => return Err(Error::io("open", &path)(e)),
             }
+        }
+        for (name, path) in &self.volumes {
+            add(writer, name, &File::open(path).map_err(Error::io("open", path))?)?;
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use arctern_net::Keep;
 use arctern_storage::diff;
 
 use super::archive::Archive;
-use super::{CheckpointOptions, Checkpointed, NETNS_KEY, discard, streams};
+use super::{CheckpointOptions, Checkpointed, NETNS_KEY, discard, streams, volumes};
 use crate::cgroup::Hierarchies;
 use crate::config::NetworkMode;
 use crate::error::{Error, Result};
@@ -148,12 +148,23 @@ impl Host {
             false => diff::Early::default(),
         };
 
+        let with_volumes = archive.is_some() && !options.ignore_volumes;
+        let mut kept = match with_volumes {
+            true => Some(volumes::Capture::begin(
+                self,
+                &record.config,
+                &paths.capture_dir(),
+                EARLY_FILES,
+            )?),
+            false => None,
+        };
+
         let mut while_frozen = || -> std::result::Result<(), HookError> {
             streams::save(&paths.run, pid, &images)?;
             if with_rootfs {
                 std::mem::take(&mut early).finish(&source, &paths.capture_dir())?;
             }
-            Ok(())
+            kept.as_mut().map_or(Ok(()), volumes::Capture::finish)
         };
         let stops = !options.leave_running;
         // The hook tells its phase too, between two events of the engine.

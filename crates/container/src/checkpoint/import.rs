@@ -10,7 +10,9 @@ use arctern_image::archive::{Limits, Provenance, extract, peek};
 use arctern_image::manifest::{HostFacts, Manifest};
 
 use super::capture::micros;
-use super::{CONFIG, IMAGES, LOG, NETWORK, RestoreOptions, Restored, discard};
+use super::{
+    CONFIG, IMAGES, LOG, NETWORK, RestoreOptions, Restored, SPEC, discard, foreign, volumes,
+};
 use crate::config::{ContainerConfig, short_id};
 use crate::error::{Error, Result};
 use crate::host::Host;
@@ -52,7 +54,8 @@ impl Host {
         events: &mut dyn Events,
     ) -> Result<Restored> {
         let begin = Instant::now();
-        let config = read_config(file, options)?;
+        let (config, renamed) = read_config(file, options)?;
+        volumes::check(self, &config, options)?;
         self.find_image(file, &config)?;
         let record = Record {
             status: Status::Restoring,
@@ -71,7 +74,7 @@ impl Host {
                 return Err(error);
             }
         };
-        let brought = self.bring_in(file, &record, options, events).and_then(|()| {
+        let brought = self.bring_in(file, &record, options, &renamed, events).and_then(|()| {
             events.event(Event::Phase("restore"));
             self.revive(&record, lock, options)
         });
@@ -79,7 +82,7 @@ impl Host {
             Ok(started) => Ok(restored(record, started, begin)),
             Err(error) => {
                 let cleaned =
-                    self.teardown(record.id()).and_then(|()| self.remove_files(record.id()));
+                    self.teardown(record.id()).and_then(|()| self.forget_restore(record.id()));
                 if let Err(cleanup) = cleaned {
                     tracing::error!("while cleaning up {}: {}", record.id(), cleanup.chain());
                 }
@@ -123,6 +126,7 @@ impl Host {
         file: &Path,
         record: &Record,
         options: &RestoreOptions,
+        renamed: &volumes::Renamed,
         events: &mut dyn Events,
     ) -> Result<()> {
         let id = record.id();
@@ -149,6 +153,7 @@ impl Host {
         }
         let rename =
             |from: &Path, to: &Path| fs::rename(from, to).map_err(Error::io("rename", from));
+        foreign::bring_mounts(&images, &dir)?;
         rename(&images, &paths.checkpoint())?;
         let log = dir.join(LOG);
         if log.is_file() {
@@ -157,6 +162,7 @@ impl Host {
         if !options.ignore_rootfs {
             self.apply_diff(id, &dir)?;
         }
+        volumes::bring_in(self, &record.config, &dir, options, renamed)?;
         if let Ok(text) = fs::read_to_string(dir.join(NETWORK)) {
             let new_mac = options.ignore_static_mac.then(|| new_mac(id));
             let status = crate::network::from_archive(&text, options.ignore_static_ip, new_mac)?;
@@ -199,23 +205,36 @@ fn restored(record: Record, started: Started, begin: Instant) -> Restored {
 }
 
 /// The configuration of the container in an archive, with the user's changes.
-fn read_config(file: &Path, options: &RestoreOptions) -> Result<ContainerConfig> {
+fn read_config(
+    file: &Path,
+    options: &RestoreOptions,
+) -> Result<(ContainerConfig, volumes::Renamed)> {
     let source = File::open(file).map_err(Error::io("open", file))?;
-    let mut found = peek(source, &[CONFIG], MAX_CONFIG).map_err(Error::archive)?;
+    let mut found = peek(source, &[CONFIG, SPEC], MAX_CONFIG).map_err(Error::archive)?;
     let Some(json) = found.remove(CONFIG) else {
         return Err(Error::Invalid(format!(
             "{} holds no container: there is no {CONFIG} in it",
             file.display()
         )));
     };
-    let mut config: ContainerConfig = serde_json::from_slice(&json).map_err(Error::json(CONFIG))?;
-    let hexadecimal = config.id.len() == 64 && config.id.bytes().all(|b| b.is_ascii_hexdigit());
-    if !hexadecimal || !ids::is_valid_name(&config.name) {
+    let json: serde_json::Value = serde_json::from_slice(&json).map_err(Error::json(CONFIG))?;
+    let mut config: ContainerConfig = match foreign::is_ours(&json) {
+        true => serde_json::from_value(json).map_err(Error::json(CONFIG))?,
+        false => {
+            let Some(spec) = found.remove(SPEC) else {
+                let file = file.display();
+                return Err(Error::Invalid(format!("there is no {SPEC} in {file}")));
+            };
+            foreign::adopt(json, &spec)?
+        }
+    };
+    if !ids::is_id(&config.id) || !ids::is_valid_name(&config.name) {
         return Err(Error::Invalid(format!(
             "{CONFIG} of {} has no valid id and name",
             file.display()
         )));
     }
+    let mut renamed = volumes::Renamed::default();
     if let Some(name) = &options.name {
         if !ids::is_valid_name(name) {
             return Err(Error::InvalidName(name.clone()));
@@ -223,13 +242,14 @@ fn read_config(file: &Path, options: &RestoreOptions) -> Result<ContainerConfig>
         config.name.clone_from(name);
         // A new container gets the old address if it is free, and another one if it is not.
         config.forget_statics(true, true);
+        renamed = volumes::rename_anonymous(&mut config)?;
         config.id = ids::new_id().map_err(Error::system("read random bytes"))?;
     }
     config.forget_statics(options.ignore_static_ip, options.ignore_static_mac);
     if !options.publish.is_empty() {
         config.ports.clone_from(&options.publish);
     }
-    Ok(config)
+    Ok((config, renamed))
 }
 
 /// A hardware address that the container has not had: its id with the time make another one.

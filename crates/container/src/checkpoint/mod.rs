@@ -19,10 +19,12 @@
 
 mod archive;
 mod capture;
+mod foreign;
 mod image;
 mod import;
 pub(crate) mod restore;
 pub(crate) mod streams;
+mod volumes;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -45,11 +47,17 @@ const NETWORK: &str = "network.status";
 const LOG: &str = "ctr.log";
 const STATS: &str = "stats-dump";
 
+/// Directory of the volumes' archives.
+const VOLUMES: &str = "volumes";
+
 /// The container's image, in the archive with `--with-image`.
 const IMAGE: &str = "image.tar";
 
 /// Key of the network namespace among the things that stay outside the images; runc's name for it.
 const NETNS_KEY: &str = "extRootNetNS";
+
+/// What covers the files that a container may not see; runc's name for it.
+const MASK: &str = "/dev/null";
 
 /// How a checkpoint is made.
 #[derive(Clone, Debug, Default)]
@@ -62,6 +70,8 @@ pub struct CheckpointOptions {
     pub leave_running: bool,
     /// Leave the root file system's changes out.
     pub ignore_rootfs: bool,
+    /// Leave the contents of volumes out.
+    pub ignore_volumes: bool,
     /// Put the image into the archive.
     pub with_image: bool,
     /// File locks too.
@@ -97,6 +107,8 @@ pub struct RestoreOptions {
     pub publish: Vec<PortMapping>,
     /// Leave the root file system's changes out.
     pub ignore_rootfs: bool,
+    /// Leave the contents of volumes out: those that are there are used as they are, others are empty.
+    pub ignore_volumes: bool,
     /// A new address in place of the one it had.
     pub ignore_static_ip: bool,
     /// A new hardware address in place of the one it had.

@@ -8,7 +8,7 @@ use arctern_engine::options::{
     Event, Events, External, HookError, NetworkLock, RestoreOptions, TcpPolicy,
 };
 
-use super::{NETNS_KEY, discard, streams};
+use super::{MASK, NETNS_KEY, discard, streams};
 use crate::cgroup::Hierarchies;
 use crate::error::{Error, Result};
 use crate::host::Host;
@@ -72,13 +72,16 @@ pub(crate) fn launch(
         inherit.push((NETNS_KEY.to_owned(), namespace));
     }
 
-    let externals = spec::mounts::binds(&spec)
+    let mut externals: Vec<External> = spec::mounts::binds(&spec)
         .into_iter()
         .map(|(destination, source)| External::Mount {
             key: destination.display().to_string(),
             value: source.display().to_string(),
         })
         .collect();
+    // runc names every file that it has hidden so.
+    let hidden = || MASK.to_owned();
+    externals.push(External::Mount { key: hidden(), value: hidden() });
 
     let has = network.status.as_ref().map(|status| status.ip);
     // One that another command has kept for this address is opened here, whatever is restored.

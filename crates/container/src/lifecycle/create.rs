@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::config::{
-    ContainerConfig, Mac, NetworkMode, NetworkOptions, PortMapping, Tmpfs, Ulimit, Volume, short_id,
+    ContainerConfig, Mac, NetworkMode, NetworkOptions, PortMapping, Tmpfs, Ulimit, short_id,
 };
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::ids;
 use crate::spec::caps;
-use crate::state::Record;
+use crate::state::{Record, Status};
 use crate::time::Timestamp;
+use crate::volumes::{self, MountRequest};
 
 /// What the user asks of a new container. What is None or empty comes from the image, or from the
 /// defaults.
@@ -57,8 +58,8 @@ pub struct CreateOptions {
     pub read_only: bool,
     /// tmpfs mounts.
     pub tmpfs: Vec<Tmpfs>,
-    /// Bind mounts.
-    pub volumes: Vec<Volume>,
+    /// Bind mounts, volumes and more of tmpfs.
+    pub mounts: Vec<MountRequest>,
     /// Memory limit in bytes.
     pub memory: Option<u64>,
     /// CPU limit in thousandths.
@@ -106,7 +107,12 @@ impl Host {
         let image = record.config.image_id.as_str();
         let made = self
             .make_dirs(&id)
-            .and_then(|_| self.images.create_root(&id, image).map_err(Error::storage));
+            .and_then(|_| self.images.create_root(&id, image).map_err(Error::storage))
+            .and_then(|_| match record.status {
+                // They come with the archive.
+                Status::Restoring => Ok(()),
+                _ => self.make_volumes(&record.config),
+            });
         match made {
             Ok(_) => Ok(record),
             Err(error) => {
@@ -167,11 +173,9 @@ impl Host {
             }
         }
         caps::bounding(&options.cap_add, &options.cap_drop, options.privileged)?;
-        for volume in &options.volumes {
-            if !volume.source.exists() {
-                let path = volume.source.display();
-                return Err(Error::Invalid(format!("volume source {path} does not exist")));
-            }
+        let missing = volumes::missing_sources(&options.mounts);
+        if !missing.is_empty() {
+            return Err(Error::Invalid(format!("volume source {missing} does not exist")));
         }
         let image = self.images.resolve(&options.image).map_err(Error::storage)?;
         let image_config = self.images.config(&image.id).map_err(Error::storage)?;
@@ -204,7 +208,7 @@ impl Host {
             let (key, value) = l.split_once('=').unwrap_or((l, ""));
             (key.to_owned(), value.to_owned())
         }));
-        Ok(ContainerConfig {
+        let mut config = ContainerConfig {
             hostname: options.hostname.unwrap_or_else(|| short_id(&id).to_owned()),
             name,
             image_id: image.id.clone(),
@@ -231,7 +235,8 @@ impl Host {
             privileged: options.privileged,
             read_only: options.read_only,
             tmpfs: options.tmpfs,
-            volumes: options.volumes,
+            volumes: Vec::new(),
+            named_volumes: Vec::new(),
             memory: options.memory,
             milli_cpus: options.milli_cpus,
             pids_limit: options.pids_limit,
@@ -245,7 +250,10 @@ impl Host {
             log_driver: "k8s-file".to_owned(),
             no_shm: true,
             id,
-        })
+        };
+        let of_image = from_image.volumes().as_deref().unwrap_or_default();
+        volumes::sort(options.mounts, of_image, &mut config)?;
+        Ok(config)
     }
 
     fn free_name(&self) -> Result<String> {

@@ -127,9 +127,11 @@ fn prepare(host: &mut Host, id: &str, arrival: Arrival) -> Result<Prelaunch> {
     let ctl = paths.run.join("ctl");
     let _ = fs::remove_file(&ctl);
     let listener = control::bind(&ctl).map_err(Error::io("listen at", &ctl))?;
+    let volumes = host.mount_volumes(&config, &rootfs)?;
     let spec = spec::build(
         &config,
         Prepared {
+            volumes: &volumes,
             rootfs: &rootfs,
             etc: &paths.etc(),
             netns: network.netns.as_deref(),
@@ -172,6 +174,9 @@ fn start(host: &mut Host, prelaunch: Prelaunch) -> Result<Launched> {
 /// Writes down that a container runs.
 pub(crate) fn running(host: &mut Host, id: &str, pid: i32, restored: bool) -> Result<()> {
     let init = ProcessId::of(pid);
+    if restored {
+        host.images.volumes_restored(id).map_err(Error::storage)?;
+    }
     let now = Timestamp::now();
     let _ = fs::remove_file(host.paths.container(id).exit());
     host.store

@@ -21,7 +21,7 @@ use oci_spec::runtime::{
     Spec, SpecBuilder, UserBuilder,
 };
 
-use crate::config::{ContainerConfig, NetworkMode};
+use crate::config::{ContainerConfig, NetworkMode, Volume};
 use crate::error::{Error, Result};
 use user::User;
 
@@ -42,6 +42,8 @@ pub struct Prepared<'a> {
     pub netns: Option<&'a Path>,
     /// Control group, relative to the hierarchies' roots.
     pub cgroup: String,
+    /// The volumes of the store, as bind mounts.
+    pub volumes: &'a [Volume],
     /// Who `-u` is.
     pub user: &'a User,
 }
@@ -53,7 +55,7 @@ pub fn build(config: &ContainerConfig, prepared: Prepared<'_>) -> Result<Spec> {
         .version("1.0.2")
         .root(RootBuilder::default().path(prepared.rootfs).readonly(config.read_only).build()?)
         .hostname(config.hostname.clone())
-        .mounts(mounts::mounts(config, prepared.etc)?)
+        .mounts(mounts::mounts(config, prepared.etc, prepared.volumes)?)
         .annotations(annotations(config))
         .build()?;
     let effective = caps::to_spec(caps.iter().copied())?;
@@ -250,6 +252,7 @@ mod tests {
             etc: Path::new("/e"),
             netns: Some(Path::new("/n")),
             cgroup: "/arctern/x".into(),
+            volumes: &[],
             user: &User::default(),
         };
         build(&config(extra), prepared).expect("spec")

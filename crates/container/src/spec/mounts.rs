@@ -8,8 +8,18 @@ use oci_spec::runtime::{Mount, MountBuilder};
 use crate::config::{ContainerConfig, Volume};
 use crate::error::Result;
 
-/// Names of the files in [`EtcFiles::dir`].
-pub const ETC_FILES: &[&str] = &["resolv.conf", "hosts", "hostname"];
+/// The files that every container gets from us: names in the directory that [`crate::etc::write`]
+/// fills, and where they are in the container. By the last one programs know that they are in one.
+const OWN_FILES: &[(&str, &str)] = &[
+    ("resolv.conf", "/etc/resolv.conf"),
+    ("hosts", "/etc/hosts"),
+    ("hostname", "/etc/hostname"),
+    (crate::etc::CONTAINERENV, "/run/.containerenv"),
+];
+
+/// Where every container has file systems of the kernel.
+const KERNELS: &[&str] =
+    &["/proc", "/dev", "/sys", "/dev/pts", "/dev/mqueue", "/dev/shm", "/sys/fs/cgroup"];
 
 /// Hidden from the container.
 pub const MASKED: &[&str] = &[
@@ -32,7 +42,7 @@ pub const READONLY: &[&str] =
     &["/proc/asound", "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// All mounts in mounting order: parents before what is mounted below them.
-pub fn mounts(config: &ContainerConfig, etc: &Path) -> Result<Vec<Mount>> {
+pub fn mounts(config: &ContainerConfig, etc: &Path, volumes: &[Volume]) -> Result<Vec<Mount>> {
     let writable = if config.privileged { "rw" } else { "ro" };
     let mut list = vec![
         mount("/proc", "proc", "proc", "nosuid,noexec,nodev")?,
@@ -53,18 +63,18 @@ pub fn mounts(config: &ContainerConfig, etc: &Path) -> Result<Vec<Mount>> {
             &format!("nosuid,noexec,nodev,relatime,{writable}"),
         )?,
     ];
-    for name in ETC_FILES {
-        let destination = PathBuf::from("/etc").join(name);
-        if !is_user_mount(config, &destination) {
-            list.push(bind(&etc.join(name), &destination, &["rprivate".to_owned()])?);
-        }
-    }
     if config.read_only {
         // A program can hardly run without these; Podman adds them as well.
         for path in ["/run", "/tmp", "/var/tmp"] {
             if !is_user_mount(config, Path::new(path)) {
                 list.push(mount(path, "tmpfs", "tmpfs", "nosuid,nodev,mode=1777")?);
             }
+        }
+    }
+    for (name, destination) in OWN_FILES {
+        let destination = Path::new(destination);
+        if !is_user_mount(config, destination) {
+            list.push(bind(&etc.join(name), destination, &["rprivate".to_owned()])?);
         }
     }
     let mut asked = Vec::new();
@@ -83,7 +93,7 @@ pub fn mounts(config: &ContainerConfig, etc: &Path) -> Result<Vec<Mount>> {
                 .build()?,
         );
     }
-    for volume in &config.volumes {
+    for volume in config.volumes.iter().chain(volumes) {
         asked.push(volume_mount(volume)?);
     }
     asked.sort_by_key(|m| m.destination().components().count());
@@ -95,6 +105,7 @@ pub fn mounts(config: &ContainerConfig, etc: &Path) -> Result<Vec<Mount>> {
 fn is_user_mount(config: &ContainerConfig, path: &Path) -> bool {
     config.tmpfs.iter().any(|t| t.destination == path)
         || config.volumes.iter().any(|v| v.destination == path)
+        || config.named_volumes.iter().any(|v| v.destination == path)
 }
 
 fn volume_mount(volume: &Volume) -> Result<Mount> {
@@ -131,6 +142,17 @@ fn mount(destination: &str, kind: &str, source: &str, options: &str) -> Result<M
         .source(source)
         .options(options)
         .build()?)
+}
+
+/// Whether a mount at this path is the engine's own, so that another engine makes its own in place
+/// of it.
+pub fn is_own(destination: &Path) -> bool {
+    OWN_FILES.iter().any(|(_, own)| destination == Path::new(own))
+}
+
+/// Whether a mount at this path is one of the kernel's file systems that every container has.
+pub fn is_kernels(destination: &Path) -> bool {
+    KERNELS.iter().any(|own| destination == Path::new(own))
 }
 
 /// The bind mounts of a runtime spec: what a checkpoint leaves outside its images.

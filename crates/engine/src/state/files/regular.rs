@@ -38,6 +38,10 @@ const MEMORY_MAJOR: u64 = 1;
 
 const DELETED: &str = " (deleted)";
 
+/// Whose mode is neither kept nor compared: it belongs to whoever made the root file system (Podman
+/// gives it 0555, whatever the image says).
+const ROOT: &str = "/";
+
 /// What was looked up already.
 #[derive(Debug, Default)]
 pub(super) struct Paths {
@@ -286,11 +290,11 @@ impl FileCollector {
                 flags,
                 pos,
                 fown,
-                name,
                 mnt_id: mnt_id.filter(|_| self.options.mount_namespace),
                 size,
                 ext: external.is_some().then_some(true),
-                mode: Some(stat.st_mode),
+                mode: (name != ROOT).then_some(stat.st_mode),
+                name,
                 build_id,
                 ..RegFileEntry::default()
             })),
@@ -426,6 +430,7 @@ pub(super) fn difference(
     }
     if let Some(mode) = reg.mode
         && mode != stat.st_mode
+        && reg.name != ROOT
     {
         let cause =
             format!("its mode is {:o} here and was {mode:o} at the checkpoint", stat.st_mode);
