@@ -4,7 +4,7 @@
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arctern_net::{
     AttachSpec, CreateNetwork, Driver, Ended, Keep, Mac, Means, Network, NetworkStore, netns,
@@ -226,4 +226,56 @@ fn what_a_killed_command_prepared_is_swept() {
     assert!(run("ip", &["link"]).contains("hold"));
     assert_eq!(net.end_lock("a").expect("end").len(), 1);
     assert!(!run("ip", &["link"]).contains("hold"));
+}
+
+#[test]
+fn what_was_sent_once_arrives_when_the_container_appears() {
+    let Some(mut segment) = Segment::new() else { return };
+    let net = segment.network();
+    let peer = segment.machine("peer", Ipv4Addr::new(192, 0, 2, 100), None);
+    let address = SocketAddr::from((CONTAINER, 80));
+    let spec = AttachSpec { ip: Some(CONTAINER), resumes: true, ..AttachSpec::default() };
+    let mut elsewhere = None;
+    for freeze in [20, 100, 300, 1000].map(Duration::from_millis) {
+        // It is here, and known to the peer.
+        let a = segment.host.namespace(&format!("a{}", freeze.as_millis()));
+        let status = net.attach(a.as_fd(), "a", &spec).expect("attach");
+        echo(&a);
+        let connect = || {
+            let connected = netns::run_in(peer.as_fd(), || TcpStream::connect(address));
+            (connected.expect("enter").expect("connected"), Instant::now())
+        };
+        connect();
+        // It stops, and is another machine with the same addresses some time later.
+        let there = elsewhere
+            .get_or_insert_with(|| segment.machine("elsewhere", CONTAINER, Some(status.mac)));
+        let link = |state: &str| {
+            let set = ["link", "set", "eth0", state];
+            netns::run_in(there.as_fd(), || run("ip", &set)).expect("enter");
+        };
+        link("down");
+        connect();
+        let mut forwarder = net.forwarder("a").expect("forwarder").expect("a segment");
+        let mut lock = net.prepare_lock("a", Means::Hold).expect("prepare");
+        let begin = Instant::now();
+        lock.lock().expect("lock");
+        lock.keep(Keep::default()).expect("keep");
+        let (ended, _stop) = rustix::pipe::pipe().expect("pipe");
+        let (answered, appeared) = std::thread::scope(|scope| {
+            let forwarding = scope.spawn(|| (forwarder.run(ended.as_fd(), true), Instant::now()));
+            let client = scope.spawn(connect);
+            std::thread::sleep(freeze.saturating_sub(begin.elapsed()));
+            link("up");
+            let (seen, appeared) = forwarding.join().expect("thread");
+            assert_eq!(seen.expect("run"), Ended::Sent);
+            (client.join().expect("thread").1, appeared)
+        });
+        lock.finish().expect("stands");
+        let after = answered.saturating_duration_since(appeared);
+        eprintln!("away for {:?}, connected {after:?} after it was seen", appeared - begin);
+        // Else the client tries again when a second is over.
+        assert!(after < Duration::from_millis(500), "{after:?}");
+        net.disconnect("a", None).expect("disconnect");
+        net.departed("a").expect("depart");
+    }
 }

@@ -187,7 +187,7 @@ impl Host {
         left.extend(
             links
                 .lines()
-                .filter(|l| !l.contains(": lo:") && l.contains("veth"))
+                .filter(|l| !l.contains(": lo:") && (l.contains("veth") || l.contains("hold")))
                 .map(|l| format!("link {l}")),
         );
         for id in self.ids.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).iter() {
