@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use crate::commands::{
     check, checkpoint, create, criu, exec, images, import, info, inspect, internal, kill, logs,
     network_create, network_exists, network_inspect, network_ls, network_rm, port, ps, restore, rm,
-    rmi, run, start, stop, tag, version, volume_create, volume_exists, volume_export,
+    rmi, run, start, stop, system_check, tag, version, volume_create, volume_exists, volume_export,
     volume_import, volume_inspect, volume_ls, volume_prune, volume_rm, wait,
 };
 
@@ -109,6 +109,9 @@ pub enum Command {
     /// Manage volumes
     #[command(subcommand)]
     Volume(Volume),
+    /// Look after what is stored
+    #[command(subcommand)]
+    System(System),
     Info(info::Args),
     Version(version::Args),
     Check(check::Args),
@@ -202,6 +205,12 @@ pub enum Volume {
     Ls(volume_ls::Args),
     Prune(volume_prune::Args),
     Rm(volume_rm::Args),
+}
+
+/// `arctern system …`
+#[derive(Debug, Subcommand)]
+pub enum System {
+    Check(system_check::Args),
 }
 
 #[cfg(test)]

@@ -36,6 +36,8 @@ const COMMANDS: &[&str] = &[
     "tag",
     "image",
     "network",
+    "volume",
+    "system",
     "info",
     "version",
     "check",
@@ -51,6 +53,8 @@ fn help_of_all_commands() {
         assert_eq!(output.status.code(), Some(0), "{command}");
         all.push_str(&text(&output));
     }
+    all.push_str("\n---- system check ----\n");
+    all.push_str(&text(&arctern(&["system", "check", "--help"])));
     insta::assert_snapshot!("help", all);
 }
 

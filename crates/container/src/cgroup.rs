@@ -124,6 +124,17 @@ impl Hierarchies {
         self.used().map(|h| h.mount.join(&self.parent).join(id)).collect()
     }
 
+    /// The names of all groups of this host's containers.
+    #[must_use]
+    pub fn ids(&self) -> Vec<String> {
+        let parents = self.used().map(|h| h.mount.join(&self.parent));
+        let entries = parents.filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten();
+        entries
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect()
+    }
+
     /// The group through which a container is frozen, if there is a freezer.
     #[must_use]
     pub fn freezer(&self, id: &str) -> Option<PathBuf> {

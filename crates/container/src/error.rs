@@ -83,6 +83,9 @@ pub enum Error {
         /// Both ends of each connection.
         connections: Vec<String>,
     },
+    /// It ended while something was done with it.
+    #[error("container `{0}` has ended meanwhile")]
+    EndedMeanwhile(String),
     /// `rm` of a running container without force.
     #[error("container `{0}` is running")]
     StillRunning(String),

@@ -33,6 +33,13 @@ pub struct ExitRecord {
     pub finished: Timestamp,
 }
 
+impl ExitRecord {
+    /// Of a container that was killed just now.
+    pub(crate) fn killed() -> ExitRecord {
+        ExitRecord { code: 137, finished: Timestamp::now() }
+    }
+}
+
 impl Host {
     /// Opens a host and makes its directories if they are missing.
     pub fn open(paths: Paths) -> Result<Host> {
@@ -47,6 +54,7 @@ impl Host {
         let images = arctern_storage::Store::open(&paths.storage(), &paths.runroot.join("storage"))
             .map_err(Error::storage)?;
         let store = Store::open(&paths.database())?;
+        Lock::make(&paths.births())?;
         Ok(Host { paths, images, store, boot: boot_id() })
     }
 
@@ -67,16 +75,22 @@ impl Host {
         let gone = || Error::NoSuchContainer(name_or_id.to_owned());
         let path = self.paths.container(&id).lock();
         let lock = match Lock::wait(&path) {
-            // The directory goes before the row: another command is removing it.
+            // Another command is removing it, or was killed while it did.
             Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                let births = self.births()?;
+                if self.store.get(&id)?.is_none() {
+                    return Err(gone());
+                }
                 self.make_dirs(&id)?;
+                drop(births);
                 Lock::wait(&path)?
             }
             other => other?,
         };
         let record = self.store.get(&id)?.ok_or_else(gone)?;
-        let record = self.settle(record)?;
-        Ok((record.ok_or_else(gone)?, lock))
+        let record = self.settle(record)?.ok_or_else(gone)?;
+        self.sweep(&record)?;
+        Ok((record, lock))
     }
 
     /// All containers as they really are, oldest first.
@@ -84,7 +98,7 @@ impl Host {
         let mut records = Vec::new();
         self.mend_locks()?;
         for record in self.store.list()? {
-            if self.needs_repair(&record) {
+            if self.is_unfinished(&record) || self.has_leftovers(&record) {
                 records.extend(self.read(&record.config.id)?);
             } else {
                 records.push(self.seen(record));
@@ -127,17 +141,19 @@ impl Host {
 
     fn read(&mut self, id: &str) -> Result<Option<Record>> {
         let Some(record) = self.store.get(id)? else { return Ok(None) };
-        if !self.needs_repair(&record) {
+        if !self.is_unfinished(&record) && !self.has_leftovers(&record) {
             return Ok(Some(self.seen(record)));
         }
         // Whoever holds the lock is at work on it; then what is stored is shown as it is.
-        match Lock::try_take(&self.paths.container(id).lock()) {
-            Ok(Some(_lock)) => match self.store.get(id)? {
-                Some(record) => self.settle(record),
-                None => Ok(None),
-            },
-            _ => Ok(Some(self.seen(record))),
+        let Ok(Some(_lock)) = Lock::try_take(&self.paths.container(id).lock()) else {
+            return Ok(Some(self.seen(record)));
+        };
+        let Some(record) = self.store.get(id)? else { return Ok(None) };
+        let settled = self.settle(record)?;
+        if let Some(record) = &settled {
+            self.sweep(record)?;
         }
+        Ok(settled)
     }
 
     /// A record with the status that the kernel confirms.
@@ -162,25 +178,34 @@ impl Host {
         (record.boot == self.boot).then_some(record.init)?.and_then(|p| p.open())
     }
 
-    fn shim(&self, record: &Record) -> Option<ProcessHandle> {
+    /// Whether a container has ended, or is about to: while its processes are being killed its init
+    /// is the last.
+    pub(crate) fn has_ended(&self, record: &Record) -> bool {
+        let soon = Some(Duration::from_millis(500));
+        self.init(record).is_none_or(|init| init.wait(soon).unwrap_or(false))
+    }
+
+    /// Its shim, if that runs.
+    pub(crate) fn shim_of(&self, record: &Record) -> Option<ProcessHandle> {
         (record.boot == self.boot).then_some(record.shim)?.and_then(|p| p.open())
     }
 
     /// Whether a dead shim left something to clean up.
-    fn needs_repair(&self, record: &Record) -> bool {
+    pub(crate) fn is_unfinished(&self, record: &Record) -> bool {
         let unfinished = matches!(record.status, Status::Running | Status::Restoring);
         let claims = unfinished || record.shim.is_some();
-        claims && self.shim(record).is_none() && self.init(record).is_none()
+        claims && self.shim_of(record).is_none() && self.init(record).is_none()
     }
 
     /// Makes the record true. The caller holds the lock. None when the container is gone, as `--rm`
     /// ones are after their end.
-    fn settle(&mut self, record: Record) -> Result<Option<Record>> {
+    pub(crate) fn settle(&mut self, record: Record) -> Result<Option<Record>> {
         if self.init(&record).is_some() {
             // Whoever locked it was killed before it stopped the container.
             crate::network::end_lock(&self.paths, &record.config)?;
             if record.status == Status::Checkpointed {
-                // The command that made the checkpoint was killed before it stopped the container.
+                // The command that made the checkpoint was killed before it stopped the container. It
+                // goes on, so the images, if they have their name yet, are swept.
                 return self.store.update(&record.config.id, |r| {
                     r.status = Status::Running;
                     r.checkpointed_at = None;
@@ -188,11 +213,11 @@ impl Host {
             }
             return Ok(Some(record));
         }
-        if let Some(shim) = self.shim(&record) {
+        if let Some(shim) = self.shim_of(&record) {
             // Init has ended and its shim is cleaning up.
             let _ = shim.wait(Some(Duration::from_secs(30)));
             let Some(again) = self.store.get(&record.config.id)? else { return Ok(None) };
-            if !self.needs_repair(&again) {
+            if !self.is_unfinished(&again) {
                 return Ok(Some(again));
             }
         }
@@ -210,7 +235,7 @@ impl Host {
 
     /// Cleans up after a container whose shim did not, and writes down how it ended.
     pub(crate) fn finish(&mut self, id: &str, exit: Option<ExitRecord>) -> Result<Option<Record>> {
-        let exit = exit.or_else(|| self.exit_record(id));
+        let exit = self.exit_record(id).or(exit);
         let released = self.release(id);
         self.record_end(id, exit)?;
         released?;
@@ -243,14 +268,14 @@ impl Host {
     /// then there is no record any more.
     pub(crate) fn clear(&mut self, id: &str) -> Result<Option<Record>> {
         self.images.unmount_root(id).map_err(Error::storage)?;
-        let record = self.store.update(id, |r| r.shim = None)?;
-        match record {
+        match self.store.get(id)? {
+            // It has its shim as long as there is something of it.
             Some(r) if r.config.auto_remove && r.status != Status::Created => {
                 self.remove_files(id)?;
                 self.remove_anonymous(&r.config)?;
                 Ok(None)
             }
-            other => Ok(other),
+            _ => self.store.update(id, |r| r.shim = None),
         }
     }
 
@@ -295,17 +320,15 @@ impl Host {
     /// Removes a container that does not run, with its files.
     pub(crate) fn remove_files(&mut self, id: &str) -> Result<()> {
         self.images.remove_root(id).map_err(Error::storage)?;
-        let ContainerPaths { dir, run, .. } = self.paths.container(id);
-        for dir in [&run, &dir] {
-            match fs::remove_dir_all(dir) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(Error::io("remove", dir)(e));
-                }
-                _ => {}
-            }
+        let paths = self.paths.container(id);
+        for large in paths.temporary().iter().chain([&paths.checkpoint()]) {
+            crate::checkpoint::discard(large)?;
         }
+        let births = self.births()?;
+        self.remove_dirs(id)?;
         // Last: as long as the row is there, the next command can go on with the removal.
-        self.store.remove(id)?;
+        self.store.durably(|store| store.remove(id))?;
+        drop(births);
         if self.store.is_empty()? {
             crate::network::remove_unused(&self.paths)?;
         }
@@ -330,6 +353,7 @@ impl Host {
                 .create(dir)
                 .map_err(Error::io("create", dir))?;
         }
+        Lock::make(&paths.lock())?;
         Ok(paths)
     }
 

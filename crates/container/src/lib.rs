@@ -5,6 +5,7 @@
 //! longer is one [`shim`] a container, the parent of the container's init.
 #![forbid(unsafe_code)]
 
+pub mod audit;
 pub mod cgroup;
 pub mod checkpoint;
 pub mod config;
@@ -14,6 +15,7 @@ mod etc;
 mod host;
 pub mod ids;
 pub mod keeper;
+mod leftovers;
 pub mod lifecycle;
 mod lock;
 mod netlock;

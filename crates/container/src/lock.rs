@@ -1,4 +1,7 @@
 //! One command at a time changes a container.
+//!
+//! A lock file goes with its container. Who waited for a lock and gets one whose file has been removed
+//! or replaced meanwhile has locked nothing, and begins anew.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -15,13 +18,21 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Waits for the lock.
+    /// Makes the file of a lock, unless it is there.
+    pub fn make(path: &Path) -> Result<()> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
+        rustix::fs::open(path, flags, Mode::from_raw_mode(0o600))
+            .map(drop)
+            .map_err(|e| Error::io("create", path)(e.into()))
+    }
+
+    /// Waits for the lock, whose file must be there: it is not made anew while it is being removed.
     pub fn wait(path: &Path) -> Result<Lock> {
-        let fd = open(path)?;
         loop {
+            let fd = open(path)?;
             match rustix::fs::flock(&fd, FlockOperation::LockExclusive) {
-                Ok(()) => return Ok(Lock { fd }),
-                Err(Errno::INTR) => {}
+                Ok(()) if is_at(&fd, path) => return Ok(Lock { fd }),
+                Ok(()) | Err(Errno::INTR) => {}
                 Err(e) => return Err(Error::io("lock", path)(e.into())),
             }
         }
@@ -29,11 +40,14 @@ impl Lock {
 
     /// Takes the lock if nobody has it.
     pub fn try_take(path: &Path) -> Result<Option<Lock>> {
-        let fd = open(path)?;
-        match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(Lock { fd })),
-            Err(Errno::WOULDBLOCK) => Ok(None),
-            Err(e) => Err(Error::io("lock", path)(e.into())),
+        loop {
+            let fd = open(path)?;
+            match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) if is_at(&fd, path) => return Ok(Some(Lock { fd })),
+                Ok(()) | Err(Errno::INTR) => {}
+                Err(Errno::WOULDBLOCK) => return Ok(None),
+                Err(e) => return Err(Error::io("lock", path)(e.into())),
+            }
         }
     }
 
@@ -43,9 +57,17 @@ impl Lock {
     }
 }
 
+/// Whether an open file is still the one that has the name.
+fn is_at(fd: &OwnedFd, path: &Path) -> bool {
+    let identity = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+    match (rustix::fs::fstat(fd), rustix::fs::stat(path)) {
+        (Ok(own), Ok(named)) => identity(own) == identity(named),
+        _ => false,
+    }
+}
+
 fn open(path: &Path) -> Result<OwnedFd> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, Mode::from_raw_mode(0o600))
+    rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| Error::io("open", path)(e.into()))
 }
 
@@ -57,6 +79,8 @@ mod tests {
     fn the_lock_is_exclusive_and_ends_with_its_last_holder() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("lock");
+        assert!(Lock::wait(&path).is_err(), "there is no file");
+        Lock::make(&path).expect("make");
         let lock = Lock::wait(&path).expect("lock");
         assert!(Lock::try_take(&path).expect("try").is_none());
         let shared = lock.share().expect("share");
@@ -64,5 +88,21 @@ mod tests {
         assert!(Lock::try_take(&path).expect("try").is_none());
         drop(shared);
         assert!(Lock::try_take(&path).expect("try").is_some());
+    }
+
+    #[test]
+    fn the_lock_of_a_removed_file_is_none() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("lock");
+        Lock::make(&path).expect("make");
+        let lock = Lock::wait(&path).expect("lock");
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| Lock::wait(&path).expect("wait"));
+            std::fs::remove_file(&path).expect("remove");
+            Lock::make(&path).expect("make anew");
+            drop(lock);
+            let got = waiter.join().expect("join");
+            assert!(is_at(&got.fd, &path));
+        });
     }
 }

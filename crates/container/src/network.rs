@@ -159,19 +159,24 @@ pub fn setup(
 pub fn teardown(paths: &Paths, config: &ContainerConfig) -> Result<()> {
     let path = paths.container(&config.id).netns;
     let attached = match config.network {
-        NetworkMode::Bridge => of(paths, config).and_then(|network| {
-            let namespace = netns::open(&path).ok();
-            let namespace = namespace.as_ref().map(AsFd::as_fd);
-            network.disconnect(&config.id, namespace).map_err(Error::network)
-        }),
+        NetworkMode::Bridge => match of(paths, config) {
+            Ok(network) => {
+                let namespace = netns::open(&path).ok();
+                let namespace = namespace.as_ref().map(AsFd::as_fd);
+                network.disconnect(&config.id, namespace).map_err(Error::network)
+            }
+            // It was removed with everything on it.
+            Err(Error::NoSuchNetwork(_)) => Ok(()),
+            Err(error) => Err(error),
+        },
         NetworkMode::None | NetworkMode::Host => Ok(()),
     };
     netns::delete(&path).map_err(Error::network)?;
     attached
 }
 
-/// All networks on which locks are kept.
-fn all(paths: &Paths) -> Result<Vec<Network>> {
+/// All networks: the default one, and those that the user made.
+pub(crate) fn all(paths: &Paths) -> Result<Vec<Network>> {
     let mut networks = vec![bridge(paths)?];
     for config in store(paths).list().map_err(Error::network)? {
         networks.push(Network::of(&leases(paths), &config).map_err(Error::network)?);

@@ -9,7 +9,7 @@ use arctern_net::{CreateNetwork, DEFAULT_NETWORK, Driver, NetworkConfig, Subnet}
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::network;
-use crate::state::Status;
+use crate::state::{Record, Status};
 use crate::time::Timestamp;
 
 impl Host {
@@ -18,6 +18,8 @@ impl Host {
     /// # Errors
     /// What it cannot be, a name that is taken, no free subnet.
     pub fn create_network(&self, mut wanted: CreateNetwork) -> Result<NetworkConfig> {
+        // Two that are made at a time have different subnets.
+        let _births = self.births()?;
         wanted.created = Timestamp::now().rfc3339();
         network::store(&self.paths).create(wanted).map_err(Error::network)
     }
@@ -103,10 +105,20 @@ impl Host {
         if force {
             network::end_locks(&self.paths, &network)?;
         }
-        network::store(&self.paths)
+        // No container begins to use it meanwhile.
+        let _births = self.births()?;
+        let used = |record: &Record| record.config.network_name() == Some(&network.name);
+        if let Some(record) = self.store.list()?.into_iter().find(used) {
+            let container = record.config.name;
+            return Err(Error::NetworkInUse { name: network.name, container });
+        }
+        let removed = network::store(&self.paths)
             .remove(&network.name, &network::leases(&self.paths))
-            .map(drop)
-            .map_err(Error::network)
+            .map_err(Error::network)?;
+        match removed {
+            true => Ok(()),
+            false => Err(Error::NoSuchNetwork(network.name)),
+        }
     }
 
     /// The network of containers for which none was named.

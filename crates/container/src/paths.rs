@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! ROOT/arctern.db                    containers and their state (SQLite)
+//! ROOT/containers.lock               taken while a container's directories and row come or go
 //! ROOT/storage/                      images, layers and root file systems (arctern-storage)
 //! ROOT/containers/ID/bundle/         config.json: the OCI runtime spec last used
 //! ROOT/containers/ID/ctr.log         output of the container
@@ -12,6 +13,7 @@
 //! ROOT/containers/ID/checkpoint/     images of the checkpoint that belongs to the container
 //! ROOT/containers/ID/shim.log        diagnostics of the shim
 //! ROOT/containers/ID/lock            taken by the command that changes the container
+//! RUNROOT/boot                       the boot that the run directory is of
 //! RUNROOT/containers/ID/ctl          control socket of the shim
 //! RUNROOT/containers/ID/exit         how the container ended, until the database has it
 //! RUNROOT/oci/ID/                    libcontainer's own state
@@ -47,6 +49,12 @@ impl Paths {
     #[must_use]
     pub fn database(&self) -> PathBuf {
         self.root.join("arctern.db")
+    }
+
+    /// Lock of coming and going: see [`crate::Host`].
+    #[must_use]
+    pub(crate) fn births(&self) -> PathBuf {
+        self.root.join("containers.lock")
     }
 
     /// Images, layers and root file systems.

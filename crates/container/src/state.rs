@@ -164,7 +164,8 @@ impl Store {
         let mut db = Connection::open(path).map_err(fail)?;
         db.busy_timeout(Duration::from_secs(20)).map_err(fail)?;
         // WAL: readers and one writer at a time do not block each other. NORMAL: a power cut may
-        // lose the last transactions and never the database; no sync in each command.
+        // lose the last transactions and never the database; what must not be lost is written by
+        // `durably`. That something runs is not among it: after a power cut nothing does.
         db.pragma_update(None, "journal_mode", "wal").map_err(fail)?;
         db.pragma_update(None, "synchronous", "normal").map_err(fail)?;
         // Nor when the last command closes it: the log is worked in when it has grown.
@@ -195,6 +196,27 @@ impl Store {
 
     fn fail(&self, source: rusqlite::Error) -> Error {
         Error::Database { path: self.path.clone(), source }
+    }
+
+    /// The changes that `work` makes are on disk when it returns: a power cut does not undo them, nor
+    /// any change before them.
+    pub fn durably<T>(&mut self, work: impl FnOnce(&mut Store) -> Result<T>) -> Result<T> {
+        let set = |store: &Store, how| {
+            store.db.pragma_update(None, "synchronous", how).map_err(|e| store.fail(e))
+        };
+        set(self, "full")?;
+        let result = work(self);
+        set(self, "normal")?;
+        result
+    }
+
+    /// What is wrong with the database, a line each; `quick` leaves the indexes out.
+    pub fn damage(&self, quick: bool) -> Result<Vec<String>> {
+        let check = if quick { "PRAGMA quick_check" } else { "PRAGMA integrity_check" };
+        let mut statement = self.db.prepare(check).map_err(|e| self.fail(e))?;
+        let lines = statement.query_map([], |row| row.get::<_, String>(0));
+        let lines: Vec<String> = lines.and_then(Iterator::collect).map_err(|e| self.fail(e))?;
+        Ok(lines.into_iter().filter(|line| line != "ok").collect())
     }
 
     /// Adds a container. The name and the id must be free.

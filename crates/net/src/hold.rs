@@ -90,6 +90,11 @@ impl Hold {
         Hold { bridge: index, mtu, mac, addresses, port, end }
     }
 
+    /// The name of the port, which depends on the bridge and the hardware address alone.
+    pub fn port(&self) -> &str {
+        &self.port
+    }
+
     /// Makes the port and its queue, which change nothing yet. Says what they can do.
     pub fn prepare(&self, route: &mut Route, nft: &mut Nft) -> Result<Means, NetworkError> {
         route.delete_link(&self.port).doing("remove", &self.port)?;

@@ -19,6 +19,7 @@
 //! inside    the lock of a container without a bridge            forward what came too late
 //! rules     our nf_tables table                                 status  Podman's network.status
 //! state     who has which address and ports                     netns   namespaces without a process
+//! audit     what stays behind
 //! route nft typed handles on rtnetlink and nf_tables            ports   -p, and is a port free
 //! netlink   messages and the socket                             mac     hardware addresses
 //! ```
@@ -26,6 +27,7 @@
 
 mod announce;
 mod attach;
+mod audit;
 mod bridge;
 mod claim;
 mod config;
@@ -55,6 +57,7 @@ mod status;
 mod store;
 
 pub use attach::AttachSpec;
+pub use audit::Stray;
 pub use bridge::Bridge;
 pub use config::{BadNetwork, Driver, LeaseRange, NetworkConfig, Subnet};
 pub use connect::bring_up_loopback;

@@ -20,6 +20,7 @@
 //! The second needs `route_localnet` on the bridge, which would let containers talk to services of
 //! the host that are bound to 127.0.0.1: the guard forbids it before translation.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -306,6 +307,22 @@ fn remove_elements(
         batch.delete_elements(map, &elements);
     }
     Ok(())
+}
+
+/// The containers that publish ports.
+///
+/// # Errors
+/// The kernel's answer.
+pub(crate) fn publishers(nft: &mut Nft, bridge: &str) -> io::Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    for map in MAPS {
+        match nft.elements(bridge, map) {
+            Ok(elements) => found.extend(elements.into_iter().map(|e| e.comment)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(found)
 }
 
 /// The ports that other networks of this network namespace publish.

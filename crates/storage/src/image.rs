@@ -316,9 +316,8 @@ impl Store {
         write_durably(&path, &bytes)
     }
 
-    /// Buries layers and blobs that no image and no container root refers to. The caller holds the
-    /// lock: things are put in their places and referred to without letting it go.
-    pub(crate) fn collect_garbage(&self) -> Result<Vec<Scratch>, StoreError> {
+    /// The layers and blobs that images and container roots refer to.
+    pub(crate) fn referenced(&self) -> Result<(BTreeSet<String>, BTreeSet<String>), StoreError> {
         let index = self.read_index()?;
         let mut layers: BTreeSet<String> = BTreeSet::new();
         let mut blobs: BTreeSet<String> = BTreeSet::new();
@@ -328,6 +327,13 @@ impl Store {
             blobs.extend(image.blobs.iter().cloned());
         }
         layers.extend(self.layers_in_use()?);
+        Ok((layers, blobs))
+    }
+
+    /// Buries layers and blobs that no image and no container root refers to. The caller holds the
+    /// lock: things are put in their places and referred to without letting it go.
+    pub(crate) fn collect_garbage(&self) -> Result<Vec<Scratch>, StoreError> {
+        let (layers, blobs) = self.referenced()?;
         let mut graves = Vec::new();
         for (dir, keep) in [("layers", &layers), ("blobs/sha256", &blobs)] {
             let dir = self.root().join(dir);

@@ -32,6 +32,7 @@
 //! overlayfs. [`tarstream`] limits every length before it allocates.
 #![forbid(unsafe_code)]
 
+pub mod audit;
 pub mod beneath;
 mod change;
 pub mod diff;

@@ -14,7 +14,8 @@ use rustix::mount::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::store::{AtPath, Store, StoreError, checked_id, make_dir};
+use crate::image::Image;
+use crate::store::{AtPath, Store, StoreError, checked_id, make_dir, sync_dir, write_durably};
 
 /// Where the parts of a container's root are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,9 +36,9 @@ pub struct RootFs {
 
 /// What is noted beside the upper directory.
 #[derive(Debug, Serialize, Deserialize)]
-struct RootNote {
-    image: String,
-    layers: Vec<String>,
+pub(crate) struct RootNote {
+    pub image: String,
+    pub layers: Vec<String>,
 }
 
 /// Options of every overlay: renamed directories and metadata-only copies would put references into
@@ -65,13 +66,15 @@ impl Store {
         if let Some(top) = self.lower_dirs(&image).first() {
             copy_dir_metadata(top, &upper)?;
         }
-        let note =
-            serde_json::to_vec(&RootNote { image: image.id.clone(), layers: image.layers.clone() });
-        let note = note.map_err(|_| StoreError::NotAnImage("root note"))?;
-        let path = new.join("root.json");
-        std::fs::write(&path, note).at("write", &path)?;
+        note_image(&new, &image)?;
         std::fs::rename(&new, &place).at("rename into place", &place)?;
+        sync_dir(&self.root().join("containers"))?;
         self.root_fs(id)
+    }
+
+    /// Writes down anew which image a container's root is made from. The caller holds the lock.
+    pub(crate) fn write_note(&self, container: &str, image: &Image) -> Result<(), StoreError> {
+        note_image(&self.container_dir(checked_id(container)?), image)
     }
 
     /// The parts of a container's root.
@@ -226,7 +229,14 @@ impl Store {
     }
 }
 
-fn read_note(dir: &Path) -> Result<Option<RootNote>, StoreError> {
+fn note_image(dir: &Path, image: &Image) -> Result<(), StoreError> {
+    let note =
+        serde_json::to_vec(&RootNote { image: image.id.clone(), layers: image.layers.clone() });
+    let note = note.map_err(|_| StoreError::NotAnImage("root note"))?;
+    write_durably(&dir.join("root.json"), &note)
+}
+
+pub(crate) fn read_note(dir: &Path) -> Result<Option<RootNote>, StoreError> {
     let path = dir.join("root.json");
     match std::fs::read(&path) {
         Ok(bytes) => match serde_json::from_slice(&bytes) {

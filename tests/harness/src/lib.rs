@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod capture;
+pub mod crash;
 pub mod engine;
 pub mod host;
 pub mod lab;

@@ -10,6 +10,13 @@ impl Random {
         Self(seed.unwrap_or(0x5eed))
     }
 
+    /// As [`Random::seeded`], a sequence of its own for each number.
+    pub fn seeded_for(number: u64) -> Self {
+        let mut random = Self::seeded();
+        random.0 = random.0.wrapping_add(number.wrapping_mul(0xd1b5_4a32_d192_ed03));
+        random
+    }
+
     /// A number below `limit` (which must not be 0).
     pub fn below(&mut self, limit: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);

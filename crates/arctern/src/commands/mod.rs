@@ -25,6 +25,7 @@ pub mod rmi;
 pub mod run;
 pub mod start;
 pub mod stop;
+pub mod system_check;
 pub mod tag;
 pub mod version;
 pub mod volume_create;
@@ -40,7 +41,7 @@ pub mod wait;
 use arctern_container::Host;
 use arctern_container::paths::Paths;
 
-use crate::cli::{Cli, Command, Network, Volume};
+use crate::cli::{Cli, Command, Network, System, Volume};
 use crate::report::{Cannot, CommandResult, Failure};
 
 /// What every command gets: where the host is. It is opened by those that need it.
@@ -101,6 +102,7 @@ pub fn run(cli: Cli) -> CommandResult {
         Command::Volume(Volume::Ls(args)) => volume_ls::run(&ctx, args),
         Command::Volume(Volume::Prune(args)) => volume_prune::run(&ctx, args),
         Command::Volume(Volume::Rm(args)) => volume_rm::run(&ctx, args),
+        Command::System(System::Check(args)) => system_check::run(&ctx, args),
         Command::Info(args) => info::run(&ctx, args),
         Command::Version(args) => version::run(args),
         Command::Check(args) => check::run(args),

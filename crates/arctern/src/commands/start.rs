@@ -1,5 +1,8 @@
 //! `start`
 
+use arctern_container::Error;
+use arctern_container::state::Status;
+
 use super::{Context, for_each};
 use crate::attach::{self, Streams};
 use crate::report::{Cannot, CommandResult};
@@ -38,9 +41,9 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
     }
     for_each(&args.containers, |name| {
         let action = || format!("start container `{name}`");
-        let record = host.find(name).cannot(action)?;
-        if host.init(&record).is_none() {
-            host.start(name, false).cannot(action)?;
+        match host.start(name, false) {
+            Ok(_) | Err(Error::WrongState { status: Status::Running, .. }) => {}
+            Err(error) => return Err(error).cannot(action),
         }
         outln!("{name}");
         Ok(())

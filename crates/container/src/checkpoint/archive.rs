@@ -36,6 +36,7 @@ impl Archive {
         options: &CheckpointOptions,
     ) -> Result<Option<Archive>> {
         let Some(file) = &options.file else { return Ok(None) };
+        super::note_target(&host.paths.container(record.id()), file)?;
         let compression = options.compression.unwrap_or_else(|| Compression::from_file_name(file));
         let writer = ArchiveWriter::create(file, compression).map_err(Error::archive)?;
         let facts = HostFacts::gather().map_err(Error::system("read the facts of this machine"))?;

@@ -6,14 +6,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use arctern_engine::options::{
-    AfterCapture, CaptureOptions, Connection, Event, Events, External, HookError, NetworkLock,
-    TcpPolicy,
+    AfterCapture, CaptureOptions, CaptureReport, Connection, Event, Events, External, HookError,
+    NetworkLock, TcpPolicy,
 };
 use arctern_net::Keep;
 use arctern_storage::diff;
 
 use super::archive::Archive;
-use super::{CheckpointOptions, Checkpointed, NETNS_KEY, discard, streams, volumes};
+use super::{CheckpointOptions, Checkpointed, NETNS_KEY, discard, durable, streams, volumes};
 use crate::cgroup::Hierarchies;
 use crate::config::NetworkMode;
 use crate::error::{Error, Result};
@@ -46,55 +46,73 @@ impl Host {
         let begin = Instant::now();
         let (record, _lock) = self.find_locked(name_or_id)?;
         let pid = self.check_capturable(&record, options)?;
-        let id = record.id().to_owned();
-        let paths = self.paths.container(&id);
-        let mut archive = Archive::begin(self, &record, options)?;
-        for warning in strangers(&Hierarchies::of(&self.paths)?, &id, pid) {
+        let taken = self.take(&record, pid, options, events);
+        let swept = match self.store.get(record.id()) {
+            Ok(Some(now)) => self.sweep(&now),
+            other => other.map(drop),
+        };
+        let (report, size) = match taken {
+            // Whatever the engine stumbled over, that is the cause.
+            Err(error) if self.has_ended(&record) => {
+                tracing::debug!("{}", error.chain());
+                return Err(Error::EndedMeanwhile(record.config.name));
+            }
+            other => other?,
+        };
+        swept?;
+        Ok(Checkpointed { record, report, total_us: micros(begin.elapsed()), size })
+    }
+
+    /// Gives the engine's report and the size. What is left beside the container is swept afterwards.
+    fn take(
+        &mut self,
+        record: &Record,
+        pid: i32,
+        options: &CheckpointOptions,
+        events: &mut dyn Events,
+    ) -> Result<(CaptureReport, u64)> {
+        let id = record.id();
+        let paths = self.paths.container(id);
+        // Images come and go in thousands; not every file system can be told.
+        let _ = arctern_sys::directory::spread_subdirectories(&paths.dir);
+        for dir in [&paths.checkpoint_new(), &paths.capture_dir()] {
+            fs::create_dir(dir).map_err(Error::io("create", dir))?;
+        }
+        let mut archive = Archive::begin(self, record, options)?;
+        for warning in strangers(&Hierarchies::of(&self.paths)?, id, pid) {
             events.event(Event::Warning(warning));
         }
-        let shim = self.connect(&record, false).ok();
+        let shim = self.connect(record, false).ok();
         let mut guard = match options.tcp {
-            TcpPolicy::Established => Some(Guard::prepare(self, &record)?),
+            TcpPolicy::Established => Some(Guard::prepare(self, record)?),
             TcpPolicy::Refuse | TcpPolicy::Close => None,
         };
-        let result = self.capture(&record, pid, options, &mut archive, events, guard.as_mut());
+        let result = self.capture(record, pid, options, &mut archive, events, guard.as_mut());
         if let Some(guard) = guard {
             guard.end(result.is_ok() && !options.leave_running, options.lock_limit)?;
         }
-        if archive.is_none() || result.is_err() {
-            // Else its files go into the archive yet.
-            let _ = discard(&paths.capture_dir());
-        }
-        let (report, size) = match result {
-            Ok(done) => done,
-            Err(error) => {
-                discard(&paths.checkpoint_new())?;
-                return Err(error);
-            }
-        };
+        let (report, size) = result?;
         let size = match (size, archive) {
             (Some(size), _) => size,
             (None, Some(mut archive)) => {
                 events.event(Event::Phase("archive"));
                 let written =
                     archive.fill(&paths, &paths.checkpoint()).and_then(|()| archive.finish());
-                if written.is_err() {
-                    discard(&paths.checkpoint())?;
-                }
-                let _ = discard(&paths.capture_dir());
+                // Its memory is in the archive; beside a container that goes on it would only grow old.
+                discard(&paths.checkpoint())?;
                 written?
             }
-            (None, None) => tree_size(&paths.checkpoint())?,
+            (None, None) => {
+                durable::complete(&paths.checkpoint())?;
+                tree_size(&paths.checkpoint())?
+            }
         };
-        if options.leave_running && options.file.is_some() {
-            // Its memory is in the archive; beside a container that goes on it would only grow old.
-            discard(&paths.checkpoint())?;
-        }
+        // What is told is not undone by a power cut.
+        self.store.durably(|store| store.update(id, |_| ()))?;
         if !options.leave_running {
-            self.await_end(&record, shim)?;
+            self.await_end(record, shim, None)?;
         }
-        let total_us = micros(begin.elapsed());
-        Ok(Checkpointed { record, report, total_us, size })
+        Ok((report, size))
     }
 
     /// What can refuse, before anything is frozen.
@@ -125,16 +143,10 @@ impl Host {
         archive: &mut Option<Archive>,
         events: &mut dyn Events,
         guard: Option<&mut Guard>,
-    ) -> Result<(arctern_engine::options::CaptureReport, Option<u64>)> {
+    ) -> Result<(CaptureReport, Option<u64>)> {
         let id = record.id().to_owned();
         let paths = self.paths.container(&id);
         let images = paths.checkpoint_new();
-        // Images come and go in thousands; not every file system can be told.
-        let _ = images.parent().map(arctern_sys::directory::spread_subdirectories);
-        for dir in [&images, &paths.capture_dir()] {
-            discard(dir)?;
-            fs::create_dir(dir).map_err(Error::io("create", dir))?;
-        }
         let root = self.images.root_fs(&id).map_err(Error::storage)?;
         let spec = spec::load(&paths.spec())?;
         let binds = spec::mounts::binds(&spec);
@@ -309,11 +321,17 @@ fn run_on(record: &mut Record) {
     record.checkpointed_at = None;
 }
 
-/// The images take the place of those of an earlier checkpoint.
+/// The images take the place of those of an earlier checkpoint, which are swept.
 fn put_in_place(paths: &ContainerPaths) -> Result<()> {
-    discard(&paths.checkpoint())?;
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
     let (from, to) = (paths.checkpoint_new(), paths.checkpoint());
-    fs::rename(&from, &to).map_err(Error::io("rename", &from))
+    let renamed = match renameat_with(CWD, &from, CWD, &to, RenameFlags::EXCHANGE) {
+        Err(rustix::io::Errno::NOENT) => fs::rename(&from, &to),
+        // Not every file system exchanges.
+        Err(rustix::io::Errno::INVAL) => discard(&to).map(|()| fs::rename(&from, &to))?,
+        other => other.map_err(Into::into),
+    };
+    renamed.map_err(Error::io("rename", &from))
 }
 
 /// Processes in the container that are no descendants of its init: those that `exec` started. Their

@@ -39,7 +39,7 @@ impl Host {
                 needed: "stopped",
             });
         }
-        if !self.has_checkpoint(record.id()) {
+        if !self.has_checkpoint(&record) {
             return Err(Error::NoCheckpoint(record.config.name));
         }
         let started = self.revive(&record, lock, options)?;
@@ -62,18 +62,7 @@ impl Host {
             created_at: Timestamp::parse_rfc3339(&config.created).unwrap_or_else(Timestamp::now),
             ..Record::new(config)
         };
-        // Locked from before it can be seen: who finds it unlocked removes it.
-        let lock = Lock::wait(&self.make_dirs(record.id())?.lock())?;
-        let record = match self.create_from(record.clone()) {
-            Ok(record) => record,
-            Err(error) => {
-                if self.store.get(record.id())?.is_none() {
-                    discard(&self.paths.container(record.id()).dir)?;
-                    discard(&self.paths.container(record.id()).run)?;
-                }
-                return Err(error);
-            }
-        };
+        let (record, lock) = self.create_from(record)?;
         let brought = self.bring_in(file, &record, options, &renamed, events).and_then(|()| {
             events.event(Event::Phase("restore"));
             self.revive(&record, lock, options)

@@ -19,6 +19,7 @@
 
 mod archive;
 mod capture;
+pub(crate) mod durable;
 mod foreign;
 mod image;
 mod import;
@@ -26,6 +27,9 @@ pub(crate) mod restore;
 pub(crate) mod streams;
 mod volumes;
 
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -33,6 +37,7 @@ use arctern_engine::options::{CaptureReport, ExternalUnix, RestoreReport, TcpPol
 use arctern_image::archive::Compression;
 
 use crate::config::PortMapping;
+use crate::error::Error;
 use crate::host::Host;
 use crate::paths::ContainerPaths;
 use crate::state::Record;
@@ -49,6 +54,8 @@ const STATS: &str = "stats-dump";
 
 /// Directory of the volumes' archives.
 const VOLUMES: &str = "volumes";
+/// Where the archive is being written to, beside the container.
+const TARGET: &str = "target";
 
 /// The container's image, in the archive with `--with-image`.
 const IMAGE: &str = "image.tar";
@@ -134,26 +141,47 @@ pub struct Restored {
 
 impl ContainerPaths {
     /// Images that are being written.
-    fn checkpoint_new(&self) -> PathBuf {
+    pub(crate) fn checkpoint_new(&self) -> PathBuf {
         self.dir.join("checkpoint.new")
     }
 
     /// What belongs to the instant of a checkpoint and goes only into its archive.
-    fn capture_dir(&self) -> PathBuf {
+    pub(crate) fn capture_dir(&self) -> PathBuf {
         self.dir.join("capture")
     }
 
     /// An archive that is being unpacked.
-    fn import_dir(&self) -> PathBuf {
+    pub(crate) fn import_dir(&self) -> PathBuf {
         self.dir.join("import")
     }
 }
 
 impl Host {
     /// Whether images of a checkpoint are kept with a container.
-    pub(crate) fn has_checkpoint(&self, id: &str) -> bool {
-        self.paths.container(id).checkpoint().join("inventory.img").is_file()
+    pub(crate) fn has_checkpoint(&self, record: &Record) -> bool {
+        let images = self.paths.container(record.id()).checkpoint();
+        record.checkpointed_at.is_some()
+            && images.join("inventory.img").is_file()
+            && (record.boot == self.boot() || durable::is_complete(&images))
     }
+}
+
+/// Notes beside a container in which directory its archive is being written: where the file system
+/// has no files without a name, a killed command leaves one there.
+fn note_target(paths: &ContainerPaths, file: &Path) -> crate::Result<()> {
+    let dir = match file.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    let dir = fs::canonicalize(dir).map_err(Error::io("open the directory", dir))?;
+    let note = paths.capture_dir().join(TARGET);
+    fs::write(&note, dir.as_os_str().as_bytes()).map_err(Error::io("write", &note))
+}
+
+/// The directory in which the archive of a killed checkpoint was to be.
+pub(crate) fn target_noted(paths: &ContainerPaths) -> Option<PathBuf> {
+    let bytes = fs::read(paths.capture_dir().join(TARGET)).ok()?;
+    Some(PathBuf::from(OsString::from_vec(bytes))).filter(|path| path.is_absolute())
 }
 
 /// Removes a directory with everything in it; absence is no error.

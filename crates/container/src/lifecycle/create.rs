@@ -9,6 +9,7 @@ use crate::config::{
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::ids;
+use crate::lock::Lock;
 use crate::spec::caps;
 use crate::state::{Record, Status};
 use crate::time::Timestamp;
@@ -95,28 +96,24 @@ impl Host {
                 self.remove(&id, true)?;
             }
         }
-        self.create_from(Record::new(config))
+        self.create_from(Record::new(config)).map(|(record, _lock)| record)
     }
 
-    /// Makes the root file system and the row of a configured container.
-    pub(crate) fn create_from(&mut self, record: Record) -> Result<Record> {
-        let id = record.config.id.clone();
-        // The row first: it reserves the name, and what a killed command leaves behind is found
-        // through it.
-        self.store.insert(&record)?;
-        let image = record.config.image_id.as_str();
-        let made = self
-            .make_dirs(&id)
-            .and_then(|_| self.images.create_root(&id, image).map_err(Error::storage))
-            .and_then(|_| match record.status {
-                // They come with the archive.
-                Status::Restoring => Ok(()),
-                _ => self.make_volumes(&record.config),
-            });
+    /// Makes the row and the root file system of a configured container, which is locked until the
+    /// lock is dropped.
+    pub(crate) fn create_from(&mut self, record: Record) -> Result<(Record, Lock)> {
+        let lock = self.bear(&record)?;
+        let (id, image) = (record.id(), record.config.image_id.as_str());
+        let root = self.images.create_root(id, image).map_err(Error::storage);
+        let made = root.and_then(|_| match record.status {
+            // They come with the archive.
+            Status::Restoring => Ok(()),
+            _ => self.make_volumes(&record.config),
+        });
         match made {
-            Ok(_) => Ok(record),
+            Ok(()) => Ok((record, lock)),
             Err(error) => {
-                if let Err(cleanup) = self.remove_files(&id) {
+                if let Err(cleanup) = self.remove_files(id) {
                     tracing::error!("while cleaning up {id}: {}", cleanup.chain());
                 }
                 Err(error)

@@ -127,7 +127,11 @@ impl Host {
         let console = options.terminal.then(|| format!("exec-{own}"));
         let started = self.start_exec(id, &document, &console, options.stdin, confinement);
         let _ = fs::remove_file(&document);
-        started
+        // Whatever the library stumbled over, that is the cause.
+        started.map_err(|error| match self.has_ended(&record) {
+            true => Error::EndedMeanwhile(record.config.name.clone()),
+            false => error,
+        })
     }
 
     fn start_exec(

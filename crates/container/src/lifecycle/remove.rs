@@ -15,7 +15,7 @@ impl Host {
                 return Err(Error::StillRunning(record.config.name));
             }
             self.kill_init(&record, &init)?;
-            self.await_cleanup(&record)?;
+            self.await_cleanup(&record, None)?;
         }
         let network = record.config.network;
         let waits = |lock: &arctern_net::Lock| lock.container == record.id() && lock.archived;

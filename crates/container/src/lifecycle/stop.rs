@@ -6,7 +6,7 @@ use rustix::process::Signal;
 
 use super::start::{Connection, Event};
 use crate::error::{Error, Result};
-use crate::host::Host;
+use crate::host::{ExitRecord, Host};
 use crate::process::ProcessHandle;
 use crate::state::{Record, Status};
 
@@ -40,7 +40,7 @@ impl Host {
         if !ended {
             self.kill_init(&record, &init)?;
         }
-        self.await_end(&record, shim)?;
+        self.await_end(&record, shim, (!ended).then(ExitRecord::killed))?;
         Ok((record, if ended { Stopped::Gracefully } else { Stopped::Killed }))
     }
 
@@ -71,7 +71,7 @@ impl Host {
             if told.is_none() {
                 // Its shim is gone, or was going: init itself tells its end.
                 init.wait(None).map_err(Error::system("wait for the container"))?;
-                self.await_cleanup(&record)?;
+                self.await_cleanup(&record, None)?;
             }
         }
         // A removed container has taken its code with it.
@@ -80,11 +80,17 @@ impl Host {
     }
 
     /// Waits until the end of a container whose init was killed is written down and its network is
-    /// free again. `shim` is a connection that was made before.
-    pub(crate) fn await_end(&mut self, record: &Record, shim: Option<Connection>) -> Result<()> {
+    /// free again. `shim` is a connection that was made before; `exit` is how it ended, if there is
+    /// no shim that knows.
+    pub(crate) fn await_end(
+        &mut self,
+        record: &Record,
+        shim: Option<Connection>,
+        exit: Option<ExitRecord>,
+    ) -> Result<()> {
         match shim.and_then(hear_end) {
             Some(_) => Ok(()),
-            None => self.await_cleanup(record),
+            None => self.await_cleanup(record, exit),
         }
     }
 
@@ -101,14 +107,18 @@ impl Host {
 
     /// Waits until the shim has cleaned up, and does it itself when there is no shim. The caller
     /// holds the lock or does not care who is faster.
-    pub(crate) fn await_cleanup(&mut self, record: &Record) -> Result<()> {
+    pub(crate) fn await_cleanup(
+        &mut self,
+        record: &Record,
+        exit: Option<ExitRecord>,
+    ) -> Result<()> {
         if let Some(shim) = record.shim.and_then(|p| p.open()) {
             let _ = shim.wait(Some(PATIENCE));
         }
         if let Some(after) = self.store.get(record.id())?
             && (after.status == Status::Running || after.shim.is_some())
         {
-            self.finish(record.id(), None)?;
+            self.finish(record.id(), exit)?;
         }
         Ok(())
     }

@@ -24,6 +24,7 @@ pub use extract::{Extracted, Provenance, extract};
 pub use members::{Entry, EntryKind, Limits, Members, open_members};
 pub use name::{LINK_NAME, LINK_TARGET};
 pub use peek::{list, peek};
+pub use target::sweep;
 pub use writer::{ArchiveSummary, ArchiveWriter};
 
 /// Bytes moved at a time.

@@ -1,7 +1,10 @@
 //! A file that appears under its name only when it is complete and on disk.
+//!
+//! Where a file needs a name meanwhile, its writer has it locked (flock), so that [`sweep`] knows what
+//! is of a writer that was killed.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
@@ -13,6 +16,37 @@ use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
 use super::ArchiveError;
+
+/// Names of files that are being written.
+const PREFIX: &str = ".arctern-";
+const SUFFIX: &str = ".tmp";
+
+/// Removes the unfinished archives of killed writers from a directory; how many there were. A
+/// directory that is not there has none.
+///
+/// # Errors
+/// The kernel's, when the directory cannot be read or a file cannot be removed.
+pub fn sweep(directory: &Path) -> io::Result<usize> {
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        other => other?,
+    };
+    let mut removed = 0;
+    for entry in entries {
+        let path = entry?.path();
+        let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+        if !name.starts_with(PREFIX) || !name.ends_with(SUFFIX) {
+            continue;
+        }
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let Ok(fd) = open(&path, flags, Mode::empty()) else { continue };
+        if File::from(fd).try_lock().is_ok() {
+            std::fs::remove_file(&path)?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
 
 /// A file being written. Dropped before [`Target::publish`] it leaves nothing behind; a process that
 /// is killed leaves nothing either where the file system has files without a name (O_TMPFILE: ext4,
@@ -83,7 +117,12 @@ impl Target {
             }
             Err(errno) => return Err(errno.into()),
         }
-        Ok(())
+        match self.file.try_lock() {
+            // Who sweeps was faster.
+            Err(TryLockError::WouldBlock) => Err(io::ErrorKind::ResourceBusy.into()),
+            // A file system without locks has it, too, and is not swept.
+            Ok(()) | Err(TryLockError::Error(_)) => Ok(()),
+        }
     }
 
     /// Calls `make` with names until one is free.
@@ -94,7 +133,8 @@ impl Target {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         loop {
             let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-            let name = OsString::from(format!(".arctern-{}-{number}.tmp", std::process::id()));
+            let name = format!("{PREFIX}{}-{number}{SUFFIX}", std::process::id());
+            let name = OsString::from(name);
             match make(&name) {
                 Ok(made) => return Ok((name, made)),
                 // A process of that number was killed before us.
@@ -201,6 +241,20 @@ mod tests {
         target.write_all(b"half").unwrap();
         drop(target);
         assert!(names(directory.path()).is_empty());
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_is_swept_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        for name in [".arctern-1-0.tmp", ".arctern-1-1.tmp", ".arctern-1-2", "web.tar"] {
+            std::fs::write(path(name), b"x").unwrap();
+        }
+        let writer = File::open(path(".arctern-1-1.tmp")).unwrap();
+        writer.lock().unwrap();
+        assert_eq!(sweep(directory.path()).unwrap(), 1);
+        assert_eq!(names(directory.path()), [".arctern-1-1.tmp", ".arctern-1-2", "web.tar"]);
+        assert_eq!(sweep(&path("missing")).unwrap(), 0);
     }
 
     #[test]
