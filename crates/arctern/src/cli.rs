@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::commands::{
-    check, checkpoint, create, criu, exec, images, import, info, inspect, internal, kill, logs,
+    check, checkpoint, checkpoint_diff, checkpoint_inspect, checkpoint_ls, checkpoint_prune,
+    checkpoint_rm, create, criu, exec, images, import, info, inspect, internal, kill, logs,
     network_create, network_exists, network_inspect, network_ls, network_rm, port, ps, restore, rm,
     rmi, run, start, stop, system_check, tag, version, volume_create, volume_exists, volume_export,
     volume_import, volume_inspect, volume_ls, volume_prune, volume_rm, wait,
@@ -91,7 +92,7 @@ pub enum Command {
     Inspect(inspect::Args),
     Wait(wait::Args),
     Port(port::Args),
-    Checkpoint(checkpoint::Args),
+    Checkpoint(CheckpointArgs),
     Restore(restore::Args),
     /// Manage containers: all commands about them, also those with short forms
     #[command(subcommand, visible_alias = "ctr")]
@@ -118,6 +119,37 @@ pub enum Command {
     Criu(criu::Args),
     #[command(hide = true)]
     Internal(internal::Args),
+}
+
+/// Freeze containers to disk, and manage checkpoints
+///
+/// With names of containers, or with options, it is `arctern container checkpoint`, whose help says
+/// more. The commands below are about checkpoints: those that are kept with containers, and files.
+///
+///   arctern checkpoint web
+///   arctern checkpoint inspect web.tar.gz
+///
+/// A container whose name is one of these commands is checkpointed with `arctern container checkpoint`.
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment, args_conflicts_with_subcommands = true)]
+#[command(subcommand_negates_reqs = true)]
+pub struct CheckpointArgs {
+    /// What is done with checkpoints.
+    #[command(subcommand)]
+    pub command: Option<Checkpoint>,
+    #[command(flatten)]
+    pub capture: checkpoint::Args,
+}
+
+/// `arctern checkpoint …`
+#[derive(Debug, Subcommand)]
+pub enum Checkpoint {
+    #[command(name = "ls", visible_alias = "list")]
+    Ls(checkpoint_ls::Args),
+    Inspect(checkpoint_inspect::Args),
+    Diff(checkpoint_diff::Args),
+    Rm(checkpoint_rm::Args),
+    Prune(checkpoint_prune::Args),
 }
 
 /// `arctern container …`
@@ -155,7 +187,9 @@ impl From<Container> for Command {
             Container::Inspect(a) => Command::Inspect(a),
             Container::Wait(a) => Command::Wait(a),
             Container::Port(a) => Command::Port(a),
-            Container::Checkpoint(a) => Command::Checkpoint(a),
+            Container::Checkpoint(a) => {
+                Command::Checkpoint(CheckpointArgs { command: None, capture: a })
+            }
             Container::Restore(a) => Command::Restore(a),
         }
     }
@@ -222,5 +256,23 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn checkpoint_takes_names_and_commands() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' ')).map(|cli| cli.command);
+        let Ok(Command::Checkpoint(args)) = parse("arctern checkpoint web db") else {
+            panic!("names")
+        };
+        assert!(args.command.is_none() && args.capture.containers == ["web", "db"]);
+        let Ok(Command::Checkpoint(args)) = parse("arctern checkpoint ls") else { panic!("ls") };
+        assert!(matches!(args.command, Some(Checkpoint::Ls(_))));
+        let Ok(Command::Container(Container::Checkpoint(args))) =
+            parse("arctern container checkpoint ls")
+        else {
+            panic!("a container called ls")
+        };
+        assert_eq!(args.containers, ["ls"]);
+        assert!(parse("arctern checkpoint").is_err());
     }
 }

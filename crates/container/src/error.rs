@@ -223,6 +223,9 @@ pub enum Error {
         /// What the store says.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The container would lose the only state that it has.
+    #[error("container `{0}` was stopped by its checkpoint and can only go on from it")]
+    CheckpointNeeded(String),
     /// There is no checkpoint to restore.
     #[error("container `{0}` has no checkpoint")]
     NoCheckpoint(String),
@@ -319,6 +322,9 @@ impl Error {
             }
             Error::NoController { option, .. } => {
                 format!("leave {option} away, or mount the controller")
+            }
+            Error::CheckpointNeeded(name) => {
+                format!("`arctern restore {name}` first, or pass --force")
             }
             Error::NoCheckpoint(name) => {
                 format!("make one with `arctern container checkpoint {name}`")

@@ -4,6 +4,7 @@
 //! - [`images`]: files of them in a directory.
 //! - [`pages`]: the page store, the largest part of a checkpoint.
 //! - [`describe`]: images as JSON for people.
+//! - [`summary`]: what is in a checkpoint, and what is different in another one.
 //! - [`archive`] and [`manifest`]: a checkpoint as one file, with digests.
 #![forbid(unsafe_code)]
 
@@ -16,3 +17,4 @@ pub mod manifest;
 pub mod messages;
 pub mod pages;
 mod section;
+pub mod summary;

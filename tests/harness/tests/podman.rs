@@ -195,6 +195,15 @@ fn a_container_that_podman_started_goes_on_here() -> Result<(), String> {
         both.peer.podman(&[&run[..], &more, &program].concat())?;
         both.ask_podman()?;
         both.leave_podman("state.tar", "none")?;
+        let file = both.file("state.tar");
+        let shown = both.host.arctern(&["checkpoint", "inspect", "--json", &file])?;
+        let shown: Value = serde_json::from_str(&shown).context(shown)?;
+        ensure!(
+            shown["written_by"] == "podman"
+                && shown["processes"][0]["command"][0] == "python3"
+                && shown["connections"].as_array().is_some_and(|list| list.len() == 3),
+            "the archive shows {shown}"
+        );
         both.enter_arctern("state.tar")?;
         let environment = both.host.arctern(&["exec", "state", "env"])?;
         ensure!(environment.contains("A=b"), "the environment is: {environment}");

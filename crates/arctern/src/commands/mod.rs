@@ -2,6 +2,11 @@
 
 pub mod check;
 pub mod checkpoint;
+pub mod checkpoint_diff;
+pub mod checkpoint_inspect;
+pub mod checkpoint_ls;
+pub mod checkpoint_prune;
+pub mod checkpoint_rm;
 pub mod create;
 pub mod criu;
 pub mod exec;
@@ -41,7 +46,7 @@ pub mod wait;
 use arctern_container::Host;
 use arctern_container::paths::Paths;
 
-use crate::cli::{Cli, Command, Network, System, Volume};
+use crate::cli::{Checkpoint, Cli, Command, Network, System, Volume};
 use crate::report::{Cannot, CommandResult, Failure};
 
 /// What every command gets: where the host is. It is opened by those that need it.
@@ -83,7 +88,14 @@ pub fn run(cli: Cli) -> CommandResult {
         Command::Inspect(args) => inspect::run(&ctx, args),
         Command::Wait(args) => wait::run(&ctx, args),
         Command::Port(args) => port::run(&ctx, args),
-        Command::Checkpoint(args) => checkpoint::run(&ctx, args),
+        Command::Checkpoint(args) => match (args.command, args.capture) {
+            (Some(Checkpoint::Ls(args)), _) => checkpoint_ls::run(&ctx, args),
+            (Some(Checkpoint::Inspect(args)), _) => checkpoint_inspect::run(&ctx, args),
+            (Some(Checkpoint::Diff(args)), _) => checkpoint_diff::run(&ctx, args),
+            (Some(Checkpoint::Rm(args)), _) => checkpoint_rm::run(&ctx, args),
+            (Some(Checkpoint::Prune(args)), _) => checkpoint_prune::run(&ctx, args),
+            (None, args) => checkpoint::run(&ctx, args),
+        },
         Command::Restore(args) => restore::run(&ctx, args),
         Command::Import(args) => import::run(&ctx, args),
         Command::Images(args) => images::run(&ctx, args),

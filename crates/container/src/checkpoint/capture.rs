@@ -369,7 +369,7 @@ fn externals(
     Ok(list)
 }
 
-fn tree_size(dir: &Path) -> Result<u64> {
+pub(super) fn tree_size(dir: &Path) -> Result<u64> {
     let mut bytes = 0;
     for entry in fs::read_dir(dir).map_err(Error::io("list", dir))? {
         let entry = entry.map_err(Error::io("list", dir))?;

@@ -24,6 +24,7 @@ mod foreign;
 mod image;
 mod import;
 pub(crate) mod restore;
+mod store;
 pub(crate) mod streams;
 mod volumes;
 
@@ -35,6 +36,8 @@ use std::time::Duration;
 
 use arctern_engine::options::{CaptureReport, ExternalUnix, RestoreReport, TcpPolicy};
 use arctern_image::archive::Compression;
+
+pub use store::{Kept, Retention};
 
 use crate::config::PortMapping;
 use crate::error::Error;
