@@ -7,9 +7,9 @@ use clap::{Parser, Subcommand, ValueEnum};
 use crate::commands::{
     check, checkpoint, checkpoint_diff, checkpoint_inspect, checkpoint_ls, checkpoint_prune,
     checkpoint_rm, create, criu, exec, images, import, info, inspect, internal, kill, logs,
-    network_create, network_exists, network_inspect, network_ls, network_rm, port, ps, restore, rm,
-    rmi, run, start, stop, system_check, tag, version, volume_create, volume_exists, volume_export,
-    volume_import, volume_inspect, volume_ls, volume_prune, volume_rm, wait,
+    migrate, network_create, network_exists, network_inspect, network_ls, network_rm, port, ps,
+    restore, rm, rmi, run, start, stop, system_check, tag, version, volume_create, volume_exists,
+    volume_export, volume_import, volume_inspect, volume_ls, volume_prune, volume_rm, wait,
 };
 
 /// Heading of the options that every command has.
@@ -94,6 +94,7 @@ pub enum Command {
     Port(port::Args),
     Checkpoint(CheckpointArgs),
     Restore(restore::Args),
+    Migrate(migrate::Args),
     /// Manage containers: all commands about them, also those with short forms
     #[command(subcommand, visible_alias = "ctr")]
     Container(Container),

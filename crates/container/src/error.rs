@@ -86,6 +86,9 @@ pub enum Error {
     /// It ended while something was done with it.
     #[error("container `{0}` has ended meanwhile")]
     EndedMeanwhile(String),
+    /// A container from another host, built and not let go.
+    #[error("the move was given up before it was committed")]
+    NotCommitted,
     /// `rm` of a running container without force.
     #[error("container `{0}` is running")]
     StillRunning(String),

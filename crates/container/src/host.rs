@@ -12,6 +12,7 @@ use crate::paths::{ContainerPaths, Paths};
 use crate::process::{ProcessHandle, ProcessId, boot_id};
 use crate::state::{Record, Status, Store};
 use crate::time::Timestamp;
+use crate::transfer::Phase;
 
 /// An opened host.
 #[derive(Debug)]
@@ -192,6 +193,10 @@ impl Host {
 
     /// Whether a dead shim left something to clean up.
     pub(crate) fn is_unfinished(&self, record: &Record) -> bool {
+        if record.status == Status::Migrating {
+            // Its command holds its lock, or is gone.
+            return true;
+        }
         let unfinished = matches!(record.status, Status::Running | Status::Restoring);
         let claims = unfinished || record.shim.is_some();
         claims && self.shim_of(record).is_none() && self.init(record).is_none()
@@ -201,6 +206,14 @@ impl Host {
     /// ones are after their end.
     pub(crate) fn settle(&mut self, record: Record) -> Result<Option<Record>> {
         if self.init(&record).is_some() {
+            if record.status == Status::Migrating {
+                let marker = self.migration(&record);
+                return match marker.map(|marker| marker.phase) {
+                    // Only the other host knows: `migrate --resolve`.
+                    Some(Phase::Committed) => Ok(Some(record)),
+                    _ => self.go_on(&record),
+                };
+            }
             // Whoever locked it was killed before it stopped the container.
             crate::network::end_lock(&self.paths, &record.config)?;
             if record.status == Status::Checkpointed {
@@ -221,13 +234,17 @@ impl Host {
                 return Ok(Some(again));
             }
         }
+        if record.status == Status::Restoring && self.keep_arrived(&record)? {
+            return self.store.get(&record.config.id);
+        }
         if record.status == Status::Restoring {
             // The command that restored it was killed half-way.
             self.teardown(&record.config.id)?;
             self.forget_restore(&record.config.id)?;
             return Ok(None);
         }
-        if record.status == Status::Running || record.shim.is_some() {
+        let ran = matches!(record.status, Status::Running | Status::Migrating);
+        if ran || record.shim.is_some() {
             return self.finish(&record.config.id, None);
         }
         Ok(Some(record))
@@ -253,6 +270,10 @@ impl Host {
                 Status::Running => {
                     r.status = Status::Exited;
                     ended(r, exit.map_or(255, |e| e.code));
+                }
+                Status::Migrating => {
+                    r.status = Status::Exited;
+                    ended(r, 0);
                 }
                 // Killed by the engine after it was captured: that is no failure.
                 Status::Checkpointed if r.init.is_some() => ended(r, 0),

@@ -29,6 +29,7 @@ pub mod signal;
 pub mod spec;
 pub mod state;
 pub mod time;
+pub mod transfer;
 pub mod volumes;
 
 pub use error::{Error, Result};

@@ -55,6 +55,9 @@ pub enum Status {
     /// Being made from an archive by a command that holds its lock. Without that command it is what
     /// a killed restore left.
     Restoring,
+    /// On its way to another host: frozen by a command that holds its lock. Without that command
+    /// its marker says what it is ([`crate::transfer`]).
+    Migrating,
 }
 
 impl Status {
@@ -67,12 +70,15 @@ impl Status {
             Status::Exited => "exited",
             Status::Checkpointed => "checkpointed",
             Status::Restoring => "restoring",
+            Status::Migrating => "migrating",
         }
     }
 
     fn parse(text: &str) -> Option<Status> {
-        use Status::{Checkpointed, Created, Exited, Restoring, Running};
-        [Created, Running, Exited, Checkpointed, Restoring].into_iter().find(|s| s.as_str() == text)
+        use Status::{Checkpointed, Created, Exited, Migrating, Restoring, Running};
+        [Created, Running, Exited, Checkpointed, Restoring, Migrating]
+            .into_iter()
+            .find(|s| s.as_str() == text)
     }
 }
 

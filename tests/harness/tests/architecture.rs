@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// What each crate may depend on, of our own crates (docs/architecture.md).
-const MAY_USE: [(&str, &[&str]); 8] = [
+const MAY_USE: [(&str, &[&str]); 9] = [
     ("arctern-sys", &[]),
     ("arctern-tracee", &["arctern-sys"]),
     ("arctern-image", &["arctern-sys"]),
@@ -28,8 +28,13 @@ const MAY_USE: [(&str, &[&str]); 8] = [
         ],
     ),
     (
+        "arctern-migrate",
+        &["arctern-sys", "arctern-image", "arctern-storage", "arctern-engine", "arctern-container"],
+    ),
+    (
         "arctern",
         &[
+            "arctern-migrate",
             "arctern-sys",
             "arctern-image",
             "arctern-net",

@@ -1,5 +1,8 @@
 //! `internal`: what this program runs of itself, and what packagers need.
 
+use std::fs::File;
+use std::os::fd::AsFd;
+
 use arctern_container::keeper;
 use arctern_container::shim::{self, Action};
 use clap::{CommandFactory, ValueEnum};
@@ -32,6 +35,8 @@ enum Internal {
         /// Container id
         id: String,
     },
+    /// Takes in a container that another host sends; started by its `migrate`, through ssh
+    Receive,
     /// Write man pages into a directory
     Man {
         /// Directory
@@ -64,6 +69,15 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         Internal::Keeper { id } => {
             keeper::run(ctx.paths().clone(), &id)
                 .cannot(|| format!("keep the network lock of container {id}"))?;
+        }
+        Internal::Receive => {
+            let mut host = ctx.host()?;
+            // Unbuffered: whoever waits for a message must see all that is there.
+            let (stdin, stdout) = (std::io::stdin(), std::io::stdout());
+            let from = stdin.as_fd().try_clone_to_owned().cannot(|| "take over standard input")?;
+            let to = stdout.as_fd().try_clone_to_owned().cannot(|| "take over standard output")?;
+            arctern_migrate::receive(&mut host, File::from(from), File::from(to))
+                .cannot(|| "take in a container of another host")?;
         }
         Internal::Man { dir } => {
             let action = || format!("write man pages into {}", dir.display());

@@ -17,6 +17,7 @@ pub mod inspect;
 pub mod internal;
 pub mod kill;
 pub mod logs;
+pub mod migrate;
 pub mod network_create;
 pub mod network_exists;
 pub mod network_inspect;
@@ -97,6 +98,7 @@ pub fn run(cli: Cli) -> CommandResult {
             (None, args) => checkpoint::run(&ctx, args),
         },
         Command::Restore(args) => restore::run(&ctx, args),
+        Command::Migrate(args) => migrate::run(&ctx, args),
         Command::Import(args) => import::run(&ctx, args),
         Command::Images(args) => images::run(&ctx, args),
         Command::Rmi(args) => rmi::run(&ctx, args),

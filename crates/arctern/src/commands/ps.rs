@@ -206,6 +206,7 @@ fn status(record: &Record, lock: Option<&Lock>) -> String {
             format!("Exited ({}){}", record.exit_code.unwrap_or(0), ago(record.finished_at))
         }
         Status::Restoring => "Restoring".to_owned(),
+        Status::Migrating => "Migrating".to_owned(),
         Status::Checkpointed => {
             let held = lock.map(|lock| format!(" ({})", held(lock))).unwrap_or_default();
             format!("Checkpointed{}{held}", ago(record.checkpointed_at))

@@ -39,6 +39,16 @@ impl Archive {
         super::note_target(&host.paths.container(record.id()), file)?;
         let compression = options.compression.unwrap_or_else(|| Compression::from_file_name(file));
         let writer = ArchiveWriter::create(file, compression).map_err(Error::archive)?;
+        Archive::over(writer, host, record, options.with_image).map(Some)
+    }
+
+    /// As [`Archive::begin`], over a writer that was begun.
+    pub fn over(
+        writer: ArchiveWriter,
+        host: &Host,
+        record: &Record,
+        with_image: bool,
+    ) -> Result<Archive> {
         let facts = HostFacts::gather().map_err(Error::system("read the facts of this machine"))?;
         let container = ContainerFacts {
             id: record.id().to_owned(),
@@ -49,13 +59,13 @@ impl Archive {
         let seconds = u64::try_from(Timestamp::now().0 / 1_000_000_000).unwrap_or(0);
         let paths = host.paths.container(record.id());
         let spec = paths.spec();
-        let image = match options.with_image {
+        let image = match with_image {
             true => {
                 Some(host.images.export_image(&record.config.image_id).map_err(Error::storage)?)
             }
             false => None,
         };
-        Ok(Some(Archive {
+        Ok(Archive {
             writer,
             image,
             volumes: match options.ignore_volumes {
@@ -72,7 +82,7 @@ impl Archive {
             network: crate::network::parse_status(record.network.as_deref())
                 .map(|status| status.to_podman().map_err(Error::network))
                 .transpose()?,
-        }))
+        })
     }
 
     /// Adds everything. `images` holds the engine's files.

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use arctern_engine::options::{
-    AfterCapture, CaptureOptions, CaptureReport, Connection, Event, Events, External, HookError,
-    NetworkLock, TcpPolicy,
+    AfterCapture, CaptureOptions, CaptureReport, Connection, Event, Events, External, Fate,
+    HookError, NetworkLock, TcpPolicy,
 };
 use arctern_net::Keep;
 use arctern_storage::diff;
@@ -24,6 +24,7 @@ use crate::paths::ContainerPaths;
 use crate::spec;
 use crate::state::{Record, Status};
 use crate::time::Timestamp;
+use crate::transfer::{Marker, Peer, Phase};
 
 /// How long tasks may take to stop.
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -87,7 +88,15 @@ impl Host {
             TcpPolicy::Established => Some(Guard::prepare(self, record)?),
             TcpPolicy::Refuse | TcpPolicy::Close => None,
         };
-        let result = self.capture(record, pid, options, &mut archive, events, guard.as_mut());
+        let work = Work {
+            record,
+            pid,
+            options,
+            archive: &mut archive,
+            guard: guard.as_mut(),
+            hand_over: None,
+        };
+        let result = self.capture(work, events);
         if let Some(guard) = guard {
             guard.end(result.is_ok() && !options.leave_running, options.lock_limit)?;
         }
@@ -116,7 +125,11 @@ impl Host {
     }
 
     /// What can refuse, before anything is frozen.
-    fn check_capturable(&self, record: &Record, options: &CheckpointOptions) -> Result<i32> {
+    pub(crate) fn check_capturable(
+        &self,
+        record: &Record,
+        options: &CheckpointOptions,
+    ) -> Result<i32> {
         let name = || record.name().to_owned();
         let (Some(_), Some(init)) = (self.init(record), record.init) else {
             return Err(Error::WrongState {
@@ -135,15 +148,12 @@ impl Host {
     }
 
     /// Gives the engine's report, and the archive's size if the archive is already written.
-    fn capture(
+    pub(crate) fn capture(
         &mut self,
-        record: &Record,
-        pid: i32,
-        options: &CheckpointOptions,
-        archive: &mut Option<Archive>,
+        work: Work<'_>,
         events: &mut dyn Events,
-        guard: Option<&mut Guard>,
     ) -> Result<(CaptureReport, Option<u64>)> {
+        let Work { record, pid, options, archive, guard, hand_over } = work;
         let id = record.id().to_owned();
         let paths = self.paths.container(&id);
         let images = paths.checkpoint_new();
@@ -182,9 +192,25 @@ impl Host {
         // The hook tells its phase too, between two events of the engine.
         let events = RefCell::new(events);
         let mut size = None;
-        let keep = guard.as_ref().map(|guard| guard.terms(record, options));
+        // What moves to another host is there as it would be in a file.
+        let archived = options.file.is_some() || hand_over.is_some();
+        let keep = guard.as_ref().map(|guard| guard.terms(record, options.lock_limit, archived));
         let lock = guard.map(|guard| RefCell::new(&mut guard.lock));
+        let after = match (&hand_over, stops) {
+            (Some(_), _) => AfterCapture::HandOver,
+            (None, true) => AfterCapture::Kill,
+            (None, false) => AfterCapture::Resume,
+        };
+        let hand_over = hand_over.map(RefCell::new);
         let mut before_release = || -> std::result::Result<(), HookError> {
+            if let Some(hand_over) = &hand_over {
+                if let Some(mut archive) = archive.take() {
+                    events.borrow_mut().event(Event::Phase("send"));
+                    archive.fill(&paths, &images)?;
+                    archive.finish()?;
+                }
+                return hand_over.borrow_mut().peer.built();
+            }
             if !stops {
                 // The engine goes on writing what it has read, while the tasks run already.
                 return Ok(());
@@ -214,9 +240,21 @@ impl Host {
             }
             Ok(())
         };
+        let mut give = || -> std::result::Result<Fate, HookError> {
+            let Some(hand_over) = &hand_over else { return Ok(Fate::Back) };
+            let HandOver { marker, peer } = &mut *hand_over.borrow_mut();
+            Marker { phase: Phase::Committed, ..marker.clone() }.write(&paths.dir)?;
+            let fate = peer.commit();
+            if !matches!(fate, Ok(Fate::Back))
+                && let (Some(lock), Some(keep)) = (&lock, &keep)
+            {
+                lock.borrow_mut().keep(keep.clone())?;
+            }
+            fate
+        };
         let mut shared_lock = lock.as_ref().map(SharedLock);
         let capture = CaptureOptions {
-            after: if stops { AfterCapture::Kill } else { AfterCapture::Resume },
+            after,
             externals: externals(record, pid, &binds)?,
             shell_job: false,
             orphan_terminals: record.config.terminal,
@@ -230,14 +268,14 @@ impl Host {
             network: shared_lock.as_mut().map(|lock| lock as &mut dyn NetworkLock),
             while_frozen: Some(&mut while_frozen),
             before_release: Some(&mut before_release),
-            hand_over: None,
+            hand_over: Some(&mut give),
         };
         let mut engine_events = Shared(&events);
         let result =
             arctern_engine::capture(arctern_sys::Pid(pid), &images, capture, &mut engine_events);
         match result {
             Ok(report) => {
-                if !stops {
+                if after == AfterCapture::Resume {
                     put_in_place(&paths)?;
                     self.store.update(&id, |r| r.checkpointed_at = Some(Timestamp::now()))?;
                 }
@@ -245,7 +283,7 @@ impl Host {
             }
             Err(error) => {
                 // It may have failed after the hook: then nothing of what the hook did stays.
-                if stops {
+                if after == AfterCapture::Kill {
                     self.store.update(&id, run_on)?;
                     discard(&paths.checkpoint())?;
                     if let (Some(_), Some(file)) = (size, &options.file) {
@@ -258,6 +296,24 @@ impl Host {
     }
 }
 
+/// One capture: of what, how, and where to.
+pub(crate) struct Work<'a> {
+    pub record: &'a Record,
+    /// Its init, as the host sees it.
+    pub pid: i32,
+    pub options: &'a CheckpointOptions,
+    pub archive: &'a mut Option<Archive>,
+    pub guard: Option<&'a mut Guard>,
+    /// It moves to another host.
+    pub hand_over: Option<HandOver<'a>>,
+}
+
+/// To whom a container is handed over, and what is written down about it.
+pub(crate) struct HandOver<'a> {
+    pub marker: &'a Marker,
+    pub peer: &'a mut dyn Peer,
+}
+
 /// A receiver of events that is used from two places in turn.
 struct Shared<'a, 'b>(&'a RefCell<&'b mut dyn Events>);
 
@@ -268,13 +324,13 @@ impl Events for Shared<'_, '_> {
 }
 
 /// The network lock of a capture, with the keeper that opens it if this command is killed.
-struct Guard {
+pub(crate) struct Guard {
     lock: NetLock,
     keeper: Keeper,
 }
 
 impl Guard {
-    fn prepare(host: &Host, record: &Record) -> Result<Guard> {
+    pub fn prepare(host: &Host, record: &Record) -> Result<Guard> {
         let mut keeper = Keeper::start(&host.paths, record.id())?;
         let lock = NetLock::prepare(&host.paths, &record.config)?.with_bell(keeper.bell());
         keeper.listens();
@@ -282,17 +338,12 @@ impl Guard {
     }
 
     /// How the lock is to stay.
-    fn terms(&self, record: &Record, options: &CheckpointOptions) -> Keep {
-        Keep {
-            name: record.name().to_owned(),
-            limit: options.lock_limit,
-            archived: options.file.is_some(),
-            keeper: self.keeper.process(),
-        }
+    fn terms(&self, record: &Record, limit: Option<Duration>, archived: bool) -> Keep {
+        Keep { name: record.name().to_owned(), limit, archived, keeper: self.keeper.process() }
     }
 
     /// The tasks are gone and the lock is kept, or they go on and it is open.
-    fn end(mut self, kept: bool, limit: Option<Duration>) -> Result<()> {
+    pub fn end(mut self, kept: bool, limit: Option<Duration>) -> Result<()> {
         match (kept, self.lock.outlives(limit)) {
             (true, Some(limit)) => self.keeper.keep(limit),
             (true, None) => drop(self.keeper),
@@ -378,6 +429,6 @@ pub(super) fn tree_size(dir: &Path) -> Result<u64> {
     Ok(bytes)
 }
 
-pub(super) fn micros(time: Duration) -> u64 {
+pub(crate) fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }

@@ -2,10 +2,11 @@
 //! brings it to life.
 
 use std::fs::{self, File};
+use std::io::Read;
 use std::path::Path;
 use std::time::Instant;
 
-use arctern_engine::options::{Event, Events, RestoreReport, TcpPolicy};
+use arctern_engine::options::{Event, Events, RestoreReport};
 use arctern_image::archive::{Limits, Provenance, extract, peek};
 use arctern_image::manifest::{HostFacts, Manifest};
 
@@ -25,6 +26,32 @@ use crate::time::Timestamp;
 
 /// Largest config.dump that is read.
 const MAX_CONFIG: u64 = 4 << 20;
+
+/// An archive that is being read.
+pub(crate) struct Incoming<R> {
+    stream: R,
+    /// What it is called, for messages.
+    name: String,
+    /// Its length in bytes, if it is known.
+    length: u64,
+    renamed: volumes::Renamed,
+}
+
+impl Incoming<File> {
+    fn open(file: &Path, renamed: volumes::Renamed) -> Result<Incoming<File>> {
+        let stream = File::open(file).map_err(Error::io("open", file))?;
+        let length = stream.metadata().map_err(Error::io("inspect", file))?.len();
+        Ok(Incoming { stream, name: file.display().to_string(), length, renamed })
+    }
+}
+
+impl<R: Read> Incoming<R> {
+    /// One that comes from another host as it is made there.
+    pub fn from_host(stream: R) -> Incoming<R> {
+        let name = "what the other host sent".to_owned();
+        Incoming { stream, name, length: 0, renamed: volumes::Renamed::default() }
+    }
+}
 
 impl Host {
     /// Restores a container from the checkpoint that is kept with it. After a failure it is as it
@@ -63,10 +90,12 @@ impl Host {
             ..Record::new(config)
         };
         let (record, lock) = self.create_from(record)?;
-        let brought = self.bring_in(file, &record, options, &renamed, events).and_then(|()| {
-            events.event(Event::Phase("restore"));
-            self.revive(&record, lock, options)
-        });
+        let brought = Incoming::open(file, renamed)
+            .and_then(|incoming| self.bring_in(incoming, &record, options, events))
+            .and_then(|()| {
+                events.event(Event::Phase("restore"));
+                self.revive(&record, lock, options)
+            });
         match brought {
             Ok(started) => Ok(restored(record, started, begin)),
             Err(error) => {
@@ -81,15 +110,15 @@ impl Host {
     }
 
     fn revive(&mut self, record: &Record, lock: Lock, options: &RestoreOptions) -> Result<Started> {
-        let request = RestoreRequest {
-            file_locks: options.file_locks,
-            tcp_established: options.tcp == TcpPolicy::Established,
-            tcp_close: options.tcp == TcpPolicy::Close,
-        };
-        let path = self.make_dirs(record.id())?.run.join("restore");
-        let json = serde_json::to_vec(&request).map_err(Error::json("a restore request"))?;
-        fs::write(&path, json).map_err(Error::io("write", &path))?;
+        self.request_restore(record.id(), &RestoreRequest::of(options))?;
         self.spawn_shim(record, lock, Action::Restore, false)
+    }
+
+    /// Writes down what the next shim of a container is to restore.
+    pub(crate) fn request_restore(&self, id: &str, request: &RestoreRequest) -> Result<()> {
+        let path = self.make_dirs(id)?.run.join("restore");
+        let json = serde_json::to_vec(request).map_err(Error::json("a restore request"))?;
+        fs::write(&path, json).map_err(Error::io("write", &path))
     }
 
     /// The image must be here, or in the archive.
@@ -110,12 +139,11 @@ impl Host {
 
     /// Unpacks the archive beside a new container, compares digests and host facts, and puts
     /// everything in its place.
-    fn bring_in(
+    pub(crate) fn bring_in(
         &mut self,
-        file: &Path,
+        incoming: Incoming<impl Read>,
         record: &Record,
         options: &RestoreOptions,
-        renamed: &volumes::Renamed,
         events: &mut dyn Events,
     ) -> Result<()> {
         let id = record.id();
@@ -124,21 +152,19 @@ impl Host {
         // Images come and go in thousands; not every file system can be told.
         let _ = dir.parent().map(arctern_sys::directory::spread_subdirectories);
         fs::create_dir(&dir).map_err(Error::io("create", &dir))?;
-        let source = File::open(file).map_err(Error::io("open", file))?;
         events.event(Event::Phase("unpack"));
         // How much is in it is known at its end only; it is not less than it is long, by and large.
-        let length = source.metadata().map_err(Error::io("inspect", file))?.len();
         let mut progress = |done: u64| {
-            events.event(Event::Progress { done, total: length.max(done) });
+            events.event(Event::Progress { done, total: incoming.length.max(done) });
         };
-        let extracted =
-            extract(source, &dir, Limits::default(), &mut progress).map_err(Error::archive)?;
+        let extracted = extract(incoming.stream, &dir, Limits::default(), &mut progress)
+            .map_err(Error::archive)?;
         if let Provenance::Arctern(manifest) = &extracted.provenance {
             check_facts(manifest)?;
         }
         let images = dir.join(IMAGES);
         if !images.join("inventory.img").is_file() {
-            return Err(Error::Invalid(format!("{} holds no checkpoint", file.display())));
+            return Err(Error::Invalid(format!("{} holds no checkpoint", incoming.name)));
         }
         let rename =
             |from: &Path, to: &Path| fs::rename(from, to).map_err(Error::io("rename", from));
@@ -151,7 +177,7 @@ impl Host {
         if !options.ignore_rootfs {
             self.apply_diff(id, &dir)?;
         }
-        volumes::bring_in(self, &record.config, &dir, options, renamed)?;
+        volumes::bring_in(self, &record.config, &dir, options, &incoming.renamed)?;
         if let Ok(text) = fs::read_to_string(dir.join(NETWORK)) {
             let new_mac = options.ignore_static_mac.then(|| new_mac(id));
             let status = crate::network::from_archive(&text, options.ignore_static_ip, new_mac)?;

@@ -17,16 +17,16 @@
 //!
 //! A restore without a file begins at 2 with the images kept with the container.
 
-mod archive;
-mod capture;
+pub(crate) mod archive;
+pub(crate) mod capture;
 pub(crate) mod durable;
 mod foreign;
 mod image;
-mod import;
+pub(crate) mod import;
 pub(crate) mod restore;
 mod store;
 pub(crate) mod streams;
-mod volumes;
+pub(crate) mod volumes;
 
 use std::ffi::OsString;
 use std::fs;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 
 use arctern_engine::options::{
     Event, Events, External, HookError, NetworkLock, RestoreOptions, TcpPolicy,
@@ -14,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::netlock::NetLock;
 use crate::runtime;
+use crate::shim::await_commit;
 use crate::shim::launch::{Launched, Pipes, Prelaunch, RestoreRequest, running};
 use crate::shim::pump::Streams;
 use crate::spec;
@@ -35,6 +37,7 @@ pub(crate) fn launch(
     host: &mut Host,
     prelaunch: Prelaunch,
     request: &RestoreRequest,
+    command: &UnixStream,
 ) -> Result<Launched> {
     let Prelaunch { config, rootfs, network, user, listener, had } = prelaunch;
     let id = config.id.as_str();
@@ -97,6 +100,9 @@ pub(crate) fn launch(
     let oci = host.paths.oci();
     let mut before_resume = |pid: i32| -> std::result::Result<(), HookError> {
         runtime::record_restored(&oci, id, &paths.bundle(), &spec, pid)?;
+        if let Some(transfer) = &request.transfer {
+            await_commit(host, transfer, command)?;
+        }
         running(host, id, pid, true)?;
         Ok(())
     };

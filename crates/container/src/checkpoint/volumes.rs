@@ -82,7 +82,7 @@ pub(super) fn members(config: &ContainerConfig, dir: &Path) -> Vec<(String, Path
 
 /// Gives the anonymous volumes of a container that is restored under a new name names of their own,
 /// and refuses others that are there.
-pub(super) fn check(host: &Host, config: &ContainerConfig, options: &RestoreOptions) -> Result<()> {
+pub(crate) fn check(host: &Host, config: &ContainerConfig, options: &RestoreOptions) -> Result<()> {
     let mut taken = Vec::new();
     for name in names(config) {
         match host.images.volume_path(name) {

@@ -25,9 +25,14 @@ impl Host {
         if network == NetworkMode::Host {
             crate::netlock::of_host(record.id()).unlock().map_err(Error::network)?;
         }
+        self.remove_ended(&record)?;
+        Ok(record)
+    }
+
+    /// Removes a container whose processes have ended. Its network lock stays.
+    pub(crate) fn remove_ended(&mut self, record: &Record) -> Result<()> {
         // Also for one that was never started: a killed command may have left something.
         self.teardown(record.id())?;
-        self.remove_files(record.id())?;
-        Ok(record)
+        self.remove_files(record.id())
     }
 }

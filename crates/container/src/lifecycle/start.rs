@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use arctern_engine::options::RestoreReport;
 
@@ -84,6 +84,21 @@ impl Connection {
         self.stream.shutdown(std::net::Shutdown::Both).map_err(Error::system("end a connection"))
     }
 
+    /// Tells a shim that has built a container to let it go.
+    pub(crate) fn let_go(&self) -> Result<()> {
+        self.send(Kind::Go, &[])
+    }
+
+    /// The next report; None when the shim is gone without one.
+    fn report(&self) -> Result<Option<Report>> {
+        match protocol::receive(&self.stream).map_err(Error::system("hear the shim"))? {
+            Some((Kind::Report, json)) => {
+                serde_json::from_slice(&json).map(Some).map_err(Error::json("the shim's report"))
+            }
+            _ => Ok(None),
+        }
+    }
+
     /// The same connection for another thread.
     pub fn try_clone(&self) -> Result<Connection> {
         let stream = self.stream.try_clone().map_err(Error::system("share a connection"))?;
@@ -120,6 +135,42 @@ impl Host {
         action: Action,
         attach: bool,
     ) -> Result<Started> {
+        let (shim, connection) = self.start_shim(record, &lock, action, attach)?;
+        let frame = connection.report();
+        drop(lock);
+        self.heard(record, shim, connection, frame)
+    }
+
+    /// Starts a shim that builds a container and waits.
+    pub(crate) fn build_held(&self, record: &Record, lock: &Lock) -> Result<(Child, Connection)> {
+        let (shim, connection) = self.start_shim(record, lock, Action::Restore, false)?;
+        match connection.report() {
+            Ok(Some(Report::Built)) => Ok((shim, connection)),
+            other => match self.heard(record, shim, connection, other) {
+                Ok(_) => Err(Error::ShimGone(record.name().to_owned())),
+                Err(error) => Err(error),
+            },
+        }
+    }
+
+    /// What becomes of a container that was let go.
+    pub(crate) fn started(
+        &self,
+        record: &Record,
+        shim: Child,
+        connection: Connection,
+    ) -> Result<Started> {
+        let report = connection.report();
+        self.heard(record, shim, connection, report)
+    }
+
+    fn start_shim(
+        &self,
+        record: &Record,
+        lock: &Lock,
+        action: Action,
+        attach: bool,
+    ) -> Result<(Child, Connection)> {
         let id = record.id();
         let fail = || Error::system(format!("start the shim of container {}", record.name()));
         let (ours, theirs) = UnixStream::pair().map_err(fail())?;
@@ -151,29 +202,34 @@ impl Host {
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::from(lock.share()?))
             .stderr(Stdio::from(log));
-        let mut child = command.spawn().map_err(fail())?;
+        let child = command.spawn().map_err(fail())?;
         // Our copy of the socket's other end goes with the command, or its end is never seen.
         drop(command);
-        let frame = protocol::receive(&ours).map_err(fail())?;
-        drop(lock);
-        let report = match frame {
-            Some((Kind::Report, json)) => {
-                serde_json::from_slice(&json).map_err(Error::json("the shim's report"))?
-            }
-            _ => {
-                let _ = child.wait();
-                self.teardown(id)?;
-                return Err(Error::ShimGone(record.name().to_owned()));
-            }
-        };
+        Ok((child, Connection { stream: ours }))
+    }
+
+    fn heard(
+        &self,
+        record: &Record,
+        mut shim: Child,
+        connection: Connection,
+        report: Result<Option<Report>>,
+    ) -> Result<Started> {
         match report {
-            Report::Running { pid, restore, warnings } => {
-                Ok(Started { pid, restore, warnings, connection: Connection { stream: ours } })
+            Ok(Some(Report::Running { pid, restore, warnings })) => {
+                Ok(Started { pid, restore, warnings, connection })
             }
-            Report::Failed { message, hint, code } => {
-                let _ = child.wait();
+            Ok(Some(Report::Failed { message, hint, code })) => {
+                let _ = shim.wait();
                 Err(Error::Shim { message, hint, code })
             }
+            Ok(Some(Report::Built) | None) => {
+                drop(connection);
+                let _ = shim.wait();
+                self.teardown(record.id())?;
+                Err(Error::ShimGone(record.name().to_owned()))
+            }
+            Err(error) => Err(error),
         }
     }
 

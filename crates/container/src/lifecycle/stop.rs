@@ -96,9 +96,10 @@ impl Host {
 
     /// Kills init, and with it every process of its pid namespace.
     pub(crate) fn kill_init(&self, record: &Record, init: &ProcessHandle) -> Result<()> {
-        self.thaw(record);
         let fail = || Error::system(format!("kill container {}", record.name()));
+        // The signal first: what is thawed with it never comes back to its program.
         init.signal(Signal::KILL).map_err(fail())?;
+        self.thaw(record);
         match init.wait(Some(PATIENCE)).map_err(fail())? {
             true => Ok(()),
             false => Err(Error::Invalid(format!("container {} does not die", record.name()))),
@@ -124,7 +125,7 @@ impl Host {
     }
 
     /// A frozen process does not die: lets the container's control group go on.
-    fn thaw(&self, record: &Record) {
+    pub(crate) fn thaw(&self, record: &Record) {
         let freezer =
             crate::cgroup::Hierarchies::of(&self.paths).ok().and_then(|h| h.freezer(record.id()));
         if let Some(freezer) = freezer {

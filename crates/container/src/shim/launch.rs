@@ -3,16 +3,17 @@
 use std::fs;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use arctern_engine::options::RestoreReport;
+use arctern_engine::options::{RestoreReport, TcpPolicy};
 use rustix::fs::{Gid, Uid};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::pump::Streams;
 use super::{Action, control, null};
 use crate::cgroup::{Hierarchies, cgroup_path};
+use crate::checkpoint::RestoreOptions;
 use crate::config::ContainerConfig;
 use crate::console::ConsoleSocket;
 use crate::error::{Error, Result};
@@ -36,6 +37,21 @@ pub struct RestoreRequest {
     /// Drop live connections.
     #[serde(default)]
     pub tcp_close: bool,
+    /// The move that it belongs to: what is built waits for the commit.
+    #[serde(default)]
+    pub transfer: Option<String>,
+}
+
+impl RestoreRequest {
+    /// What these options ask of a shim.
+    pub(crate) fn of(options: &RestoreOptions) -> RestoreRequest {
+        RestoreRequest {
+            file_locks: options.file_locks,
+            tcp_established: options.tcp == TcpPolicy::Established,
+            tcp_close: options.tcp == TcpPolicy::Close,
+            transfer: None,
+        }
+    }
 }
 
 /// A container that runs.
@@ -59,13 +75,18 @@ pub(crate) struct Prelaunch {
 }
 
 /// Launches a container. After a failure nothing of the attempt is left.
-pub(crate) fn launch(host: &mut Host, id: &str, action: Action) -> Result<Launched> {
+pub(crate) fn launch(
+    host: &mut Host,
+    id: &str,
+    action: Action,
+    command: &UnixStream,
+) -> Result<Launched> {
     let before = host.store.get(id)?;
     let launched = match action {
         Action::Start => {
             prepare(host, id, Arrival::default()).and_then(|prelaunch| start(host, prelaunch))
         }
-        Action::Restore => restore(host, id),
+        Action::Restore => restore(host, id, command),
     };
     match launched {
         Ok(launched) => Ok(launched),
@@ -90,11 +111,11 @@ pub(crate) fn launch(host: &mut Host, id: &str, action: Action) -> Result<Launch
     }
 }
 
-fn restore(host: &mut Host, id: &str) -> Result<Launched> {
+fn restore(host: &mut Host, id: &str, command: &UnixStream) -> Result<Launched> {
     let request = crate::checkpoint::restore::read_request(&host.paths.container(id).run)?;
     let arrival = Arrival { resumes: true, locked: request.tcp_established };
     let prelaunch = prepare(host, id, arrival)?;
-    crate::checkpoint::restore::launch(host, prelaunch, &request)
+    crate::checkpoint::restore::launch(host, prelaunch, &request, command)
 }
 
 fn prepare(host: &mut Host, id: &str, arrival: Arrival) -> Result<Prelaunch> {

@@ -26,6 +26,7 @@ use crate::host::{ExitRecord, Host};
 use crate::paths::Paths;
 use crate::process::ProcessId;
 use crate::time::Timestamp;
+use crate::transfer::Verdict;
 use log::LogWriter;
 use protocol::{Kind, Report};
 use pump::Pump;
@@ -46,7 +47,7 @@ pub fn run(paths: Paths, id: &str, action: Action, attach: bool) -> Result<()> {
     rustix::process::setsid().map_err(Error::system("begin a session"))?;
     let command = take_stdin()?;
     let launched = Host::open(paths).and_then(|mut host| {
-        launch::launch(&mut host, id, action).map(|launched| (host, launched))
+        launch::launch(&mut host, id, action, &command).map(|launched| (host, launched))
     });
     let (mut host, mut launched) = match launched {
         Ok(launched) => launched,
@@ -129,6 +130,24 @@ impl Host {
             .ok()
             .and_then(ProcessId::of)
             .ok_or_else(|| Error::Invalid("/proc does not show this process".to_owned()))
+    }
+}
+
+/// Waits, with a container that is built, for the word of the command that is taking it over from
+/// another host. A command that is gone leaves it to what was written down.
+pub(crate) fn await_commit(host: &Host, transfer: &str, command: &UnixStream) -> Result<()> {
+    report_to(command, &Report::Built);
+    loop {
+        match protocol::receive(command) {
+            Ok(Some((Kind::Go, _))) => return Ok(()),
+            Ok(Some(_)) => {}
+            Ok(None) | Err(_) => {
+                return match Verdict::of(&host.paths, transfer)? {
+                    Some(Verdict::Committed) => Ok(()),
+                    _ => Err(Error::NotCommitted),
+                };
+            }
+        }
     }
 }
 

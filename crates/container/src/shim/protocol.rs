@@ -33,14 +33,16 @@ pub enum Kind {
     Stdin = 18,
     /// To the shim: no more input.
     StdinEnd = 19,
+    /// To the shim: let go what was built.
+    Go = 21,
     /// To the shim: rows and columns of the terminal, two `u16` little-endian.
     Resize = 20,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Kind> {
-        use Kind::{Attach, Exit, Report, Resize, Stderr, Stdin, StdinEnd, Stdout, Wait};
-        [Report, Stdout, Stderr, Exit, Attach, Wait, Stdin, StdinEnd, Resize]
+        use Kind::{Attach, Exit, Go, Report, Resize, Stderr, Stdin, StdinEnd, Stdout, Wait};
+        [Report, Stdout, Stderr, Exit, Attach, Wait, Stdin, StdinEnd, Resize, Go]
             .into_iter()
             .find(|k| *k as u8 == byte)
     }
@@ -49,6 +51,8 @@ impl Kind {
 /// How the start went.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Report {
+    /// The container is built, and waits for [`Kind::Go`]; a second report follows.
+    Built,
     /// The container runs.
     Running {
         /// Pid of its init as the host sees it.

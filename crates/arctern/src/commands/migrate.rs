@@ -1,0 +1,152 @@
+//! `migrate`
+
+use std::path::PathBuf;
+
+use arctern_engine::options::Fate;
+use arctern_migrate::destination::{Destination, Remote};
+use arctern_migrate::{MigrateError, MigrateOptions, Moved, Outcome, Plan};
+
+use super::Context;
+use crate::progress::Progress;
+use crate::report::{Cannot, CommandResult, Failure};
+use crate::ui::{duration, size};
+
+/// Move a running container to another host
+///
+/// It is frozen here, built there, and goes on there where it was: memory, open files, half-served
+/// requests, live TCP connections. The other host needs arctern and an sshd, no daemon and no open
+/// port; ssh is the system's, with your keys, agent and configuration.
+///
+///   arctern migrate web ssh://hostB
+///   arctern migrate --dry-run web ssh://root@hostB:2222
+///   arctern migrate --resolve web
+///
+/// Before anything is touched the other host says everything that is in the way. If the move fails,
+/// the container goes on here. When the connection ends in the one instant in which the container
+/// is being handed over, nobody knows which copy is the right one: neither runs here, `arctern ps`
+/// shows it as migrating, and --resolve asks the other host and does what follows.
+///
+/// Exit codes: 0 it runs there, 125 it runs here as before, 3 it is not known.
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub struct Args {
+    /// Say what is in the way and what would be sent, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Leave the container here, stopped
+    #[arg(long)]
+    pub keep_source: bool,
+    /// End the doubt about an earlier move
+    #[arg(long, conflicts_with_all = ["dry_run", "destination"])]
+    pub resolve: bool,
+    /// Print what was done as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// The program on the other host
+    #[arg(long, value_name = "PATH", default_value = "arctern")]
+    pub remote_program: PathBuf,
+    /// Its --root
+    #[arg(long, value_name = "DIR")]
+    pub remote_root: Option<PathBuf>,
+    /// Its --runroot
+    #[arg(long, value_name = "DIR")]
+    pub remote_runroot: Option<PathBuf>,
+    /// The ssh program
+    #[arg(long, value_name = "PROGRAM", default_value = "ssh")]
+    pub ssh: String,
+    /// An option for ssh, as in its configuration
+    #[arg(short = 'o', long = "ssh-option", value_name = "KEY=VALUE")]
+    pub ssh_options: Vec<String>,
+    /// Container, by name or id
+    #[arg(value_name = "CONTAINER")]
+    pub container: String,
+    /// ssh://[user@]host[:port]
+    #[arg(value_name = "DESTINATION", required_unless_present = "resolve")]
+    pub destination: Option<Destination>,
+}
+
+/// Exit code when nobody knows where the container is.
+const IN_DOUBT: u8 = 3;
+
+/// Runs the command.
+pub fn run(ctx: &Context, args: Args) -> CommandResult {
+    let mut host = ctx.host()?;
+    let Some(destination) = args.destination else {
+        let fate =
+            arctern_migrate::resolve(&mut host, &args.container, &args.ssh, args.keep_source)
+                .cannot(|| format!("resolve the move of container `{}`", args.container))?;
+        outln!(
+            "{}",
+            match fate {
+                Fate::Gone => "it runs at its destination",
+                Fate::Back => "it goes on here",
+            }
+        );
+        return Ok(0);
+    };
+    let options = MigrateOptions {
+        remote: Remote {
+            destination,
+            program: args.remote_program,
+            root: args.remote_root,
+            runroot: args.remote_runroot,
+            ssh_options: args.ssh_options,
+        },
+        ssh: args.ssh,
+        dry_run: args.dry_run,
+        keep_source: args.keep_source,
+    };
+    let mut progress = Progress::new();
+    let outcome = arctern_migrate::migrate(&mut host, &args.container, &options, &mut progress)
+        .map_err(|error| failure(&args.container, error))?;
+    drop(progress);
+    if args.json {
+        outln!("{}", serde_json::to_string_pretty(&outcome).cannot(|| "write JSON")?);
+        return Ok(0);
+    }
+    match outcome {
+        Outcome::Planned(plan) => tell_plan(&plan),
+        Outcome::Moved(moved) => tell(&moved),
+    }
+    Ok(0)
+}
+
+fn failure(container: &str, error: MigrateError) -> Failure {
+    let state = match &error {
+        MigrateError::InDoubt { .. } => "The container is frozen here.",
+        MigrateError::AfterCommit { .. } => "The container is not here any more.",
+        _ => "The container runs on here.",
+    };
+    let in_doubt = matches!(error, MigrateError::InDoubt { .. });
+    let hint = error.hint();
+    let mut failure = Failure::new(format!("migrate container `{container}`"), error);
+    if in_doubt {
+        failure.code = IN_DOUBT;
+    }
+    match hint {
+        Some(hint) => failure.leaving(format!("hint: {hint}\n{state}")),
+        None => failure.leaving(state),
+    }
+}
+
+fn tell_plan(plan: &Plan) {
+    let image = if plan.image { ", and the image" } else { "" };
+    outln!("nothing is in the way of `{}` to {}", plan.container, plan.destination);
+    outln!("memory {}, changed files {}{image}", size(plan.memory), size(plan.changed));
+}
+
+fn tell(moved: &Moved) {
+    for warning in &moved.warnings {
+        eprintln!("warning: {warning}");
+    }
+    outln!("{} runs at {}", moved.plan.container, moved.plan.destination);
+    eprintln!(
+        "down {} (send {}, build {}, hand over {}), total {}, sent {}",
+        duration(moved.downtime_us),
+        duration(moved.sending_us),
+        duration(moved.building_us),
+        duration(moved.commit_us),
+        duration(moved.total_us),
+        size(moved.sent),
+    );
+}

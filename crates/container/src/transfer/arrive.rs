@@ -1,0 +1,288 @@
+//! The destination: what is in the way, and a container that is built and waits for its commit.
+
+use std::io::Read;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::process::Child;
+
+use arctern_engine::options::{Events, TcpPolicy};
+use arctern_image::manifest::HostFacts;
+
+use super::{Blocker, Offer, Verdict};
+use crate::cgroup::Hierarchies;
+use crate::checkpoint::RestoreOptions;
+use crate::checkpoint::import::Incoming;
+use crate::config::{NetworkMode, PortMapping, Protocol, short_id};
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::lifecycle::{Connection, Started};
+use crate::lock::Lock;
+use crate::shim::RestoreRequest;
+use crate::state::{Record, Status};
+use crate::time::Timestamp;
+
+/// A container that is arriving. Abandoned, nothing of it is left.
+#[derive(Debug)]
+pub struct Arrival {
+    record: Record,
+    transfer: String,
+    lock: Lock,
+    /// The shim that has built it, and waits.
+    built: Option<(Child, Connection)>,
+}
+
+/// A file in the container's directory that says which move brought it.
+const ARRIVING: &str = "arriving";
+
+impl Host {
+    /// Everything that stands in the way of a container, at once. Nothing is touched.
+    pub fn blockers(&mut self, offer: &Offer) -> Result<Vec<Blocker>> {
+        let mut list = Vec::new();
+        let mut note = |cause: String, remedy: &str| {
+            list.push(Blocker { cause, remedy: remedy.to_owned() });
+        };
+        let config = &offer.config;
+        let here = HostFacts::gather().map_err(Error::system("read the facts of this machine"))?;
+        let there = &offer.facts;
+        if there.architecture != here.architecture || there.page_size != here.page_size {
+            note(
+                format!(
+                    "the container runs on a {} machine with pages of {} bytes, this is {} with {}",
+                    there.architecture, there.page_size, here.architecture, here.page_size
+                ),
+                "choose a destination of the same architecture",
+            );
+        }
+        let missing = there.features_missing_on(&here);
+        if !missing.is_empty() {
+            note(
+                format!("the CPU lacks {}", missing.join(", ")),
+                "choose a destination whose CPU has them: programs may use them at any instruction",
+            );
+        }
+        let groups = Hierarchies::of(&self.paths)?;
+        if let Err(error) = groups.check(config) {
+            note(error.chain(), &error.hint().unwrap_or_default());
+        }
+        for record in self.list()? {
+            if record.name() == config.name {
+                note(
+                    format!(
+                        "the name `{}` is used by container {}",
+                        config.name,
+                        short_id(record.id())
+                    ),
+                    "rename or remove that one",
+                );
+            } else if record.id() == config.id {
+                note(
+                    format!("container `{}` has the same id", record.name()),
+                    "remove it: it is an earlier copy",
+                );
+            }
+        }
+        for port in &config.ports {
+            for taken in taken(port) {
+                note(
+                    format!("port {taken} of the host is in use"),
+                    "stop what listens there, or restart the container with another port",
+                );
+            }
+        }
+        if let Some(cause) = self.address_taken(offer)? {
+            note(cause, "give the other container another address");
+        }
+        if let Err(error) = crate::checkpoint::volumes::check(self, config, &options()) {
+            note(error.chain(), &error.hint().unwrap_or_default());
+        }
+        for volume in &config.volumes {
+            if !volume.source.exists() {
+                note(
+                    format!("there is no {} to bind", volume.source.display()),
+                    "create it, or share it between the hosts",
+                );
+            }
+        }
+        let needed = offer.memory.saturating_add(offer.changed);
+        let free = rustix::fs::statvfs(&self.paths.root)
+            .map(|s| s.f_bavail.saturating_mul(s.f_frsize))
+            .map_err(|e| Error::io("ask for space in", &self.paths.root)(e.into()))?;
+        if free < needed {
+            note(
+                format!(
+                    "{} has {} MiB free, and {} MiB are needed",
+                    self.paths.root.display(),
+                    free >> 20,
+                    needed >> 20
+                ),
+                "free some space, or use another --remote-root",
+            );
+        }
+        if let Some(available) = available_memory().filter(|&bytes| bytes < offer.memory) {
+            note(
+                format!(
+                    "{} MiB of memory are available, and the container uses {}",
+                    available >> 20,
+                    offer.memory >> 20
+                ),
+                "stop something there, or choose another destination",
+            );
+        }
+        Ok(list)
+    }
+
+    /// Whether the image of a container is here.
+    #[must_use]
+    pub fn has_image(&self, offer: &Offer) -> bool {
+        self.images.resolve(&offer.config.image_id).is_ok()
+    }
+
+    /// Takes in an image that the other host sends.
+    pub fn take_image(&self, archive: impl Read) -> Result<()> {
+        self.images.load(archive).map(drop).map_err(Error::storage)
+    }
+
+    fn address_taken(&self, offer: &Offer) -> Result<Option<String>> {
+        if offer.config.network != NetworkMode::Bridge {
+            return Ok(None);
+        }
+        let network = match crate::network::of(&self.paths, &offer.config) {
+            Ok(network) => network,
+            Err(error) => return Ok(Some(error.chain())),
+        };
+        let Some(status) = crate::network::parse_status(offer.network.as_deref()) else {
+            return Ok(None);
+        };
+        let leases = network.leases().map_err(Error::network)?;
+        let other =
+            leases.iter().find(|(id, lease)| lease.ip == status.ip && **id != offer.config.id);
+        Ok(other.map(|(id, _)| format!("container {} has the address {}", short_id(id), status.ip)))
+    }
+
+    /// Makes the container, without anything that runs. The image must be here.
+    pub fn expect(&mut self, offer: &Offer) -> Result<Arrival> {
+        if let Some(verdict) = Verdict::of(&self.paths, &offer.transfer)? {
+            return Err(Error::Invalid(format!("this move was {verdict:?} before")));
+        }
+        let config = offer.config.clone();
+        let record = Record {
+            status: Status::Restoring,
+            created_at: Timestamp::parse_rfc3339(&config.created).unwrap_or_else(Timestamp::now),
+            network: offer.network.clone(),
+            ..Record::new(config)
+        };
+        let (record, lock) = self.create_from(record)?;
+        let path = self.paths.container(record.id()).dir.join(ARRIVING);
+        std::fs::write(&path, &offer.transfer).map_err(Error::io("write", &path))?;
+        Ok(Arrival { record, transfer: offer.transfer.clone(), lock, built: None })
+    }
+
+    /// Takes in the archive that the other host sends.
+    pub fn take_archive(
+        &mut self,
+        arrival: &Arrival,
+        archive: impl Read,
+        events: &mut dyn Events,
+    ) -> Result<()> {
+        self.bring_in(Incoming::from_host(archive), &arrival.record, &options(), events)
+    }
+
+    /// Builds the container: everything is there, and nothing of it has run.
+    pub fn build(&mut self, arrival: &mut Arrival) -> Result<()> {
+        let request = RestoreRequest {
+            transfer: Some(arrival.transfer.clone()),
+            ..RestoreRequest::of(&options())
+        };
+        self.request_restore(arrival.record.id(), &request)?;
+        arrival.built = Some(self.build_held(&arrival.record, &arrival.lock)?);
+        Ok(())
+    }
+
+    /// The container is this host's: written down, and let go.
+    ///
+    /// # Errors
+    /// [`Error::NotCommitted`] when the move was given up before. After any other error the container
+    /// is this host's all the same, stopped with its checkpoint.
+    pub fn commit(&mut self, arrival: Arrival) -> Result<Started> {
+        let Arrival { record, transfer, lock, built } = arrival;
+        let Some((_, connection)) = &built else {
+            return Err(Error::Invalid("the container was not built".to_owned()));
+        };
+        if Verdict::Committed.decide(&self.paths, &transfer)? != Verdict::Committed {
+            self.abandon(Arrival { record, transfer, lock, built })?;
+            return Err(Error::NotCommitted);
+        }
+        connection.let_go()?;
+        drop(lock);
+        match built {
+            Some((shim, connection)) => self.started(&record, shim, connection),
+            None => Err(Error::NotCommitted),
+        }
+    }
+
+    /// Removes everything of a container that does not come.
+    pub fn abandon(&mut self, arrival: Arrival) -> Result<()> {
+        if let Some((mut shim, connection)) = arrival.built {
+            let _ = connection.shutdown();
+            // It tears down what it has built.
+            let _ = shim.wait();
+        }
+        self.leave(&arrival.record)
+    }
+
+    fn leave(&mut self, record: &Record) -> Result<()> {
+        self.teardown(record.id())?;
+        crate::network::end_lock(&self.paths, &record.config)?;
+        self.remove_files(record.id())
+    }
+
+    /// A container whose move was committed and whose shim was killed before it let it go: it stays,
+    /// stopped, with its checkpoint. False when it was not committed.
+    pub(crate) fn keep_arrived(&mut self, record: &Record) -> Result<bool> {
+        let paths = self.paths.container(record.id());
+        let Ok(transfer) = std::fs::read_to_string(paths.dir.join(ARRIVING)) else {
+            return Ok(false);
+        };
+        if Verdict::of(&self.paths, &transfer)? != Some(Verdict::Committed) {
+            return Ok(false);
+        }
+        self.teardown(record.id())?;
+        self.store.update(record.id(), |r| {
+            r.status = Status::Checkpointed;
+            r.checkpointed_at = Some(Timestamp::now());
+            r.shim = None;
+            r.init = None;
+        })?;
+        Ok(true)
+    }
+}
+
+impl Arrival {
+    /// The container's id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        self.record.id()
+    }
+}
+
+/// A container comes with everything that it had.
+fn options() -> RestoreOptions {
+    RestoreOptions { tcp: TcpPolicy::Established, file_locks: true, ..Default::default() }
+}
+
+/// Host ports of a mapping that somebody listens at.
+fn taken(mapping: &PortMapping) -> Vec<u16> {
+    let ip = mapping.host_ip.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::from);
+    let free = |port: u16| match mapping.protocol {
+        Protocol::Tcp => TcpListener::bind(SocketAddr::new(ip, port)).is_ok(),
+        Protocol::Udp => UdpSocket::bind(SocketAddr::new(ip, port)).is_ok(),
+    };
+    mapping.pairs().map(|(host, _)| host).filter(|&port| port != 0 && !free(port)).collect()
+}
+
+/// `MemAvailable` of `/proc/meminfo`, in bytes.
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib << 10)
+}

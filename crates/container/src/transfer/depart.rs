@@ -1,0 +1,220 @@
+//! The source: a container leaves, or goes on as if nothing had been.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::time::Instant;
+
+use arctern_engine::CaptureError;
+use arctern_engine::options::{CaptureReport, Events, Fate, HookError, TcpPolicy};
+use arctern_image::archive::{ArchiveWriter, Compression};
+use arctern_image::manifest::HostFacts;
+
+use super::{Marker, Offer, Phase};
+use crate::checkpoint::CheckpointOptions;
+use crate::checkpoint::archive::Archive;
+use crate::checkpoint::capture::{Guard, HandOver, Work, micros};
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::ids;
+use crate::lock::Lock;
+use crate::state::{Record, Status};
+
+/// The other host, as the source needs it.
+pub trait Peer {
+    /// Where the archive goes: config, images, changed files, in one stream.
+    fn archive(&mut self) -> std::result::Result<Box<dyn Write + Send>, HookError>;
+    /// The archive is complete; returns when everything is built there. An error leaves the
+    /// container here.
+    fn built(&mut self) -> std::result::Result<(), HookError>;
+    /// Hands the container over: it is written down here that it may be gone. An error means that
+    /// nobody knows.
+    fn commit(&mut self) -> std::result::Result<Fate, HookError>;
+}
+
+/// A container that is about to leave; nobody else changes it meanwhile.
+#[derive(Debug)]
+pub struct Departure {
+    record: Record,
+    offer: Offer,
+    _lock: Lock,
+}
+
+impl Departure {
+    /// What the other host has to know.
+    #[must_use]
+    pub fn offer(&self) -> &Offer {
+        &self.offer
+    }
+}
+
+/// A container that has left.
+#[derive(Clone, Debug)]
+pub struct HandedOver {
+    /// What the engine did.
+    pub report: CaptureReport,
+    /// From the beginning of the capture to the end of the container here, in microseconds.
+    pub total_us: u64,
+}
+
+impl Host {
+    /// Takes a running container in hand.
+    pub fn departure(&mut self, name_or_id: &str) -> Result<Departure> {
+        let (record, lock) = self.find_locked(name_or_id)?;
+        self.check_capturable(&record, &options())?;
+        let facts = HostFacts::gather().map_err(Error::system("read the facts of this machine"))?;
+        let root = self.images.root_fs(record.id()).map_err(Error::storage)?;
+        let groups = crate::cgroup::Hierarchies::of(&self.paths)?;
+        let offer = Offer {
+            transfer: ids::new_id().map_err(Error::system("read random bytes"))?,
+            config: record.config.clone(),
+            network: record.network.clone(),
+            facts,
+            memory: groups.pids(record.id()).into_iter().filter_map(resident).sum(),
+            changed: tree_bytes(&root.upper),
+        };
+        Ok(Departure { record, offer, _lock: lock })
+    }
+
+    /// The image of a container that is about to leave, as an archive.
+    pub fn image_of(&self, departure: &Departure) -> Result<arctern_storage::ImageArchive> {
+        self.images.export_image(&departure.record.config.image_id).map_err(Error::storage)
+    }
+
+    /// Freezes the container, sends it to `peer`, and gives it up when it runs there. After an error
+    /// it goes on, except after [`CaptureError::InDoubt`].
+    ///
+    /// `destination` is what [`Marker`] says of the other host. `keep` leaves the container here,
+    /// stopped.
+    pub fn hand_over(
+        &mut self,
+        departure: &Departure,
+        destination: &str,
+        keep: bool,
+        peer: &mut dyn Peer,
+        events: &mut dyn Events,
+    ) -> Result<HandedOver> {
+        let begin = Instant::now();
+        let record = &departure.record;
+        let paths = self.paths.container(record.id());
+        let Some(init) = record.init else {
+            return Err(Error::NoSuchContainer(record.name().to_owned()));
+        };
+        let options = options();
+        // Images come and go in thousands; not every file system can be told.
+        let _ = arctern_sys::directory::spread_subdirectories(&paths.dir);
+        for dir in [&paths.checkpoint_new(), &paths.capture_dir()] {
+            fs::create_dir(dir).map_err(Error::io("create", dir))?;
+        }
+        let stream = peer.archive().map_err(|e| Error::Capture(Box::new(CaptureError::Hook(e))))?;
+        let writer = ArchiveWriter::stream(stream, destination, Compression::None)
+            .map_err(Error::archive)?;
+        let mut archive = Some(Archive::over(writer, self, record, false)?);
+        let shim = self.connect(record, false).ok();
+        let marker = Marker {
+            transfer: departure.offer.transfer.clone(),
+            destination: destination.to_owned(),
+            phase: Phase::Held,
+        };
+        let mut guard = Guard::prepare(self, record)?;
+        marker.write(&paths.dir)?;
+        self.store.update(record.id(), |r| r.status = Status::Migrating)?;
+        let work = Work {
+            record,
+            pid: init.pid,
+            options: &options,
+            archive: &mut archive,
+            guard: Some(&mut guard),
+            hand_over: Some(HandOver { marker: &marker, peer }),
+        };
+        let captured = self.capture(work, events);
+        match captured {
+            Ok((report, _)) => {
+                guard.end(true, options.lock_limit)?;
+                self.await_end(record, shim)?;
+                if keep {
+                    Marker::remove(&paths.dir)?;
+                    self.sweep(record)?;
+                } else {
+                    self.remove_ended(record)?;
+                }
+                Ok(HandedOver { report, total_us: micros(begin.elapsed()) })
+            }
+            Err(error) if is_doubt(&error) => Err(error),
+            Err(error) => {
+                let opened = guard.end(false, None);
+                self.store.update(record.id(), |r| r.status = Status::Running)?;
+                Marker::remove(&paths.dir)?;
+                self.sweep(record)?;
+                opened.and(Err(error))
+            }
+        }
+    }
+
+    /// What is written down about a move that did not end.
+    pub fn migration(&self, record: &Record) -> Option<Marker> {
+        Marker::read(&self.paths.container(record.id()).dir)
+    }
+
+    /// Ends the doubt: the container runs at its destination and is given up here, or it goes on.
+    pub fn settle_migration(&mut self, name_or_id: &str, fate: Fate, keep: bool) -> Result<()> {
+        let (record, _lock) = self.find_locked(name_or_id)?;
+        if record.status != Status::Migrating {
+            return Err(Error::WrongState {
+                name: record.config.name,
+                status: record.status,
+                needed: "migrating",
+            });
+        }
+        match fate {
+            Fate::Back => self.go_on(&record).map(drop),
+            Fate::Gone => {
+                if let Some(init) = self.init(&record) {
+                    self.kill_init(&record, &init)?;
+                    self.await_cleanup(&record)?;
+                }
+                match keep {
+                    true => Marker::remove(&self.paths.container(record.id()).dir),
+                    false => self.remove_ended(&record),
+                }
+            }
+        }
+    }
+
+    /// A container whose move was given up goes on. The caller holds its lock.
+    pub(crate) fn go_on(&mut self, record: &Record) -> Result<Option<Record>> {
+        let paths = self.paths.container(record.id());
+        crate::network::end_lock(&self.paths, &record.config)?;
+        self.thaw(record);
+        let updated = self.store.update(record.id(), |r| r.status = Status::Running)?;
+        Marker::remove(&paths.dir)?;
+        self.sweep(record)?;
+        Ok(updated)
+    }
+}
+
+/// How a container is captured that moves: with everything it has.
+fn options() -> CheckpointOptions {
+    CheckpointOptions { tcp: TcpPolicy::Established, file_locks: true, ..Default::default() }
+}
+
+fn is_doubt(error: &Error) -> bool {
+    matches!(error, Error::Capture(inner) if matches!(**inner, CaptureError::InDoubt(_)))
+}
+
+/// Bytes of memory that a process has present (`/proc/PID/statm`, second field, in pages).
+fn resident(pid: i32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    text.split_ascii_whitespace().nth(1)?.parse::<u64>().ok().map(|pages| pages * 4096)
+}
+
+/// Bytes of all files below a directory; what cannot be read counts nothing.
+fn tree_bytes(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let bytes = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => tree_bytes(&entry.path()),
+        Ok(metadata) => metadata.len(),
+        Err(_) => 0,
+    };
+    entries.map(bytes).sum()
+}

@@ -1,0 +1,109 @@
+//! What the two hosts say.
+//!
+//! ```text
+//! source                                   destination
+//! Hello                                →
+//!                                      ←   Hello
+//! Offer                                →
+//!                                      ←   Answer: everything that is in the way
+//! Image, data                          →   (when it is not there)
+//! Begin                                →
+//!                                      ←   Ready
+//! Archive, data                        →   frozen from here on
+//!                                      ←   Built: nothing of it has run
+//! Commit                               →   written down by both, each before it acts
+//!                                      ←   Running
+//! Done                                 →   the source's copy is gone
+//! ```
+//!
+//! At any time [`Answer::Failed`] ends the conversation, as does its end without a word: before the
+//! commit the container stays the source's. `Ask` begins a conversation about an earlier move.
+
+use arctern_container::transfer::{Blocker, Offer};
+use serde::{Deserialize, Serialize};
+
+/// Version of this conversation. Both sides must have the same.
+pub const VERSION: u32 = 1;
+
+/// From the source.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Request {
+    /// Who speaks.
+    Hello(Hello),
+    /// A container that is to move.
+    Offer(Box<Offer>),
+    /// The container's image follows as data.
+    Image,
+    /// Make ready: the container comes.
+    Begin,
+    /// The archive follows as data, and is built when it is complete.
+    Archive,
+    /// It is yours.
+    Commit,
+    /// It is gone here: the move can be forgotten.
+    Done,
+    /// What became of this move? If nothing was decided, it is given up.
+    Ask {
+        /// Which one.
+        transfer: String,
+    },
+}
+
+/// From the destination.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Answer {
+    /// Who speaks.
+    Hello(Hello),
+    /// To an offer.
+    Offer {
+        /// Everything that is in the way.
+        blockers: Vec<Blocker>,
+        /// The image is here.
+        has_image: bool,
+    },
+    /// To `Begin`.
+    Ready,
+    /// To the archive.
+    Built,
+    /// To `Commit`.
+    Running {
+        /// What the user should know.
+        warnings: Vec<String>,
+    },
+    /// To `Ask`: it was committed, and the container is here.
+    Taken,
+    /// To `Ask`: it was not committed, and never will be.
+    GivenUp,
+    /// It did not work, and nothing of it is left; after a commit, what is left.
+    Failed {
+        /// The message with its causes.
+        message: String,
+        /// What to do about it.
+        hint: Option<String>,
+    },
+}
+
+/// Who speaks.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The program's version, for people.
+    pub program: String,
+}
+
+impl Hello {
+    /// This program.
+    #[must_use]
+    pub fn new() -> Hello {
+        Hello { version: VERSION, program: env!("CARGO_PKG_VERSION").to_owned() }
+    }
+}
+
+impl Default for Hello {
+    fn default() -> Self {
+        Self::new()
+    }
+}
