@@ -6,6 +6,7 @@ use crate::place::Place;
 use crate::process::Process;
 use crate::skips::Skip;
 use anyhow::{Context, Result, bail};
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -61,14 +62,20 @@ impl Host {
         self.base.path()
     }
 
-    /// `arctern ARGUMENTS` on this host.
-    pub fn command(&self, arguments: &[&str]) -> Command {
+    /// A command that will run on this host.
+    pub fn enter(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.place.path()));
         if let Some(holder) = &self.mounts {
             command.arg(format!("--mount=/proc/{}/ns/mnt", holder.id()));
         }
-        command.arg(built("ARCTERN", "arctern"));
+        command.arg(program);
+        command
+    }
+
+    /// `arctern ARGUMENTS` on this host.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.enter(built("ARCTERN", "arctern"));
         command.arg("--root").arg(self.base.path().join("root"));
         command.arg("--runroot").arg(self.base.path().join("run"));
         command.args(arguments);

@@ -14,5 +14,6 @@ pub mod process;
 pub mod random;
 pub mod relay;
 pub mod skips;
+pub mod ssh;
 pub mod travel;
 pub mod workload;

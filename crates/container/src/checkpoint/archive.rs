@@ -39,7 +39,7 @@ impl Archive {
         super::note_target(&host.paths.container(record.id()), file)?;
         let compression = options.compression.unwrap_or_else(|| Compression::from_file_name(file));
         let writer = ArchiveWriter::create(file, compression).map_err(Error::archive)?;
-        Archive::over(writer, host, record, options.with_image).map(Some)
+        Archive::over(writer, host, record, options).map(Some)
     }
 
     /// As [`Archive::begin`], over a writer that was begun.
@@ -47,7 +47,7 @@ impl Archive {
         writer: ArchiveWriter,
         host: &Host,
         record: &Record,
-        with_image: bool,
+        options: &CheckpointOptions,
     ) -> Result<Archive> {
         let facts = HostFacts::gather().map_err(Error::system("read the facts of this machine"))?;
         let container = ContainerFacts {
@@ -59,7 +59,7 @@ impl Archive {
         let seconds = u64::try_from(Timestamp::now().0 / 1_000_000_000).unwrap_or(0);
         let paths = host.paths.container(record.id());
         let spec = paths.spec();
-        let image = match with_image {
+        let image = match options.with_image {
             true => {
                 Some(host.images.export_image(&record.config.image_id).map_err(Error::storage)?)
             }

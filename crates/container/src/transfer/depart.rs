@@ -109,7 +109,7 @@ impl Host {
         let stream = peer.archive().map_err(|e| Error::Capture(Box::new(CaptureError::Hook(e))))?;
         let writer = ArchiveWriter::stream(stream, destination, Compression::None)
             .map_err(Error::archive)?;
-        let mut archive = Some(Archive::over(writer, self, record, false)?);
+        let mut archive = Some(Archive::over(writer, self, record, &options)?);
         let shim = self.connect(record, false).ok();
         let marker = Marker {
             transfer: departure.offer.transfer.clone(),
@@ -131,7 +131,7 @@ impl Host {
         match captured {
             Ok((report, _)) => {
                 guard.end(true, options.lock_limit)?;
-                self.await_end(record, shim)?;
+                self.await_end(record, shim, None)?;
                 if keep {
                     Marker::remove(&paths.dir)?;
                     self.sweep(record)?;
@@ -171,7 +171,7 @@ impl Host {
             Fate::Gone => {
                 if let Some(init) = self.init(&record) {
                     self.kill_init(&record, &init)?;
-                    self.await_cleanup(&record)?;
+                    self.await_cleanup(&record, None)?;
                 }
                 match keep {
                     true => Marker::remove(&self.paths.container(record.id()).dir),
