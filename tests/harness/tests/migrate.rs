@@ -5,12 +5,13 @@
 use anyhow::{Context, Result, ensure};
 use arctern_harness::capture::Capture;
 use arctern_harness::host::Host;
-use arctern_harness::lab::{Lab, SUBNET, address};
+use arctern_harness::lab::{Lab, address};
 use arctern_harness::load::{Download, Load, hexadecimal};
 use arctern_harness::place::Place;
 use arctern_harness::random::rounds;
 use arctern_harness::skips::judge;
 use arctern_harness::ssh::Sshd;
+use arctern_harness::travel::Lan;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::net::{SocketAddr, TcpStream};
@@ -25,21 +26,7 @@ struct Machine {
 
 impl Machine {
     fn new(lab: &Lab, number: u8) -> Result<Machine> {
-        let host = lab.bridged_host(number)?;
-        let range = format!("192.0.2.{}-192.0.2.{}", number * 16, number * 16 + 15);
-        host.arctern(&[
-            "network",
-            "create",
-            "--subnet",
-            SUBNET,
-            "--ip-range",
-            &range,
-            "-o",
-            "mode=unmanaged",
-            "--interface-name",
-            "br0",
-            "lan",
-        ])?;
+        let host = Lan::PlainBridge.host(lab, number)?;
         let sshd = Sshd::start(&host, address(number).into())?;
         Ok(Machine { host, sshd })
     }
