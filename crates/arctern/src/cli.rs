@@ -11,6 +11,10 @@ use crate::commands::{
     restore, rm, rmi, run, start, stop, system_check, tag, version, volume_create, volume_exists,
     volume_export, volume_import, volume_inspect, volume_ls, volume_prune, volume_rm, wait,
 };
+use crate::commands::{
+    history, image_exists, image_inspect, image_prune, image_tree, load, login, logout, pull, push,
+    save, untag,
+};
 
 /// Heading of the options that every command has.
 const GLOBAL: &str = "Global options";
@@ -102,6 +106,14 @@ pub enum Command {
     Images(images::Args),
     Rmi(rmi::Args),
     Tag(tag::Args),
+    Untag(untag::Args),
+    Pull(pull::Args),
+    Push(push::Args),
+    Load(load::Args),
+    Save(save::Args),
+    History(history::Args),
+    Login(login::Args),
+    Logout(logout::Args),
     /// Manage images
     #[command(subcommand)]
     Image(Image),
@@ -199,20 +211,38 @@ impl From<Container> for Command {
 /// `arctern image …`
 #[derive(Debug, Subcommand)]
 pub enum Image {
+    Pull(pull::Args),
+    Push(push::Args),
+    Load(load::Args),
+    Save(save::Args),
     Import(import::Args),
     #[command(name = "ls", visible_alias = "list")]
     Ls(images::Args),
-    Rm(rmi::Args),
+    Inspect(image_inspect::Args),
+    History(history::Args),
+    Tree(image_tree::Args),
+    Exists(image_exists::Args),
     Tag(tag::Args),
+    Untag(untag::Args),
+    Rm(rmi::Args),
+    Prune(image_prune::Args),
 }
 
-impl From<Image> for Command {
-    fn from(command: Image) -> Command {
-        match command {
+impl Image {
+    /// The command of the first level that does the same; itself where there is none.
+    pub fn short_form(self) -> Command {
+        match self {
+            Image::Pull(a) => Command::Pull(a),
+            Image::Push(a) => Command::Push(a),
+            Image::Load(a) => Command::Load(a),
+            Image::Save(a) => Command::Save(a),
             Image::Import(a) => Command::Import(a),
             Image::Ls(a) => Command::Images(a),
-            Image::Rm(a) => Command::Rmi(a),
+            Image::History(a) => Command::History(a),
             Image::Tag(a) => Command::Tag(a),
+            Image::Untag(a) => Command::Untag(a),
+            Image::Rm(a) => Command::Rmi(a),
+            own => Command::Image(own),
         }
     }
 }

@@ -9,6 +9,7 @@ mod cli;
 mod commands;
 mod progress;
 mod report;
+mod transfer;
 
 use std::process::ExitCode;
 

@@ -78,6 +78,14 @@ impl Table {
     }
 }
 
+/// Asks whether to go on; only `y` and `yes` mean that.
+pub fn confirm(question: &str) -> std::io::Result<bool> {
+    eprint!("{question} [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+}
+
 /// Bytes for people: `3.2 MB`, decimal units as Podman's.
 pub fn size(bytes: u64) -> String {
     const UNITS: &[&str] = &["B", "kB", "MB", "GB", "TB", "PB"];

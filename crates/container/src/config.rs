@@ -231,6 +231,9 @@ pub struct ContainerConfig {
     /// Full name of the image.
     #[serde(rename = "rootfsImageName", default)]
     pub image_name: String,
+    /// Where registries have the image, `REGISTRY/PATH@sha256:HEX`; only in archives.
+    #[serde(rename = "rootfsImageRef", default, skip_serializing_if = "String::is_empty")]
+    pub image_ref: String,
     /// The image as the user named it.
     #[serde(rename = "RawImageName", default)]
     pub raw_image_name: String,

@@ -4,6 +4,8 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
+pub use arctern_storage::chain;
+
 use crate::state::Status;
 
 /// Result of an operation on containers.
@@ -366,20 +368,4 @@ impl Error {
     pub fn chain(&self) -> String {
         chain(self)
     }
-}
-
-/// An error with all its causes, in one line; a cause that only repeats its parent is left out.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let message = cause.to_string();
-        if !text.ends_with(&message) {
-            text.push_str(": ");
-            text.push_str(&message);
-        }
-        source = cause.source();
-    }
-    text
 }

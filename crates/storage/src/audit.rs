@@ -223,7 +223,9 @@ impl Store {
         known: &mut BTreeMap<String, bool>,
     ) -> Result<Vec<String>, StoreError> {
         let mut wrong = Vec::new();
-        for hex in &image.layers {
+        // Of a checkpoint only the archive is kept.
+        let unpacked = if image.checkpoint.is_empty() { image.layers.as_slice() } else { &[] };
+        for hex in unpacked {
             if !self.layer_dir(hex).join("diff").is_dir() {
                 wrong.push(format!("its layer {} is gone", short(hex)));
             }

@@ -142,7 +142,7 @@ impl Beneath {
 }
 
 /// Whether an error says that a path does not exist.
-fn is_absent(error: &io::Error) -> bool {
+pub(crate) fn is_absent(error: &io::Error) -> bool {
     let code = error.raw_os_error();
     code == Some(Errno::NOENT.raw_os_error()) || code == Some(Errno::NOTDIR.raw_os_error())
 }

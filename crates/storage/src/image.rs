@@ -1,6 +1,6 @@
 //! Images: the index of names, content-addressed configurations and manifests, import, removal.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::path::PathBuf;
 
@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::change::Changes;
 use crate::layer::{Layer, sha256_hex};
-use crate::names::ImageName;
-use crate::store::{AtPath, Scratch, Store, StoreError, clear, sync_dir, write_durably};
+use crate::names::{ImageName, Parts, is_end_of};
+use crate::registry::Conf;
+use crate::store::{AtPath, Store, StoreError, sync_dir, write_durably};
 use crate::unpack::Whiteouts;
 
 /// An image of the store.
@@ -36,6 +37,24 @@ pub struct Image {
     pub created: String,
     /// Bytes of file contents in all layers.
     pub size: u64,
+    /// Where registries have it: `REGISTRY/PATH@sha256:HEX`, of the manifest or of an index with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub digests: Vec<String>,
+    /// What is said of the checkpoint that the image is; empty for images that can be run. Only the
+    /// archive of its layer is kept, not unpacked.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub checkpoint: BTreeMap<String, String>,
+}
+
+impl Image {
+    /// Which of its names is meant by a short or complete one; none when it was meant by its id.
+    pub fn name_meant(&self, text: &str) -> Option<String> {
+        let wanted = ImageName::candidates(text).ok()?;
+        let exact = |n: &&String| wanted.iter().any(|w| w.to_string() == **n);
+        let ends = |n: &&String| ImageName::local(n).is_ok_and(|n| n.ends_with(text));
+        let names = || self.names.iter();
+        names().find(exact).or_else(|| names().find(ends)).cloned()
+    }
 }
 
 /// What [`Store::import`] is to make of an archive.
@@ -51,9 +70,9 @@ pub struct ImportOptions {
 
 /// The index file.
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct Index {
+pub(crate) struct Index {
     version: u32,
-    images: Vec<Image>,
+    pub images: Vec<Image>,
 }
 
 impl Store {
@@ -98,6 +117,8 @@ impl Store {
             layers: vec![layer],
             created,
             names: name.into_iter().collect(),
+            digests: Vec::new(),
+            checkpoint: BTreeMap::new(),
         })
     }
 
@@ -120,13 +141,27 @@ impl Store {
         self.find(&index, name_or_id).map(|at| index.images[at].clone())
     }
 
-    fn find(&self, index: &Index, wanted: &str) -> Result<usize, StoreError> {
+    pub(crate) fn find(&self, index: &Index, wanted: &str) -> Result<usize, StoreError> {
         let missing = || StoreError::NoSuchImage(wanted.to_owned(), self.root().to_owned());
         let named = |name: &str| {
             let has = |image: &Image| image.names.iter().any(|n| n == name);
             index.images.iter().position(has)
         };
+        if wanted.contains('@') {
+            let wanted = Parts::of(wanted)?;
+            let fits =
+                |image: &Image| image.digests.iter().any(|digest| is_pinned(&wanted, digest));
+            return index.images.iter().position(fits).ok_or_else(missing);
+        }
         if let Ok(names) = ImageName::candidates(wanted) {
+            let alias =
+                Conf::load()?.alias(wanted.split(':').next().unwrap_or(wanted)).map(|alias| {
+                    let tag = wanted.split_once(':').map_or("latest", |(_, tag)| tag);
+                    format!("{alias}:{tag}")
+                });
+            if let Some(at) = alias.and_then(|alias| named(&alias)) {
+                return Ok(at);
+            }
             let mut found = names.iter().filter_map(|name| named(&name.to_string()));
             if let Some(at) = found.next() {
                 return Ok(at);
@@ -170,47 +205,6 @@ impl Store {
         Ok(index.images[at].clone())
     }
 
-    /// Removes a name from an image, and the image with its layers when that was the last one.
-    /// Given by id, an image with several names is removed only with `force`.
-    ///
-    /// # Errors
-    /// [`StoreError::ImageInUse`] while a container root is made from it, with or without `force`;
-    /// [`StoreError::SeveralNames`]; as [`Store::resolve`].
-    pub fn remove_image(&self, name_or_id: &str, force: bool) -> Result<Removed, StoreError> {
-        let lock = self.lock()?;
-        let mut index = self.read_index()?;
-        let at = self.find(&index, name_or_id)?;
-        let image = index.images[at].clone();
-        let by_id = image.id.starts_with(name_or_id.strip_prefix("sha256:").unwrap_or(name_or_id));
-        if !by_id && image.names.len() > 1 && !force {
-            let wanted = ImageName::candidates(name_or_id)?;
-            let matches = |n: &&String| {
-                wanted.iter().any(|w| w.to_string() == **n)
-                    || ImageName::local(n).is_ok_and(|n| n.ends_with(name_or_id))
-            };
-            if let Some(name) = image.names.iter().find(matches).cloned() {
-                index.images[at].names.retain(|n| *n != name);
-                self.write_index(&index)?;
-                return Ok(Removed { untagged: vec![name], deleted: None });
-            }
-        }
-        if by_id && image.names.len() > 1 && !force {
-            return Err(StoreError::SeveralNames { image: image.id, names: image.names });
-        }
-        let users = self.users_of(&image.id)?;
-        if !users.is_empty() {
-            return Err(StoreError::ImageInUse { image: image.id, users });
-        }
-        index.images.remove(at);
-        // The index first: a crash in between leaves files that nothing refers to, not an image
-        // that lacks files.
-        self.write_index(&index)?;
-        let graves = self.collect_garbage()?;
-        drop(lock);
-        clear(graves)?;
-        Ok(Removed { untagged: image.names, deleted: Some(image.id) })
-    }
-
     /// The configuration of an image.
     ///
     /// # Errors
@@ -238,7 +232,7 @@ impl Store {
 
     /// Records an image whose layers were unpacked.
     pub(crate) fn add_image(&self, new: NewImage) -> Result<Image, StoreError> {
-        let NewImage { config, manifest, layers, created, names } = new;
+        let NewImage { config, manifest, layers, created, names, digests, checkpoint } = new;
         let _lock = self.lock()?;
         let id = sha256_hex(&config);
         let manifest = match manifest {
@@ -254,10 +248,12 @@ impl Store {
             blobs: layers.iter().map(|l| l.blob.hex.clone()).collect(),
             created,
             size: layers.iter().map(|l| l.size).sum(),
+            digests,
+            checkpoint,
         };
         for layer in layers {
             let place = self.layer_dir(&layer.hex);
-            if let Some((_scratch, dir)) = &layer.unpacked
+            if let Some(dir) = &layer.unpacked
                 && !place.exists()
             {
                 std::fs::rename(dir, &place).at("rename into place", &place)?;
@@ -274,8 +270,12 @@ impl Store {
         let at = match index.images.iter().position(|i| i.id == image.id) {
             // The same image in other clothes (compression): the newer ones are kept.
             Some(at) => {
-                let names = std::mem::take(&mut index.images[at].names);
-                index.images[at] = Image { names, ..image };
+                let old = &mut index.images[at];
+                let mut image = Image { names: std::mem::take(&mut old.names), ..image };
+                let known = std::mem::replace(&mut old.digests, image.digests);
+                image.digests = known;
+                let new = std::mem::replace(old, image).digests;
+                note(&mut index.images[at].digests, &new);
                 at
             }
             None => {
@@ -293,11 +293,45 @@ impl Store {
         Ok(image)
     }
 
+    /// Gives an image that is here whole more names and digests. None when it is not here.
+    pub(crate) fn adopt(
+        &self,
+        manifest: &str,
+        names: &[ImageName],
+        digests: &[String],
+    ) -> Result<Option<Image>, StoreError> {
+        let _lock = self.lock()?;
+        let mut index = self.read_index()?;
+        let Some(at) = index.images.iter().position(|image| image.manifest == manifest) else {
+            return Ok(None);
+        };
+        for name in names.iter().map(ToString::to_string) {
+            if !index.images[at].names.contains(&name) {
+                take_name(&mut index, &name);
+                index.images[at].names.push(name);
+            }
+        }
+        note(&mut index.images[at].digests, digests);
+        self.write_index(&index)?;
+        Ok(Some(index.images[at].clone()))
+    }
+
+    /// Notes where registries have an image.
+    pub(crate) fn note_digest(&self, id: &str, digest: String) -> Result<(), StoreError> {
+        let _lock = self.lock()?;
+        let mut index = self.read_index()?;
+        if let Some(image) = index.images.iter_mut().find(|image| image.id == id) {
+            note(&mut image.digests, &[digest]);
+            self.write_index(&index)?;
+        }
+        Ok(())
+    }
+
     fn index_path(&self) -> PathBuf {
         self.root().join("images.json")
     }
 
-    fn read_index(&self) -> Result<Index, StoreError> {
+    pub(crate) fn read_index(&self) -> Result<Index, StoreError> {
         let path = self.index_path();
         match std::fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes)
@@ -309,52 +343,12 @@ impl Store {
         }
     }
 
-    fn write_index(&self, index: &Index) -> Result<(), StoreError> {
+    pub(crate) fn write_index(&self, index: &Index) -> Result<(), StoreError> {
         let path = self.index_path();
         let bytes = serde_json::to_vec_pretty(index)
             .map_err(|source| StoreError::Damaged { path: path.clone(), source })?;
         write_durably(&path, &bytes)
     }
-
-    /// The layers and blobs that images and container roots refer to.
-    pub(crate) fn referenced(&self) -> Result<(BTreeSet<String>, BTreeSet<String>), StoreError> {
-        let index = self.read_index()?;
-        let mut layers: BTreeSet<String> = BTreeSet::new();
-        let mut blobs: BTreeSet<String> = BTreeSet::new();
-        for image in &index.images {
-            layers.extend(image.layers.iter().cloned());
-            blobs.extend([image.id.clone(), image.manifest.clone()]);
-            blobs.extend(image.blobs.iter().cloned());
-        }
-        layers.extend(self.layers_in_use()?);
-        Ok((layers, blobs))
-    }
-
-    /// Buries layers and blobs that no image and no container root refers to. The caller holds the
-    /// lock: things are put in their places and referred to without letting it go.
-    pub(crate) fn collect_garbage(&self) -> Result<Vec<Scratch>, StoreError> {
-        let (layers, blobs) = self.referenced()?;
-        let mut graves = Vec::new();
-        for (dir, keep) in [("layers", &layers), ("blobs/sha256", &blobs)] {
-            let dir = self.root().join(dir);
-            for entry in std::fs::read_dir(&dir).at("list", &dir)? {
-                let entry = entry.at("list", &dir)?;
-                if !keep.contains(&*entry.file_name().to_string_lossy()) {
-                    self.bury(&entry.path(), &mut graves)?;
-                }
-            }
-        }
-        Ok(graves)
-    }
-}
-
-/// What [`Store::remove_image`] did.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Removed {
-    /// Names that are gone.
-    pub untagged: Vec<String>,
-    /// Id of the image, when it is gone.
-    pub deleted: Option<String>,
 }
 
 /// An image that is about to be recorded.
@@ -370,9 +364,29 @@ pub(crate) struct NewImage {
     pub created: String,
     /// Its names, which are taken from the images that have them.
     pub names: Vec<ImageName>,
+    /// Where registries have it.
+    pub digests: Vec<String>,
+    /// What is said of the checkpoint that it is.
+    pub checkpoint: BTreeMap<String, String>,
 }
 
-fn take_name(index: &mut Index, name: &str) {
+/// Adds what is not there yet.
+fn note(list: &mut Vec<String>, more: &[String]) {
+    for entry in more {
+        if !list.contains(entry) {
+            list.push(entry.clone());
+        }
+    }
+}
+
+/// Whether `digest`, as an image has it, is what a name with a digest means. Short names fit at the
+/// end of the repository.
+fn is_pinned(wanted: &Parts<'_>, digest: &str) -> bool {
+    let Some((repository, hex)) = digest.split_once("@sha256:") else { return false };
+    wanted.digest == Some(hex) && is_end_of(wanted.repository, repository)
+}
+
+pub(crate) fn take_name(index: &mut Index, name: &str) {
     for image in &mut index.images {
         image.names.retain(|n| n != name);
     }

@@ -21,8 +21,17 @@ pub(crate) struct Layer {
     pub size: u64,
     /// The archive it came in.
     pub blob: Blob,
-    /// Where it was unpacked; `None` when the store had it already.
-    pub unpacked: Option<(Scratch, PathBuf)>,
+    /// Holds what has not got its place yet.
+    pub _scratch: Option<Scratch>,
+    /// Where it was unpacked; `None` when the store had it already, or only keeps the archive.
+    pub unpacked: Option<PathBuf>,
+}
+
+impl Layer {
+    /// One that the store has already.
+    pub fn in_place(hex: &str, size: u64, blob: Blob) -> Self {
+        Layer { hex: hex.to_owned(), size, blob, _scratch: None, unpacked: None }
+    }
 }
 
 /// A content-addressed file that is not yet in its place.
@@ -71,16 +80,35 @@ pub(crate) fn sniff<R: Read>(mut stream: R) -> Result<(Compression, impl Read), 
 }
 
 /// The stream inside a compressed one.
-pub(crate) fn decompress<'a>(
+pub(crate) enum Decompressed<R: Read> {
+    Plain(BufReader<R>),
+    Gzip(Box<flate2::bufread::MultiGzDecoder<BufReader<R>>>),
+    Zstd(zstd::Decoder<'static, BufReader<R>>),
+}
+
+impl<R: Read> Read for Decompressed<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Decompressed::Plain(stream) => stream.read(buf),
+            Decompressed::Gzip(stream) => stream.read(buf),
+            Decompressed::Zstd(stream) => stream.read(buf),
+        }
+    }
+}
+
+/// Takes the compression off a stream.
+pub(crate) fn decompress<R: Read>(
     compression: Compression,
-    stream: impl Read + 'a,
-) -> Result<Box<dyn Read + 'a>, StoreError> {
+    stream: R,
+) -> Result<Decompressed<R>, StoreError> {
     let stream = BufReader::with_capacity(256 * 1024, stream);
     Ok(match compression {
-        Compression::Plain => Box::new(stream),
-        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(stream)),
+        Compression::Plain => Decompressed::Plain(stream),
+        Compression::Gzip => {
+            Decompressed::Gzip(Box::new(flate2::bufread::MultiGzDecoder::new(stream)))
+        }
         Compression::Zstd => {
-            Box::new(zstd::Decoder::with_buffer(stream).map_err(StoreError::ReadArchive)?)
+            Decompressed::Zstd(zstd::Decoder::with_buffer(stream).map_err(StoreError::ReadArchive)?)
         }
     })
 }
@@ -121,10 +149,14 @@ impl Store {
         let (mut file, hex, len) = sink.finish();
         file.flush().at("write", &path)?;
         let (diff_hex, size, dir) = unpacked;
+        let mut entries = std::fs::read_dir(dir.join("diff")).at("list", &dir)?;
+        if entries.next().is_none() {
+            return Err(StoreError::NotAnImage("it is empty"));
+        }
         let blob = Blob { hex, len, media, path };
         let fd = open_dir(&dir)?;
         rustix::fs::syncfs(&fd).at("sync", &dir)?;
-        Ok(Layer { hex: diff_hex, size, blob, unpacked: Some((scratch, dir)) })
+        Ok(Layer { hex: diff_hex, size, blob, _scratch: Some(scratch), unpacked: Some(dir) })
     }
 
     /// Unpacks a plain archive: digest, bytes of contents, and where it is.
@@ -141,9 +173,6 @@ impl Store {
         let mut unpacker = Unpacker::new(&diff, whiteouts).at("open", &diff)?;
         unpacker.unpack(&mut TarStream::new(&mut archive))?;
         let unpacked = unpacker.finish()?;
-        if unpacked.entries == 0 && whiteouts == Whiteouts::Dropped {
-            return Err(StoreError::NotAnImage("it is empty"));
-        }
         if unpacked.dropped_xattrs > 0 {
             tracing::warn!(
                 count = unpacked.dropped_xattrs,
@@ -201,9 +230,9 @@ impl<T: Write> Write for Digesting<T> {
 }
 
 /// A reader that writes a copy of what passes through.
-struct Tee<R, W> {
-    stream: R,
-    copy: W,
+pub(crate) struct Tee<R, W> {
+    pub stream: R,
+    pub copy: W,
 }
 
 impl<R: Read, W: Write> Read for Tee<R, W> {

@@ -1,5 +1,4 @@
-//! Images in files: OCI image layouts in a tar stream, which every engine reads, and the older
-//! archives that `docker save` and `podman save` write.
+//! Loading images from files: OCI image layouts in a tar stream, and the archives of Docker's form.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,7 +12,7 @@ use serde::Deserialize;
 use tar::EntryType;
 
 use crate::image::{Image, NewImage};
-use crate::layer::{Blob, Digesting, Layer, decompress, sha256_hex, sniff};
+use crate::layer::{Blob, Compression, Digesting, Layer, decompress, sha256_hex, sniff};
 use crate::names::ImageName;
 use crate::store::{AtPath, Scratch, Store, StoreError};
 use crate::tarstream::TarStream;
@@ -22,88 +21,9 @@ use crate::unpack::Whiteouts;
 /// The most that is read of a description (index, manifest, configuration) into memory.
 const MAX_DESCRIPTION: u64 = 16 << 20;
 /// Annotation of an index entry that carries the image's name.
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// The same as containerd and Docker write it.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
-
-/// An image as a tar stream of known length.
-pub struct ImageArchive {
-    members: std::vec::IntoIter<(String, Content)>,
-    current: Option<Box<dyn Read + Send>>,
-    size: u64,
-}
-
-#[derive(Debug)]
-enum Content {
-    Bytes(Vec<u8>),
-    File(PathBuf, u64),
-}
-
-impl std::fmt::Debug for ImageArchive {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ImageArchive").field("size", &self.size).finish_non_exhaustive()
-    }
-}
-
-impl Content {
-    fn len(&self) -> u64 {
-        match self {
-            Content::Bytes(bytes) => bytes.len() as u64,
-            Content::File(_, len) => *len,
-        }
-    }
-}
-
-impl ImageArchive {
-    /// Length of the whole stream in bytes.
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
-    fn new(members: Vec<(String, Content)>) -> Self {
-        let padded = |len: u64| len.next_multiple_of(512) + 512;
-        let size = members.iter().map(|(_, c)| padded(c.len())).sum::<u64>() + 1024;
-        ImageArchive { members: members.into_iter(), current: None, size }
-    }
-
-    /// The stream of the next member with header and padding; the end mark after the last.
-    fn advance(&mut self) -> io::Result<Option<Box<dyn Read + Send>>> {
-        let Some((name, content)) = self.members.next() else {
-            return Ok(None);
-        };
-        let mut header = tar::Header::new_ustar();
-        header.set_path(&name)?;
-        header.set_mode(0o644);
-        header.set_size(content.len());
-        header.set_entry_type(EntryType::Regular);
-        header.set_cksum();
-        let padding = content.len().next_multiple_of(512) - content.len();
-        let head = io::Cursor::new(header.as_bytes().to_vec());
-        let body: Box<dyn Read + Send> = match content {
-            Content::Bytes(bytes) => Box::new(io::Cursor::new(bytes)),
-            Content::File(path, len) => Box::new(File::open(path)?.take(len)),
-        };
-        let end = if self.members.len() == 0 { 1024 } else { 0 };
-        Ok(Some(Box::new(head.chain(body).chain(io::repeat(0).take(padding + end)))))
-    }
-}
-
-impl Read for ImageArchive {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        loop {
-            if let Some(current) = &mut self.current {
-                let n = current.read(buf)?;
-                if n > 0 || buf.is_empty() {
-                    return Ok(n);
-                }
-            }
-            self.current = self.advance()?;
-            if self.current.is_none() {
-                return Ok(0);
-            }
-        }
-    }
-}
 
 /// `manifest.json` of the older archives.
 #[derive(Deserialize)]
@@ -126,54 +46,24 @@ struct Loaded {
     len: u64,
 }
 
-impl Store {
-    /// An image as an OCI image layout, with all its names.
-    ///
-    /// # Errors
-    /// As [`Store::resolve`]; [`StoreError::Io`], [`StoreError::Damaged`].
-    pub fn export_image(&self, name_or_id: &str) -> Result<ImageArchive, StoreError> {
-        let image = self.resolve(name_or_id)?;
-        let manifest_path = self.blob(&image.manifest);
-        let bytes = std::fs::read(&manifest_path).at("read", &manifest_path)?;
-        let damaged = |source| StoreError::Damaged { path: manifest_path.clone(), source };
-        let manifest: ImageManifest = serde_json::from_slice(&bytes).map_err(damaged)?;
-        let digest = image.manifest.parse::<Sha256Digest>();
-        let digest = digest.map_err(|_| StoreError::NotAnImage("manifest digest"))?;
-        let entry = |name: Option<&String>| {
-            let mut entry =
-                Descriptor::new(MediaType::ImageManifest, bytes.len() as u64, digest.clone());
-            if let Some(name) = name {
-                entry.set_annotations(Some([(REF_NAME.to_owned(), name.clone())].into()));
-            }
-            entry
+impl Loaded {
+    /// As the archive of a layer, and what is in it.
+    fn open(&self, store: &Store) -> Result<(Blob, Compression, impl Read), StoreError> {
+        // Another image of the archive may have it, too: then it has its place already.
+        let place = store.blob(&self.hex);
+        let path = if self.path.exists() { &self.path } else { &place };
+        let (compression, stream) = sniff(File::open(path).at("open", path)?)?;
+        let blob = Blob {
+            hex: self.hex.clone(),
+            len: self.len,
+            media: compression.layer_media(),
+            path: path.clone(),
         };
-        let mut entries: Vec<Descriptor> = image.names.iter().map(|n| entry(Some(n))).collect();
-        if entries.is_empty() {
-            entries.push(entry(None));
-        }
-        let mut index = ImageIndex::default();
-        index.set_schema_version(2).set_media_type(Some(MediaType::ImageIndex));
-        index.set_manifests(entries);
-        let index = serde_json::to_vec(&index).map_err(damaged)?;
-        let mut members = vec![
-            (
-                "oci-layout".to_owned(),
-                Content::Bytes(br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec()),
-            ),
-            ("index.json".to_owned(), Content::Bytes(index)),
-        ];
-        let blobs = std::iter::once(image.manifest.as_str())
-            .chain(std::iter::once(image.id.as_str()))
-            .chain(manifest.layers().iter().filter_map(|l| l.as_digest_sha256()));
-        let mut seen = std::collections::BTreeSet::new();
-        for hex in blobs.filter(|hex| seen.insert(hex.to_string())) {
-            let path = self.blob(hex);
-            let len = std::fs::metadata(&path).at("inspect", &path)?.len();
-            members.push((format!("blobs/sha256/{hex}"), Content::File(path, len)));
-        }
-        Ok(ImageArchive::new(members))
+        Ok((blob, compression, stream))
     }
+}
 
+impl Store {
     /// Takes the images from an archive that [`Store::export_image`], `podman save`, `docker save`
     /// or `skopeo` wrote, compressed or not. Every digest is checked.
     ///
@@ -275,37 +165,51 @@ impl Store {
         if diff_ids.len() != files.len() {
             return Err(StoreError::NotAnImage("configuration and manifest differ in layers"));
         }
+        let described = manifest.as_deref().map(serde_json::from_slice::<ImageManifest>);
+        let described = described.transpose().map_err(|_| StoreError::NotAnImage("manifest"))?;
+        let checkpoint = described
+            .map(|manifest| crate::checkpoint_image::annotations(manifest.annotations()))
+            .unwrap_or_default();
+        // What is here must stay until it is referred to.
+        let diffs = diff_ids.iter().map(|id| id.strip_prefix("sha256:").unwrap_or(id)).collect();
+        self.pin(scratch, diffs, files.iter().map(|file| file.hex.as_str()).collect())?;
         let mut layers = Vec::new();
         for (number, (file, diff_id)) in files.iter().zip(diff_ids).enumerate() {
             let expected = diff_id.strip_prefix("sha256:").unwrap_or(diff_id);
-            layers.push(self.load_layer(file, expected, number == 0)?);
+            layers.push(match checkpoint.is_empty() {
+                true => self.load_layer(file, expected, number == 0)?,
+                false => self.load_archive(file, expected)?,
+            });
         }
         // Names that we could not write are no reason to refuse the image.
         let names = names.iter().filter_map(|n| ImageName::local(n).ok()).collect();
         let created = parsed.created().clone().unwrap_or_default();
-        let image = NewImage { config, manifest, layers, created, names };
+        let digests = Vec::new();
+        let image = NewImage { config, manifest, layers, created, names, digests, checkpoint };
         let added = self.add_image(image);
         // The scratch directory holds the blobs until they are in their places.
         tracing::trace!(scratch = %scratch.path().display(), "loaded");
         added
     }
 
-    fn load_layer(&self, file: &Loaded, diff: &str, lowest: bool) -> Result<Layer, StoreError> {
-        let open = || File::open(&file.path).at("open", &file.path);
-        let (compression, stream) = sniff(open()?)?;
-        let blob = Blob {
-            hex: file.hex.clone(),
-            len: file.len,
-            media: compression.layer_media(),
-            path: file.path.clone(),
-        };
-        if let Some(size) = self.layer_size(diff)? {
-            return Ok(Layer { hex: diff.to_owned(), size, blob, unpacked: None });
+    /// The layer of an image that is a checkpoint: its archive is kept and not unpacked.
+    fn load_archive(&self, file: &Loaded, diff: &str) -> Result<Layer, StoreError> {
+        let (blob, compression, stream) = file.open(self)?;
+        let mut plain = Digesting::new(decompress(compression, stream)?);
+        io::copy(&mut plain, &mut io::sink()).map_err(StoreError::ReadArchive)?;
+        let (_, found, _) = plain.finish();
+        match found == diff {
+            true => Ok(Layer::in_place(diff, file.len, blob)),
+            false => Err(StoreError::DigestMismatch { what: format!("layer {diff}"), found }),
         }
-        let whiteouts = match lowest {
-            true => Whiteouts::Dropped,
-            false => Whiteouts::ToOverlay,
-        };
+    }
+
+    fn load_layer(&self, file: &Loaded, diff: &str, lowest: bool) -> Result<Layer, StoreError> {
+        let (blob, compression, stream) = file.open(self)?;
+        if let Some(size) = self.layer_size(diff)? {
+            return Ok(Layer::in_place(diff, size, blob));
+        }
+        let whiteouts = Whiteouts::of_layer(lowest);
         let scratch = self.scratch()?;
         let plain = decompress(compression, stream)?;
         let (found, size, dir) = self.unpack_layer(&scratch, plain, whiteouts)?;
@@ -314,7 +218,7 @@ impl Store {
         }
         let fd = crate::store::open_dir(&dir)?;
         rustix::fs::syncfs(&fd).at("sync", &dir)?;
-        Ok(Layer { hex: found, size, blob, unpacked: Some((scratch, dir)) })
+        Ok(Layer { hex: found, size, blob, _scratch: Some(scratch), unpacked: Some(dir) })
     }
 }
 

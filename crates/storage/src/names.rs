@@ -17,7 +17,11 @@ impl ImageName {
     /// # Errors
     /// [`StoreError::BadName`].
     pub fn local(text: &str) -> Result<Self, StoreError> {
-        let (repository, tag) = split(text)?;
+        let Parts { repository, tag, digest } = Parts::of(text)?;
+        if digest.is_some() {
+            let reason = "a digest cannot be given to an image: it has one";
+            return Err(StoreError::BadName { name: text.to_owned(), reason });
+        }
         let repository = match has_registry(repository) {
             true => repository.to_owned(),
             false => format!("localhost/{repository}"),
@@ -30,7 +34,7 @@ impl ImageName {
     /// # Errors
     /// [`StoreError::BadName`].
     pub fn candidates(text: &str) -> Result<Vec<Self>, StoreError> {
-        let (repository, tag) = split(text)?;
+        let Parts { repository, tag, .. } = Parts::of(text)?;
         let tag = tag.unwrap_or("latest");
         let name = |repository: String| ImageName { repository, tag: tag.to_owned() };
         if has_registry(repository) {
@@ -52,14 +56,10 @@ impl ImageName {
 
     /// Whether this name ends in the short name `text`, at a path boundary.
     pub fn ends_with(&self, text: &str) -> bool {
-        let Ok((repository, tag)) = split(text) else {
+        let Ok(Parts { repository, tag, .. }) = Parts::of(text) else {
             return false;
         };
-        self.tag == tag.unwrap_or("latest")
-            && self
-                .repository
-                .strip_suffix(repository)
-                .is_some_and(|rest| rest.is_empty() || rest.ends_with('/'))
+        self.tag == tag.unwrap_or("latest") && is_end_of(repository, &self.repository)
     }
 
     /// `REGISTRY/PATH`.
@@ -79,22 +79,58 @@ impl std::fmt::Display for ImageName {
     }
 }
 
+/// Whether `short` is the end of `repository`, at a path boundary.
+pub(crate) fn is_end_of(short: &str, repository: &str) -> bool {
+    repository.strip_suffix(short).is_some_and(|rest| rest.is_empty() || rest.ends_with('/'))
+}
+
 /// Whether the first component names a registry: it has a dot or a port, or is `localhost`.
-fn has_registry(repository: &str) -> bool {
+pub(crate) fn has_registry(repository: &str) -> bool {
     match repository.split_once('/') {
         Some((first, _)) => first == "localhost" || first.contains(['.', ':']),
         None => false,
     }
 }
 
-/// Splits off the tag and checks both parts.
-fn split(text: &str) -> Result<(&str, Option<&str>), StoreError> {
-    let bad = |reason| StoreError::BadName { name: text.to_owned(), reason };
-    let (repository, tag) = match text.rsplit_once(':') {
-        // A colon before a slash belongs to a port.
-        Some((repository, tag)) if !tag.contains('/') => (repository, Some(tag)),
-        _ => (text, None),
-    };
+/// `[REGISTRY/]PATH[:TAG][@sha256:HEX]` as it was written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Parts<'a> {
+    /// `[REGISTRY/]PATH`.
+    pub repository: &'a str,
+    /// The tag.
+    pub tag: Option<&'a str>,
+    /// The digest of the manifest, hexadecimal.
+    pub digest: Option<&'a str>,
+}
+
+impl<'a> Parts<'a> {
+    /// Takes a name apart and checks every part.
+    pub fn of(text: &'a str) -> Result<Self, StoreError> {
+        let bad = |reason| StoreError::BadName { name: text.to_owned(), reason };
+        let (name, digest) = match text.split_once('@') {
+            Some((name, digest)) => {
+                let hex = digest.strip_prefix("sha256:").filter(|hex| is_sha256(hex));
+                (name, Some(hex.ok_or_else(|| bad("the digest is not `sha256:` and 64 digits"))?))
+            }
+            None => (text, None),
+        };
+        let (repository, tag) = match name.rsplit_once(':') {
+            // A colon before a slash belongs to a port.
+            Some((repository, tag)) if !tag.contains('/') => (repository, Some(tag)),
+            _ => (name, None),
+        };
+        check(repository, tag).map_err(bad)?;
+        Ok(Parts { repository, tag, digest })
+    }
+}
+
+/// Whether a text is a SHA-256 in hexadecimal, in small letters as everywhere.
+pub(crate) fn is_sha256(hex: &str) -> bool {
+    hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Says what is wrong with a repository and a tag.
+fn check(repository: &str, tag: Option<&str>) -> Result<(), &'static str> {
     let tag_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
     if let Some(tag) = tag
         && (tag.is_empty()
@@ -102,10 +138,10 @@ fn split(text: &str) -> Result<(&str, Option<&str>), StoreError> {
             || tag.starts_with(['.', '-'])
             || !tag.chars().all(tag_char))
     {
-        return Err(bad("the tag has characters that are not allowed"));
+        return Err("the tag has characters that are not allowed");
     }
     if repository.is_empty() {
-        return Err(bad("it is empty"));
+        return Err("it is empty");
     }
     let path = match has_registry(repository) {
         true => repository.split_once('/').map_or("", |(_, path)| path),
@@ -119,12 +155,12 @@ fn split(text: &str) -> Result<(&str, Option<&str>), StoreError> {
         part.chars().all(inner) && ends(part.chars().next()) && ends(part.chars().last())
     };
     if path.chars().any(|c| c.is_ascii_uppercase()) {
-        return Err(bad("it must be lower case"));
+        return Err("it must be lower case");
     }
     if !path.split('/').all(component) {
-        return Err(bad("a part of its path is empty or has characters that are not allowed"));
+        return Err("a part of its path is empty or has characters that are not allowed");
     }
-    Ok((repository, tag))
+    Ok(())
 }
 
 #[cfg(test)]
@@ -138,6 +174,10 @@ mod tests {
         assert_eq!(local("web/nginx:1.2").as_deref(), Some("localhost/web/nginx:1.2"));
         assert_eq!(local("quay.io/a/b").as_deref(), Some("quay.io/a/b:latest"));
         assert_eq!(local("host:5000/a").as_deref(), Some("host:5000/a:latest"));
+        let digest = "0".repeat(64);
+        assert!(local(&format!("a@sha256:{digest}")).is_none());
+        assert!(Parts::of(&format!("a:1@sha256:{digest}")).is_ok());
+        assert!(Parts::of("a@sha256:12").is_err());
         for bad in ["", "Nginx", "a//b", "a:", "a:-x", "-a", "a b", "/a"] {
             assert!(ImageName::local(bad).is_err(), "{bad:?}");
         }

@@ -86,6 +86,13 @@ pub enum Whiteouts {
     Literal,
 }
 
+impl Whiteouts {
+    /// Those of a layer of an image.
+    pub fn of_layer(lowest: bool) -> Self {
+        if lowest { Whiteouts::Dropped } else { Whiteouts::ToOverlay }
+    }
+}
+
 /// What was unpacked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Unpacked {

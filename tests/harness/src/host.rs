@@ -99,14 +99,7 @@ impl Host {
 
     /// Imports a test image (see `scripts/image.sh`).
     pub fn image(&self, name: &str, changes: &[&str]) -> Result<()> {
-        let made = Command::new(source().join("scripts/image.sh")).arg(name).output()?;
-        if made.status.code() == Some(69) {
-            return Err(Skip(String::from_utf8_lossy(&made.stderr).trim().to_owned()).into());
-        }
-        if !made.status.success() {
-            bail!("scripts/image.sh {name}: {}", String::from_utf8_lossy(&made.stderr));
-        }
-        let tar = String::from_utf8_lossy(&made.stdout).trim().to_owned();
+        let tar = rootfs(name)?;
         let mut arguments = vec!["import"];
         for change in changes {
             arguments.extend(["--change", change]);
@@ -266,6 +259,18 @@ impl Drop for Host {
             let _ = holder.wait();
         }
     }
+}
+
+/// The tar with the root file system of a test image (see `scripts/image.sh`).
+pub fn rootfs(name: &str) -> Result<String> {
+    let made = Command::new(source().join("scripts/image.sh")).arg(name).output()?;
+    if made.status.code() == Some(69) {
+        return Err(Skip(String::from_utf8_lossy(&made.stderr).trim().to_owned()).into());
+    }
+    if !made.status.success() {
+        bail!("scripts/image.sh {name}: {}", String::from_utf8_lossy(&made.stderr));
+    }
+    Ok(String::from_utf8_lossy(&made.stdout).trim().to_owned())
 }
 
 /// The lines that a command printed, without empty ones.

@@ -12,6 +12,7 @@ pub mod peer;
 pub mod place;
 pub mod process;
 pub mod random;
+pub mod registry;
 pub mod relay;
 pub mod skips;
 pub mod ssh;

@@ -23,6 +23,7 @@ use crate::ui::{duration, size};
 ///   arctern container checkpoint web
 ///   arctern container checkpoint web --file web.tar.gz
 ///   arctern container checkpoint --leave-running --compress none -e /backup/web.tar web
+///   arctern container checkpoint web --create-image registry.example/team/web-checkpoint
 ///
 /// With --tcp-established, nothing reaches or leaves the container's address until a restore, and what
 /// is sent to it is held and arrives then: whoever has a connection to it waits and notices nothing
@@ -39,9 +40,13 @@ pub struct Args {
         long = "file",
         visible_alias = "export",
         short_alias = 'F',
-        value_name = "FILE"
+        value_name = "FILE",
+        group = "target"
     )]
     pub file: Option<PathBuf>,
+    /// Make an image of the checkpoint, which `push` and `pull` carry and `restore` takes
+    #[arg(long, value_name = "IMAGE", group = "target")]
+    pub create_image: Option<String>,
     /// Compress the archive [default: by its name: .gz, .zst, .tar; else zstd]
     #[arg(short, long, value_name = "METHOD", value_parser = ["zstd", "gzip", "none"], requires = "file")]
     pub compress: Option<String>,
@@ -49,13 +54,13 @@ pub struct Args {
     #[arg(short = 'R', long)]
     pub leave_running: bool,
     /// Leave changes of the root file system out of the archive
-    #[arg(long, requires = "file")]
+    #[arg(long, requires = "target")]
     pub ignore_rootfs: bool,
     /// Leave the contents of named volumes out of the archive
-    #[arg(long, requires = "file")]
+    #[arg(long, requires = "target")]
     pub ignore_volumes: bool,
-    /// Put the container's image into the archive
-    #[arg(long, requires = "file")]
+    /// Put the container's image into the archive or image, too
+    #[arg(long, requires = "target")]
     pub with_image: bool,
     /// Also live TCP connections; without it they are refused
     #[arg(long, conflicts_with = "tcp_close")]
@@ -119,9 +124,9 @@ fn parse_limit(text: &str) -> Result<Limit, String> {
 
 /// Runs the command.
 pub fn run(ctx: &Context, args: Args) -> CommandResult {
-    if args.file.is_some() && args.containers.len() > 1 {
-        return Err(anyhow::anyhow!("one archive holds one container"))
-            .cannot(|| format!("checkpoint {} containers into one file", args.containers.len()));
+    if (args.file.is_some() || args.create_image.is_some()) && args.containers.len() > 1 {
+        return Err(anyhow::anyhow!("one archive or image holds one container"))
+            .cannot(|| format!("checkpoint {} containers into one", args.containers.len()));
     }
     let options = CheckpointOptions {
         file: args.file,
@@ -152,7 +157,13 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
     let mut statistics = Vec::new();
     let code = for_each(&args.containers, |name| {
         let mut progress = Progress::new();
-        let done = host.checkpoint(name, &options, &mut progress).map_err(|error| {
+        let done = match &args.create_image {
+            None => host.checkpoint(name, &options, &mut progress),
+            Some(image) => {
+                host.checkpoint_to_image(name, image, &options, &mut progress).map(|(done, _)| done)
+            }
+        };
+        let done = done.map_err(|error| {
             let captured = matches!(error, Error::Capture(_) | Error::Archive(_));
             let failure = Failure::new(format!("checkpoint container `{name}`"), error);
             match captured {

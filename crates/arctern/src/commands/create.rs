@@ -8,6 +8,7 @@ use arctern_container::lifecycle::CreateOptions;
 use arctern_container::volumes::MountRequest;
 
 use super::Context;
+use super::registry_args::PullArgs;
 use crate::report::{Cannot, CommandResult};
 
 /// Create a container and do not start it
@@ -119,6 +120,9 @@ pub struct ContainerArgs {
     #[arg(long, value_name = "NAME=SOFT[:HARD]", value_parser = parse::<Ulimit>)]
     pub ulimit: Vec<Ulimit>,
 
+    #[command(flatten)]
+    pub pull: PullArgs,
+
     /// Image, by name or id
     #[arg(value_name = "IMAGE")]
     pub image: String,
@@ -207,6 +211,7 @@ impl ContainerArgs {
     pub fn into_options(self) -> CreateOptions {
         CreateOptions {
             image: self.image,
+            image_id: None,
             name: self.name,
             replace: self.replace,
             command: self.command,
@@ -245,10 +250,10 @@ impl ContainerArgs {
 /// Runs the command.
 pub fn run(ctx: &Context, args: Args) -> CommandResult {
     let image = args.container.image.clone();
-    let record = ctx
-        .host()?
-        .create(args.container.into_options())
-        .cannot(|| format!("create a container from `{image}`"))?;
+    let mut host = ctx.host()?;
+    let found = args.container.pull.clone().ensure(&host, &image)?;
+    let options = CreateOptions { image_id: Some(found.id), ..args.container.into_options() };
+    let record = host.create(options).cannot(|| format!("create a container from `{image}`"))?;
     outln!("{}", record.id());
     Ok(0)
 }

@@ -78,6 +78,7 @@ fn summary(image: &Image) -> Value {
         "Id": image.id,
         "Names": image.names,
         "Digest": format!("sha256:{}", image.manifest),
+        "RepoDigests": image.digests,
         "Created": image.created,
         "Size": image.size,
     })
@@ -91,6 +92,7 @@ pub fn describe(host: &Host, image: &Image) -> anyhow::Result<Value> {
     Ok(json!({
         "Id": image.id,
         "RepoTags": image.names,
+        "RepoDigests": image.digests,
         "Digest": format!("sha256:{}", image.manifest),
         "Created": image.created,
         "Size": image.size,
@@ -99,5 +101,6 @@ pub fn describe(host: &Host, image: &Image) -> anyhow::Result<Value> {
         "Config": field("config"),
         "RootFS": { "Type": "layers", "Layers": image.layers },
         "History": field("history"),
+        "Annotations": image.checkpoint,
     }))
 }

@@ -10,12 +10,20 @@ pub mod checkpoint_rm;
 pub mod create;
 pub mod criu;
 pub mod exec;
+pub mod history;
+pub mod image_exists;
+pub mod image_inspect;
+pub mod image_prune;
+pub mod image_tree;
 pub mod images;
 pub mod import;
 pub mod info;
 pub mod inspect;
 pub mod internal;
 pub mod kill;
+pub mod load;
+pub mod login;
+pub mod logout;
 pub mod logs;
 pub mod migrate;
 pub mod network_create;
@@ -25,14 +33,19 @@ pub mod network_ls;
 pub mod network_rm;
 pub mod port;
 pub mod ps;
+pub mod pull;
+pub mod push;
+pub mod registry_args;
 pub mod restore;
 pub mod rm;
 pub mod rmi;
 pub mod run;
+pub mod save;
 pub mod start;
 pub mod stop;
 pub mod system_check;
 pub mod tag;
+pub mod untag;
 pub mod version;
 pub mod volume_create;
 pub mod volume_exists;
@@ -47,7 +60,7 @@ pub mod wait;
 use arctern_container::Host;
 use arctern_container::paths::Paths;
 
-use crate::cli::{Checkpoint, Cli, Command, Network, System, Volume};
+use crate::cli::{Checkpoint, Cli, Command, Image, Network, System, Volume};
 use crate::report::{Cannot, CommandResult, Failure};
 
 /// What every command gets: where the host is. It is opened by those that need it.
@@ -73,7 +86,7 @@ pub fn run(cli: Cli) -> CommandResult {
     let ctx = Context { paths };
     let command = match cli.command {
         Command::Container(command) => command.into(),
-        Command::Image(command) => command.into(),
+        Command::Image(command) => command.short_form(),
         command => command,
     };
     match command {
@@ -103,6 +116,18 @@ pub fn run(cli: Cli) -> CommandResult {
         Command::Images(args) => images::run(&ctx, args),
         Command::Rmi(args) => rmi::run(&ctx, args),
         Command::Tag(args) => tag::run(&ctx, args),
+        Command::Untag(args) => untag::run(&ctx, args),
+        Command::Pull(args) => pull::run(&ctx, args),
+        Command::Push(args) => push::run(&ctx, args),
+        Command::Load(args) => load::run(&ctx, args),
+        Command::Save(args) => save::run(&ctx, args),
+        Command::History(args) => history::run(&ctx, args),
+        Command::Login(args) => login::run(&ctx, args),
+        Command::Logout(args) => logout::run(&ctx, args),
+        Command::Image(Image::Exists(args)) => image_exists::run(&ctx, args),
+        Command::Image(Image::Inspect(args)) => image_inspect::run(&ctx, args),
+        Command::Image(Image::Prune(args)) => image_prune::run(&ctx, args),
+        Command::Image(Image::Tree(args)) => image_tree::run(&ctx, args),
         Command::Network(Network::Create(args)) => network_create::run(&ctx, args),
         Command::Network(Network::Ls(args)) => network_ls::run(&ctx, args),
         Command::Network(Network::Inspect(args)) => network_inspect::run(&ctx, args),

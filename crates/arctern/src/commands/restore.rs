@@ -5,21 +5,28 @@ use std::time::Instant;
 
 use arctern_container::checkpoint::{RestoreOptions, Restored};
 use arctern_container::config::PortMapping;
+use arctern_container::{Error, Host};
 use arctern_engine::options::TcpPolicy;
+use arctern_storage::Image;
+use arctern_storage::registry::{PullOptions, PullPolicy};
 use serde_json::{Value, json};
 
+use super::registry_args::RegistryArgs;
 use super::{Context, for_each};
 use crate::progress::Progress;
 use crate::report::{Cannot, CommandResult, Failure};
+use crate::transfer::Transfers;
 
 /// Let checkpointed containers go on
 ///
-/// From the checkpoint that is kept with a container, or from an archive. One archive can be
-/// restored many times, each time under another name.
+/// From the checkpoint that is kept with a container, from an archive, or from an image that is a
+/// checkpoint, which is got from its registry if it is not here. So is the image of the container, by
+/// its digest. One archive or image can be restored many times, each time under another name.
 ///
 ///   arctern container restore web
 ///   arctern container restore --file web.tar.gz
 ///   arctern container restore --file web.tar.gz --name web2 --publish 8081:80
+///   arctern container restore registry.example/team/web-checkpoint
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Args {
@@ -34,22 +41,22 @@ pub struct Args {
     )]
     pub file: Option<PathBuf>,
     /// Restore as a new container with this name
-    #[arg(short, long, value_name = "NAME", requires = "file")]
+    #[arg(short, long, value_name = "NAME")]
     pub name: Option<String>,
     /// Published ports, in place of those it had
-    #[arg(short, long, value_name = "[[IP:]HOSTPORT:]PORT[/PROTO]", requires = "file", value_parser = parse_port)]
+    #[arg(short, long, value_name = "[[IP:]HOSTPORT:]PORT[/PROTO]", value_parser = parse_port)]
     pub publish: Vec<PortMapping>,
     /// Leave out changes of the root file system
-    #[arg(long, requires = "file")]
+    #[arg(long)]
     pub ignore_rootfs: bool,
     /// Leave out the contents of named volumes: those that are there are used as they are
-    #[arg(long, requires = "file")]
+    #[arg(long)]
     pub ignore_volumes: bool,
     /// Take a new address in place of the one it had
-    #[arg(long, requires = "file")]
+    #[arg(long)]
     pub ignore_static_ip: bool,
     /// Take a new hardware address in place of the one it had
-    #[arg(long, requires = "file")]
+    #[arg(long)]
     pub ignore_static_mac: bool,
     /// Also live TCP connections; the container gets the address that it had
     #[arg(long, conflicts_with = "tcp_close")]
@@ -63,8 +70,10 @@ pub struct Args {
     /// Print statistics as JSON
     #[arg(long)]
     pub print_stats: bool,
-    /// Containers, by name or id
-    #[arg(value_name = "CONTAINER", required_unless_present = "file")]
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+    /// Containers, or images that are checkpoints, by name or id
+    #[arg(value_name = "CONTAINER|IMAGE", required_unless_present = "file")]
     pub containers: Vec<String>,
 }
 
@@ -74,6 +83,16 @@ fn parse_port(text: &str) -> Result<PortMapping, arctern_container::config::BadP
 
 /// Runs the command.
 pub fn run(ctx: &Context, args: Args) -> CommandResult {
+    let given = [
+        ("--name", args.name.is_some()),
+        ("--publish", !args.publish.is_empty()),
+        ("--ignore-rootfs", args.ignore_rootfs),
+        ("--ignore-volumes", args.ignore_volumes),
+        ("--ignore-static-ip", args.ignore_static_ip),
+        ("--ignore-static-mac", args.ignore_static_mac),
+    ];
+    let of_archives: Vec<&str> =
+        given.into_iter().filter_map(|(option, given)| given.then_some(option)).collect();
     let options = RestoreOptions {
         name: args.name,
         publish: args.publish,
@@ -101,8 +120,14 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
             outln!("{}", done.record.id());
         }
     };
+    let pull = PullOptions { access: args.registry.access(), ..PullOptions::default() };
+    let transfers = Transfers::new(false);
     let code = match &args.file {
         Some(file) => {
+            host.bring_image(file, &pull, &transfers).map_err(|error| {
+                Failure::new(format!("restore from {}", file.display()), error)
+                    .leaving("Nothing of it was left behind.")
+            })?;
             let mut progress = Progress::new();
             let done = host.restore_archive(file, &options, &mut progress).map_err(|error| {
                 Failure::new(format!("restore from {}", file.display()), error)
@@ -113,9 +138,15 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
             0
         }
         None => for_each(&args.containers, |name| {
-            let done =
-                host.restore(name, &options).cannot(|| format!("restore container `{name}`"))?;
-            tell(done);
+            let done = match checkpoint_image(&mut host, name, &pull, &transfers)? {
+                Some(image) => restore_image(&mut host, &image, &options, &pull, &transfers),
+                None if of_archives.is_empty() => host.restore(name, &options),
+                None => Err(Error::Invalid(format!(
+                    "{} need(s) --file, or an image: what is kept with a container goes on as it was",
+                    of_archives.join(", ")
+                ))),
+            };
+            tell(done.cannot(|| format!("restore `{name}`"))?);
             Ok(())
         })?,
     };
@@ -127,6 +158,35 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         outln!("{}", serde_json::to_string_pretty(&all).cannot(|| "write JSON")?);
     }
     Ok(code)
+}
+
+/// The image that a name means, if it means one: a path does, and what no container is called may.
+fn checkpoint_image(
+    host: &mut Host,
+    name: &str,
+    pull: &PullOptions,
+    transfers: &Transfers,
+) -> Result<Option<Image>, Failure> {
+    if name.contains('/') {
+        let image = host.images.ensure(name, PullPolicy::Missing, pull, transfers);
+        return image.map(Some).cannot(|| format!("get image `{name}`"));
+    }
+    match host.find(name) {
+        Err(Error::NoSuchContainer(_)) => Ok(host.images.resolve(name).ok()),
+        _ => Ok(None),
+    }
+}
+
+/// Restores a container from an image, after the image that it was made from was brought here.
+pub fn restore_image(
+    host: &mut Host,
+    image: &Image,
+    options: &RestoreOptions,
+    pull: &PullOptions,
+    transfers: &Transfers,
+) -> arctern_container::error::Result<Restored> {
+    host.bring_image(&host.archive_of(image)?, pull, transfers)?;
+    host.restore_image(image, options, &mut Progress::new())
 }
 
 /// Statistics in the shape of Podman's; times in microseconds.

@@ -1,12 +1,19 @@
 //! `run`
 
+use arctern_container::Host;
+use arctern_container::checkpoint::RestoreOptions;
+use arctern_container::lifecycle::CreateOptions;
 use arctern_container::process::ProcessId;
+use arctern_storage::Image;
+use clap::Parser;
 use rustix::process::Signal;
 
 use super::Context;
 use super::create::ContainerArgs;
+use super::restore::restore_image;
 use crate::attach::{self, Streams};
 use crate::report::{Cannot, CommandResult};
+use crate::transfer::Transfers;
 
 /// Create a container and start it
 ///
@@ -16,6 +23,8 @@ use crate::report::{Cannot, CommandResult};
 ///   arctern run -d --name web -p 8080:80 nginx
 ///   arctern run --rm -it debian bash
 ///   arctern run --rm -e GREETING=hello debian sh -c 'echo $GREETING'
+///
+/// An image that is a checkpoint is restored, as by `arctern container restore IMAGE`.
 ///
 /// With a terminal, ctrl-p ctrl-q leaves the container running in the background.
 #[derive(Debug, clap::Args)]
@@ -31,8 +40,12 @@ pub struct Args {
 /// Runs the command.
 pub fn run(ctx: &Context, args: Args) -> CommandResult {
     let mut host = ctx.host()?;
-    let options = args.container.into_options();
-    let image = options.image.clone();
+    let image = args.container.image.clone();
+    let found = args.container.pull.clone().ensure(&host, &image)?;
+    if !found.checkpoint.is_empty() {
+        return from_checkpoint(&mut host, &found, args);
+    }
+    let options = CreateOptions { image_id: Some(found.id), ..args.container.into_options() };
     let streams = Streams { stdin: options.stdin, terminal: options.terminal };
     let auto_remove = options.auto_remove;
     let record = host.create(options).cannot(|| format!("run a container from `{image}`"))?;
@@ -59,6 +72,53 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
     let code = attach::container(started.connection, streams)
         .cannot(|| format!("follow container `{}`", record.name()))?;
     Ok(code.map_or(0, exit_code))
+}
+
+/// Lets a checkpoint go on as a new container. What else makes a container is in the checkpoint.
+fn from_checkpoint(host: &mut Host, image: &Image, args: Args) -> CommandResult {
+    let container = args.container;
+    let name = container.image.clone();
+    let action = || format!("run the checkpoint `{name}`");
+    let plain = Plain::try_parse_from(["run", &name]).cannot(action)?.container;
+    let allowed = ContainerArgs {
+        name: container.name.clone(),
+        publish: container.publish.clone(),
+        pull: container.pull.clone(),
+        ..plain
+    };
+    if format!("{allowed:?}") != format!("{container:?}") {
+        let reason = "it can be run with --detach, --name, --publish and the registry options only: \
+                      the rest is as it was when the checkpoint was made";
+        return Err(anyhow::anyhow!(reason)).cannot(action);
+    }
+    let options =
+        RestoreOptions { name: container.name, publish: container.publish, ..Default::default() };
+    let pull = container.pull.options();
+    let done =
+        restore_image(host, image, &options, &pull, &Transfers::new(false)).cannot(action)?;
+    for warning in &done.warnings {
+        eprintln!("warning: {warning}");
+    }
+    if args.detach {
+        outln!("{}", done.record.id());
+        return Ok(0);
+    }
+    let config = &done.record.config;
+    let streams = Streams { stdin: config.stdin, terminal: config.terminal };
+    let connection = host.connect(&done.record, true).cannot(action)?;
+    if !streams.terminal {
+        forward_signals(done.report.pid).cannot(|| "catch signals")?;
+    }
+    let code = attach::container(connection, streams)
+        .cannot(|| format!("follow container `{}`", config.name))?;
+    Ok(code.map_or(0, exit_code))
+}
+
+/// A command line with an image and nothing else.
+#[derive(Debug, clap::Parser)]
+struct Plain {
+    #[command(flatten)]
+    container: ContainerArgs,
 }
 
 /// An exit code as the system can give it.

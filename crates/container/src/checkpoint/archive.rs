@@ -65,6 +65,8 @@ impl Archive {
             }
             false => None,
         };
+        let mut config = record.config.clone();
+        config.image_ref = host.image_ref(&config.image_id).unwrap_or_default();
         Ok(Archive {
             writer,
             image,
@@ -73,7 +75,7 @@ impl Archive {
                 false => volumes::members(&record.config, &paths.capture_dir()),
             },
             manifest: Manifest::new(seconds, facts, Some(container)),
-            config: serde_json::to_vec(&foreign::config_for_podman(&record.config))
+            config: serde_json::to_vec(&foreign::config_for_podman(&config))
                 .map_err(Error::json("the configuration"))?,
             spec: foreign::spec_for_podman(
                 &std::fs::read(&spec).map_err(Error::io("read", &spec))?,

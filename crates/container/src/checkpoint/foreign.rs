@@ -165,6 +165,7 @@ pub(super) fn adopt(config: Value, spec: &[u8]) -> Result<ContainerConfig> {
     let annotations = spec.annotations().clone().unwrap_or_default();
     Ok(ContainerConfig {
         image_id: podman.image_id,
+        image_ref: String::new(),
         image_name: podman.image_name,
         raw_image_name: podman.raw_image_name,
         runtime: "runc".to_owned(),

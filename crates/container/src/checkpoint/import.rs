@@ -122,7 +122,7 @@ impl Host {
     }
 
     /// The image must be here, or in the archive.
-    fn find_image(&self, file: &Path, config: &ContainerConfig) -> Result<()> {
+    pub(super) fn find_image(&self, file: &Path, config: &ContainerConfig) -> Result<()> {
         let missing = match self.images.resolve(&config.image_id) {
             Ok(_) => return Ok(()),
             Err(error) => error,
@@ -220,7 +220,7 @@ fn restored(record: Record, started: Started, begin: Instant) -> Restored {
 }
 
 /// The configuration of the container in an archive, with the user's changes.
-fn read_config(
+pub(super) fn read_config(
     file: &Path,
     options: &RestoreOptions,
 ) -> Result<(ContainerConfig, volumes::Renamed)> {

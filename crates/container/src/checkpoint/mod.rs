@@ -15,9 +15,12 @@
 //! 2. a shim is started that makes mounts, network and control groups as for a start, and
 //! 3. [`restore`]: lets the engine build the tree as its own children.
 //!
+//! An image that is a checkpoint ([`as_image`]) has the archive as its layer, and is restored from it.
+//!
 //! A restore without a file begins at 2 with the images kept with the container.
 
 pub(crate) mod archive;
+mod as_image;
 pub(crate) mod capture;
 pub(crate) mod durable;
 mod foreign;

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use arctern_storage::StoreError;
+
 use crate::config::{
     ContainerConfig, Mac, NetworkMode, NetworkOptions, PortMapping, Tmpfs, Ulimit, short_id,
 };
@@ -21,6 +23,8 @@ use crate::volumes::{self, MountRequest};
 pub struct CreateOptions {
     /// Image, by name or id.
     pub image: String,
+    /// Id of the image that was found under the name; None looks for it.
+    pub image_id: Option<String>,
     /// Name; None generates one.
     pub name: Option<String>,
     /// Remove a container that has the name.
@@ -174,7 +178,11 @@ impl Host {
         if !missing.is_empty() {
             return Err(Error::Invalid(format!("volume source {missing} does not exist")));
         }
-        let image = self.images.resolve(&options.image).map_err(Error::storage)?;
+        let found = options.image_id.as_ref().unwrap_or(&options.image);
+        let image = self.images.resolve(found).map_err(Error::storage)?;
+        if !image.checkpoint.is_empty() {
+            return Err(Error::storage(StoreError::IsCheckpoint(options.image)));
+        }
         let image_config = self.images.config(&image.id).map_err(Error::storage)?;
         let from_image = image_config.config().clone().unwrap_or_default();
 
@@ -209,7 +217,11 @@ impl Host {
             hostname: options.hostname.unwrap_or_else(|| short_id(&id).to_owned()),
             name,
             image_id: image.id.clone(),
-            image_name: image.names.first().cloned().unwrap_or_default(),
+            image_name: image
+                .name_meant(&options.image)
+                .or_else(|| image.names.first().cloned())
+                .unwrap_or_default(),
+            image_ref: String::new(),
             raw_image_name: options.image,
             runtime: "runc".to_owned(),
             created: Timestamp::now().rfc3339(),
