@@ -30,6 +30,7 @@ const COMMANDS: &[&str] = &[
     "checkpoint",
     "restore",
     "container",
+    "migrate",
     "import",
     "images",
     "rmi",
