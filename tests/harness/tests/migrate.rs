@@ -8,15 +8,16 @@ use arctern_harness::host::Host;
 use arctern_harness::lab::{Lab, address};
 use arctern_harness::load::{Download, Load, hexadecimal};
 use arctern_harness::place::Place;
-use arctern_harness::random::rounds;
+use arctern_harness::random::{Random, rounds};
 use arctern_harness::skips::judge;
 use arctern_harness::ssh::Sshd;
 use arctern_harness::travel::Lan;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::Output;
-use std::time::Duration;
+use std::process::{Output, Stdio};
+use std::time::{Duration, Instant};
 
 /// A machine on the segment whose containers have addresses of it, reached by ssh.
 struct Machine {
@@ -164,5 +165,146 @@ fn a_dry_run_lists_everything_and_touches_nothing() -> Result<(), String> {
         a.host.arctern(&["rm", "-f", "-t", "0", "web"])?;
         a.end()?;
         b.end()
+    })
+}
+
+/// What redis says that a counter is at.
+fn redis_value(client: &Place, server: SocketAddr, key: &str) -> Result<u64> {
+    let answer = client.inside(|| {
+        let mut stream = TcpStream::connect(server)?;
+        write!(stream, "GET {key}\r\nQUIT\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    })?;
+    answer.lines().nth(1).context("no value")?.parse().context(answer)
+}
+
+/// Who is killed in the middle of a move.
+#[derive(Clone, Copy, Debug)]
+enum Victim {
+    Source,
+    Destination,
+    Both,
+    Ssh,
+}
+
+/// Pids of processes whose command line has all these words.
+fn processes(words: &[&str]) -> Vec<i32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pid = |entry: std::fs::DirEntry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let line = std::fs::read(entry.path().join("cmdline")).ok()?;
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        words.iter().all(|word| line.contains(word)).then_some(pid)
+    };
+    entries.filter_map(pid).collect()
+}
+
+fn kill(pids: impl IntoIterator<Item = i32>) {
+    for pid in pids.into_iter().filter_map(rustix::process::Pid::from_raw) {
+        // One that has ended meanwhile is none to kill.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+}
+
+/// The status of a container as `ps -a` shows it; empty when there is none.
+fn status(machine: &Machine, name: &str) -> Result<String> {
+    let filter = format!("name={name}");
+    let text = machine.host.arctern(&["ps", "-a", "--filter", &filter, "--format", "json"])?;
+    let list: Value = serde_json::from_str(&text)?;
+    Ok(list[0]["State"].as_str().unwrap_or_default().to_owned())
+}
+
+/// As [`status`], when the one who is at work on it has ended.
+fn settled(machine: &Machine, name: &str) -> Result<String> {
+    for _ in 0..400 {
+        let state = status(machine, name)?;
+        if state != "restoring" {
+            return Ok(state);
+        }
+        // That a lock is free again is told to nobody who does not want it.
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    anyhow::bail!("{name} is being restored for ever")
+}
+
+#[test]
+fn killed_moves_leave_one_copy_and_lose_nothing() -> Result<(), String> {
+    judge("migrate::killed", || {
+        let lab = Lab::new()?;
+        let machines = [Machine::new(&lab, 1)?, Machine::new(&lab, 2)?];
+        let client = lab.client(100)?;
+        for machine in &machines {
+            machine.host.image("redis", &[])?;
+        }
+        let run = ["run", "-d", "--network", "lan", "--ip", "192.0.2.20", "--name", "db", "redis"];
+        let command = ["redis-server", "--protected-mode", "no", "--save", ""];
+        machines[0].host.arctern(&[&run[..], &command].concat())?;
+        let server = SocketAddr::new(address(20).into(), 6379);
+        await_listener(&client, server)?;
+        let load = Load::increments(&client, server, "count", 8, Duration::from_millis(5))?;
+        load.wait_for(100)?;
+        let (mut at, mut ends) = (0, Vec::new());
+        let begin = Instant::now();
+        machines[0].moved(&machines[1], "db")?;
+        let length = begin.elapsed();
+        at = 1 - at;
+        let mut random = Random::seeded();
+        for round in 0..rounds(8, 200) {
+            let (from, to) = (&machines[at], &machines[1 - at]);
+            let victim =
+                [Victim::Source, Victim::Destination, Victim::Both, Victim::Ssh][round % 4];
+            let (remote, url) = (to.sshd.options(), to.sshd.url());
+            let mut arguments = vec!["migrate"];
+            arguments.extend(remote.iter().map(String::as_str));
+            arguments.extend(["db", &url]);
+            let child = from.host.command(&arguments).stderr(Stdio::piped()).spawn()?;
+            let delay = length.mul_f64(random.below(900) as f64 / 1000.0);
+            std::thread::sleep(delay);
+            let source = i32::try_from(child.id())?;
+            let root = to.host.dir().join("root");
+            let receivers = processes(&[&root.to_string_lossy(), "internal receive"]);
+            let ssh: Vec<i32> = processes(&["ssh -o", &root.to_string_lossy()])
+                .into_iter()
+                .filter(|pid| *pid != source)
+                .collect();
+            let receiver = receivers.into_iter().filter(|pid| !ssh.contains(pid) && *pid != source);
+            match victim {
+                Victim::Source => kill([source]),
+                Victim::Destination => kill(receiver),
+                Victim::Both => kill(receiver.chain([source])),
+                Victim::Ssh => kill(ssh),
+            }
+            let output = child.wait_with_output()?;
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            let what = || format!("round {round}: {victim:?} after {delay:?}: {said}");
+            let mut here = settled(from, "db").with_context(what)?;
+            let mut there = settled(to, "db").with_context(what)?;
+            ends.push(format!("{victim:?}: {here}/{there}"));
+            if here == "migrating" {
+                from.host.arctern(&["migrate", "--resolve", "db"]).with_context(what)?;
+                (here, there) = (settled(from, "db")?, settled(to, "db")?);
+            }
+            match (here.as_str(), there.as_str()) {
+                ("running", "") => {}
+                ("" | "exited", "running") => {
+                    if here == "exited" {
+                        from.host.arctern(&["rm", "db"])?;
+                    }
+                    at = 1 - at;
+                }
+                other => anyhow::bail!("{}: here and there it is {other:?}", what()),
+            }
+            load.wait_for(50).with_context(what)?;
+        }
+        let report = load.finish()?;
+        println!("{ends:?}, {} increments, longest gap {:?}", report.answers, report.longest_gap);
+        report.check()?;
+        let container = &machines[at].host;
+        let value = redis_value(&client, server, "count")?;
+        ensure!(value == report.answers, "{value} increments, and {} answers", report.answers);
+        container.arctern(&["rm", "-f", "-t", "0", "db"])?;
+        machines.into_iter().try_for_each(Machine::end)
     })
 }

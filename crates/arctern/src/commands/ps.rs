@@ -61,7 +61,9 @@ fn parse_filter(text: &str) -> Result<Filter, String> {
         "id" => Filter::Id(own),
         "name" => Filter::Name(own),
         "status" => match value {
-            "created" | "running" | "exited" | "checkpointed" | "stopped" => Filter::Status(own),
+            "created" | "running" | "exited" | "checkpointed" | "migrating" | "stopped" => {
+                Filter::Status(own)
+            }
             _ => return Err(format!("`{value}` is no status")),
         },
         "label" => match value.split_once('=') {
