@@ -27,6 +27,7 @@ pub mod sched;
 pub mod shared_memory;
 pub mod tcp;
 pub mod unix_pending;
+pub mod userfaultfd;
 
 use std::fmt;
 

@@ -80,6 +80,14 @@ pub fn open_mem(pid: Pid) -> io::Result<File> {
     File::open(format!("/proc/{pid}/mem"))
 }
 
+/// [`open_mem`], the first time only.
+pub fn open_once(mem: &mut Option<File>, pid: Pid) -> io::Result<&File> {
+    match mem {
+        Some(file) => Ok(file),
+        None => Ok(mem.insert(open_mem(pid)?)),
+    }
+}
+
 /// Writes `bytes` at `addr` of `pid` whatever the pages' protection: private pages are copied first, as
 /// for a debugger's breakpoint. The caller must be the tracer: a kernel may allow it to nobody else, or
 /// to nobody (`proc_mem.force_override`, kernel 6.12).
@@ -110,4 +118,17 @@ pub fn pread_mem(mem: &File, addr: RemoteAddr, buf: &mut [u8]) -> io::Result<()>
         }
     }
     Ok(())
+}
+
+/// Reads up to `buf.len()` bytes at `addr` through an open `/proc/PID/mem`; the kernel stops before the
+/// first page that cannot be read. 0: the address space is gone.
+pub fn pread_mem_some(mem: &File, addr: RemoteAddr, buf: &mut [u8]) -> io::Result<usize> {
+    use std::os::unix::fs::FileExt;
+    mem.read_at(buf, addr.0)
+}
+
+/// Clears the marks of written pages of `pid` ([`crate::pagemap::PAGE_IS_SOFT_DIRTY`]); see
+/// Documentation/admin-guide/mm/soft-dirty.rst.
+pub fn clear_soft_dirty(pid: Pid) -> io::Result<()> {
+    std::fs::write(format!("/proc/{pid}/clear_refs"), "4")
 }

@@ -17,6 +17,10 @@ use crate::gadget::{CALL_SIZE, COPY, RET_OFFSET};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CallId(usize);
 
+/// A point of the batch at which the thread stands still ([`Batch::pause`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pause(usize);
+
 /// A piece of memory that travels with the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arena {
@@ -89,6 +93,9 @@ impl From<CallId> for Arg {
     }
 }
 
+/// Number that stands for a pause until the batch runs.
+const PAUSE: i64 = -2;
+
 #[derive(Clone, Debug)]
 struct Entry {
     nr: i64,
@@ -160,6 +167,26 @@ impl Batch {
         }
         self.entries.push(entry);
         CallId(at)
+    }
+
+    /// A point at which a live thread stands still while its controller acts
+    /// ([`crate::live::LiveSession::run_paused`]). Without a controller it runs on.
+    pub fn pause(&mut self) -> Pause {
+        self.entries.push(Entry { nr: PAUSE, args: [Arg::Value(0); 6] });
+        Pause(self.entries.len() - 1)
+    }
+
+    /// Makes the calls out of which pauses are.
+    pub(crate) fn set_pauses(&mut self, nr: i64, args: [Arg; 3]) {
+        for entry in self.entries.iter_mut().filter(|entry| entry.nr == PAUSE) {
+            entry.nr = nr;
+            entry.args[..3].copy_from_slice(&args);
+        }
+    }
+
+    /// Calls from the pause on to the end, itself included.
+    pub(crate) fn left_at(&self, pause: Pause) -> u64 {
+        (self.entries.len() - pause.0) as u64
     }
 
     /// Adds bytes that calls can point at; aligned to 16.

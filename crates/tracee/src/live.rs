@@ -14,7 +14,7 @@ use arctern_sys::memory::{self, RemoteAddr};
 use arctern_sys::ptrace::{self, EVENT_STOP, WaitStatus};
 use arctern_sys::{PAGE_SIZE, Pid};
 
-use crate::batch::Batch;
+use crate::batch::{Batch, Pause};
 use crate::error::TraceeError;
 use crate::gadget::{self, Recovery, StopSignal};
 use crate::sigframe::{SigFrame, resumed};
@@ -120,6 +120,28 @@ impl LiveSession {
         self.finish(thread, batch, &started)
     }
 
+    /// As [`LiveSession::run`], and calls `middle` while the thread stands at the pause, with the
+    /// results of the calls before it. If this program dies there, the thread makes the calls after the
+    /// pause by itself.
+    pub fn run_paused<T>(
+        &mut self,
+        thread: &mut StoppedThread,
+        batch: &mut Batch,
+        pause: Pause,
+        middle: impl FnOnce(&Batch) -> T,
+    ) -> Result<T, TraceeError> {
+        let whole = Slot { at: self.data, size: DATA_SIZE };
+        let started = self.start(thread, batch, whole)?;
+        let stop = self.cave + gadget::live_stop_offset();
+        let left = started.with_stop.left_at(pause);
+        self.wait_for_stop(thread.tid, started.signal, stop, Some(left))?;
+        self.take_results(thread.tid, batch, &started)?;
+        let result = middle(batch);
+        ptrace::cont(thread.tid, 0).map_err(TraceeError::request(thread.tid, "resume"))?;
+        self.finish(thread, batch, &started)?;
+        Ok(result)
+    }
+
     /// Runs a batch in each of several threads at the same time: the waiting for one overlaps with
     /// the work of the others. All batches must be small (4 KiB).
     pub fn run_each(
@@ -160,7 +182,9 @@ impl LiveSession {
         let calls_at = slot.at.offset(frame_room);
         // The last call makes the thread stop; it is not part of the caller's batch.
         let mut with_stop = batch.clone();
-        with_stop.call(libc::SYS_tgkill, &[stop.tgid.into(), stop.tid.into(), stop.signal.into()]);
+        let to_itself = [stop.tgid.into(), stop.tid.into(), stop.signal.into()];
+        with_stop.set_pauses(libc::SYS_tgkill, to_itself);
+        with_stop.call(libc::SYS_tgkill, &to_itself);
         let bytes = with_stop.encode(calls_at.0);
         let room = slot.size.saturating_sub(frame_room) as usize;
         if bytes.len() > room {
@@ -200,15 +224,24 @@ impl LiveSession {
         batch: &mut Batch,
         started: &Started,
     ) -> Result<(), TraceeError> {
-        let Started { signal, calls_at, with_stop } = started;
         let end = self.cave + gadget::live_stop_offset();
-        self.wait_for_stop(thread.tid, *signal, end, Some(1))?;
+        self.wait_for_stop(thread.tid, started.signal, end, Some(1))?;
         // From here on neither the frame nor the gadget is needed: other batches may overwrite them,
         // and the session may be closed, while this thread waits.
         thread.put_back()?;
+        self.take_results(thread.tid, batch, started)
+    }
+
+    fn take_results(
+        &self,
+        tid: Pid,
+        batch: &mut Batch,
+        started: &Started,
+    ) -> Result<(), TraceeError> {
+        let Started { calls_at, with_stop, .. } = started;
         let mut back = vec![0; with_stop.read_back()];
         memory::read(self.pid, *calls_at, &mut back)
-            .map_err(TraceeError::request(thread.tid, "read the memory"))?;
+            .map_err(TraceeError::request(tid, "read the memory"))?;
         let arena = back.split_off(with_stop.len() * gadget::CALL_SIZE);
         back.truncate(batch.len() * gadget::CALL_SIZE);
         back.extend(arena);
