@@ -103,17 +103,24 @@ impl Memory {
                 vdso = Some(vma.start);
                 continue;
             }
-            // What a kept mapping has beyond the common part is new.
-            let tail;
-            let vma = match kept.end_of(vma.start) {
+            match kept.end_of(vma.start) {
                 Some(end) if end >= vma.end => continue,
+                // It grew since the fork. A second mapping beside it would look the same and stay apart
+                // for ever, and the program could not move both at once (mremap(2), EFAULT).
                 Some(end) => {
-                    let pgoff = vma.pgoff + (end - vma.start);
-                    tail = VmaEntry { start: end, pgoff, ..vma.clone() };
-                    &tail
+                    let (start, old, new) = (vma.start, end - vma.start, vma.end - vma.start);
+                    if space.has_stored_pages(vma) {
+                        let prot = vma.prot as i32 & 7 | libc::PROT_READ | libc::PROT_WRITE;
+                        calls.call(libc::SYS_mprotect, &[start.into(), old.into(), prot.into()])?;
+                    }
+                    calls.call(
+                        libc::SYS_mremap,
+                        &[start.into(), old.into(), new.into(), 0.into()],
+                    )?;
+                    continue;
                 }
-                None => vma,
-            };
+                None => {}
+            }
             let len = vma.end - vma.start;
             if vma.status & status::SYSVIPC != 0 {
                 const SHM_RDONLY: i32 = 0o10000;
