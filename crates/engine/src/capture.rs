@@ -18,13 +18,14 @@ use arctern_sys::{PAGE_SIZE, Pid, proc};
 use self::described::{Described, conclude, inventory, tree_entries, write_core};
 use crate::error::{CaptureError, Refusal, Remedy, Subject};
 use crate::faults::Faults;
-use crate::freeze::{Frozen, freeze};
+use crate::freeze::{Depth, Frozen, freeze};
 use crate::options::{
     AfterCapture, CaptureOptions, CaptureReport, Event, Events, Fate, HookError, NetworkLock,
     TcpPolicy,
 };
 use crate::park::Parked;
 use crate::plan::{PlannedTask, plan};
+use crate::precopy::PageSink;
 use crate::state::cgroup::CgroupCollector;
 use crate::state::files::{FileCollector, FileOptions};
 use crate::state::memory::{dump, vma};
@@ -32,6 +33,7 @@ use crate::state::namespaces::{NamespaceCollector, NamespaceOptions};
 use crate::state::restart::Restarts;
 use crate::state::shmem;
 use crate::state::task::capture as task_state;
+use crate::tracking::{Ranges, Tracking};
 use crate::tree::{FrozenTask, FrozenTree};
 use crate::writer::Writer;
 
@@ -81,11 +83,32 @@ const ATTEMPTS: u32 = 8;
 pub fn capture(
     pid: Pid,
     images_dir: &Path,
-    mut options: CaptureOptions<'_>,
+    options: CaptureOptions<'_>,
     events: &mut dyn Events,
 ) -> Result<CaptureReport, CaptureError> {
+    capture_with(pid, images_dir, options, events, MemoryPart::default())
+}
+
+/// What of the memory was taken before, and where the rest goes.
+#[derive(Default)]
+pub(crate) struct MemoryPart<'a, 's> {
+    pub(crate) tracking: Option<&'a mut Tracking>,
+    /// The tracking goes on after the capture.
+    pub(crate) go_on: bool,
+    /// None: into the images.
+    pub(crate) sink: Option<&'a mut (dyn PageSink + 's)>,
+}
+
+/// As [`capture`], after memory was copied ahead.
+pub(crate) fn capture_with(
+    pid: Pid,
+    images_dir: &Path,
+    mut options: CaptureOptions<'_>,
+    events: &mut dyn Events,
+    mut memory: MemoryPart<'_, '_>,
+) -> Result<CaptureReport, CaptureError> {
     for attempt in 1..ATTEMPTS {
-        match attempt_capture(pid, images_dir, &mut options, events) {
+        match attempt_capture(pid, images_dir, &mut options, &mut memory, events) {
             Err(CaptureError::Refused(list)) if list.iter().all(Refusal::is_momentary) => {
                 tracing::debug!("attempt {attempt}: {} refusal(s) of a moment", list.len());
                 std::thread::sleep(std::time::Duration::from_millis(1 << attempt));
@@ -93,13 +116,14 @@ pub fn capture(
             other => return other,
         }
     }
-    attempt_capture(pid, images_dir, &mut options, events)
+    attempt_capture(pid, images_dir, &mut options, &mut memory, events)
 }
 
 fn attempt_capture(
     pid: Pid,
     images_dir: &Path,
     options: &mut CaptureOptions<'_>,
+    memory: &mut MemoryPart<'_, '_>,
     events: &mut dyn Events,
 ) -> Result<CaptureReport, CaptureError> {
     let started = Instant::now();
@@ -130,7 +154,10 @@ fn attempt_capture(
     }
 
     step(events, 0)?;
-    let mut frozen = freeze(pid, &before, options.timeout, &mut refusals)?;
+    let mut frozen = freeze(pid, &before, options.timeout, Depth::Sessions, &mut refusals)?;
+    if let Some(tracking) = &mut memory.tracking {
+        tracking.adopt(&mut frozen.tree);
+    }
     report.freezing_us = frozen.since.elapsed().as_micros() as u64;
     let (tree, waited) = (&mut frozen.tree, &frozen.waited);
     report.processes = tree.tasks.len() as u64;
@@ -239,10 +266,17 @@ fn attempt_capture(
     let memory_started = Instant::now();
     let mut plans = Vec::new();
     for (index, mm) in &mut spaces {
-        let plan = dump::plan(&tree.tasks[*index], mm, &images, pages_ids.next())?;
+        let task = &tree.tasks[*index];
+        let known = memory.tracking.as_ref().and_then(|tracking| tracking.known(task));
+        let files = memory.sink.is_none().then(|| (&images, pages_ids.next()));
+        let plan = dump::plan(task, mm, files, known)?;
         report.pages_scanned += plan.scanned;
         report.pages_written += plan.stored;
+        report.pages_unchanged += plan.unchanged_pages();
         plans.push(plan);
+    }
+    if let (Some(tracking), true) = (&mut memory.tracking, memory.go_on) {
+        go_on_tracking(tracking, tree, &plans)?;
     }
     shared_memory(tree, &spaces, &images, &pages_ids)?;
     let mut described = Some(Described {
@@ -265,6 +299,18 @@ fn attempt_capture(
         Some(task) => task.failed("", "copy its memory")(source),
         None => CaptureError::NoSuchProcess(pid),
     };
+    if let Some(sink) = &mut memory.sink {
+        let mut done = 0;
+        dump::give(&plans, &mut **sink, |bytes| {
+            done += bytes;
+            events.event(Event::Progress { done, total });
+        })
+        .map_err(|(pid, e)| match e {
+            dump::GiveError::Read(e) => blame(tree, (pid, e)),
+            dump::GiveError::Sink(e) => CaptureError::Hook(e),
+        })?;
+        plans.clear();
+    }
     let taken = match &mut buffer {
         Some(buffer) => buffer.fill(&plans).map_err(|e| blame(tree, e))?,
         None => false,
@@ -331,6 +377,28 @@ fn attempt_capture(
     }
     report.total_us = started.elapsed().as_micros() as u64;
     Ok(report)
+}
+
+/// Begins to track anew at this moment, with what the images hold as what was stored.
+fn go_on_tracking(
+    tracking: &mut Tracking,
+    tree: &mut FrozenTree,
+    plans: &[dump::Plan],
+) -> Result<(), CaptureError> {
+    let looks = tracking.look(tree)?;
+    for (look, plan) in
+        looks.iter().filter_map(|look| Some((look, plans.iter().find(|p| p.pid == look.pid)?)))
+    {
+        tracking.stored(look.inner_pid, plan.in_images(), Ranges::default());
+    }
+    Ok(())
+}
+
+/// Microseconds since the boot, as images have them.
+pub(crate) fn uptime() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/uptime").ok()?;
+    let seconds: f64 = text.split_ascii_whitespace().next()?.parse().ok()?;
+    Some((seconds * 1e6) as u64)
 }
 
 /// The lock of the network; dropped, it is unlocked, before the tasks go on.

@@ -126,6 +126,11 @@ pub enum CaptureError {
         /// How long we waited.
         seconds: u64,
     },
+    /// Memory cannot be copied ahead here.
+    #[error(
+        "this kernel does not tell which memory was written (userfaultfd with asynchronous write protection, Linux 6.7, or soft-dirty marks)"
+    )]
+    NoTracking,
     /// There is no such process.
     #[error("there is no process {0}")]
     NoSuchProcess(Pid),

@@ -226,12 +226,22 @@ impl Drop for Seized {
     }
 }
 
-/// Freezes the tree under `root` and opens a remote session in every address space. `before` are its
-/// processes as they were seen just now, while it ran ([`proc::tree`]): their sleeps are looked at.
+/// How far a freeze goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// The threads are stopped.
+    Threads,
+    /// Their mappings are read, and a remote session is open in every address space.
+    Sessions,
+}
+
+/// Freezes the tree under `root`. `before` are its processes as they were seen just now, while it ran
+/// ([`proc::tree`]): their sleeps are looked at.
 pub fn freeze(
     root: Pid,
     before: &[Pid],
     timeout: Duration,
+    depth: Depth,
     refusals: &mut Vec<Refusal>,
 ) -> Result<Frozen, CaptureError> {
     let sleepers = Sleepers::look(before);
@@ -288,7 +298,7 @@ pub fn freeze(
             }
         }
         let stopped = Instant::now();
-        let mut frozen = build(&mut seized, since, refusals)?;
+        let mut frozen = build(&mut seized, since, depth, refusals)?;
         frozen.waited = sleepers.waited(stopped);
         seized.threads.clear();
         Ok(frozen)
@@ -441,6 +451,7 @@ fn forget(seized: &mut Seized, pid: Pid, tid: Pid) {
 fn build(
     seized: &mut Seized,
     since: Instant,
+    depth: Depth,
     refusals: &mut Vec<Refusal>,
 ) -> Result<Frozen, CaptureError> {
     let mut frozen =
@@ -513,8 +524,10 @@ fn build(
         frozen.tree.tasks.push(task);
     }
     share(&mut frozen.tree)?;
-    for task in &mut frozen.tree.tasks {
-        open_session(task, refusals)?;
+    if depth == Depth::Sessions {
+        for task in &mut frozen.tree.tasks {
+            open_session(task, refusals)?;
+        }
     }
     Ok(frozen)
 }

@@ -8,12 +8,15 @@ pub mod freeze;
 pub mod options;
 pub mod park;
 pub mod plan;
+pub mod precopy;
 mod restore;
 pub mod restore_context;
 pub mod state;
+pub mod tracking;
 pub mod tree;
 mod writer;
 
 pub use capture::{STEPS as CAPTURE_STEPS, capture};
 pub use error::{CaptureError, Refusal, Remedy, RestoreError, Subject};
+pub use precopy::{PageDirectory, PageSink, Precopy, RoundFigures};
 pub use restore::{describe_plan, restore};

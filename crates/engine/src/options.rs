@@ -252,6 +252,9 @@ pub struct CaptureReport {
     pub pages_scanned: u64,
     /// Pages written.
     pub pages_written: u64,
+    /// Pages that are as they were in the images before.
+    #[serde(default)]
+    pub pages_unchanged: u64,
     /// Captured processes.
     pub processes: u64,
     /// Captured threads.

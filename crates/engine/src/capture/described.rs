@@ -101,9 +101,6 @@ fn write_restarts(dir: &Path, restarts: &Restarts) -> Result<(), CaptureError> {
 
 /// What all images have in common.
 pub(super) fn inventory(namespaces: &NamespaceCollector, root_cg_set: u32) -> InventoryEntry {
-    let uptime = std::fs::read_to_string("/proc/uptime")
-        .ok()
-        .and_then(|text| text.split_ascii_whitespace().next()?.parse::<f64>().ok());
     InventoryEntry {
         img_version: 2,
         fdinfo_per_id: Some(true),
@@ -111,7 +108,7 @@ pub(super) fn inventory(namespaces: &NamespaceCollector, root_cg_set: u32) -> In
         ns_per_id: Some(true),
         root_cg_set: Some(root_cg_set),
         lsmtype: Some(Lsmtype::NoLsm.into()),
-        dump_uptime: uptime.map(|seconds| (seconds * 1e6) as u64),
+        dump_uptime: super::uptime(),
         ..InventoryEntry::default()
     }
 }

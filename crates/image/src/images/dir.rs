@@ -78,6 +78,20 @@ impl ImageDir {
         }
     }
 
+    /// Says on top of which dump this one is made: a path relative to this directory, or none.
+    pub fn set_parent(&self, parent: Option<&Path>) -> Result<(), ImageError> {
+        let failed = |action| move |errno| io_error(action, errno).at(self.path.join(PARENT_LINK));
+        match unlinkat(&self.fd, PARENT_LINK, UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => {}
+            Err(errno) => return Err(failed("replace it")(errno)),
+        }
+        match parent {
+            Some(parent) => nix::unistd::symlinkat(parent, &self.fd, PARENT_LINK)
+                .map_err(failed("link to the parent dump")),
+            None => Ok(()),
+        }
+    }
+
     fn has_parent_link(&self) -> bool {
         nix::fcntl::readlinkat(&self.fd, PARENT_LINK).is_ok()
     }
@@ -289,7 +303,8 @@ mod tests {
         assert!(after.parent().unwrap().is_none());
         let tree = PstreeEntry { pid: 7, ..Default::default() };
         before.write_one(ImageKind::Pstree, 0, &tree).unwrap();
-        std::os::unix::fs::symlink("../before", dir.path().join("after/parent")).unwrap();
+        after.set_parent(Some(Path::new("../elsewhere"))).unwrap();
+        after.set_parent(Some(Path::new("../before"))).unwrap();
         let parent = after.parent().unwrap().unwrap();
         assert_eq!(parent.read_one::<PstreeEntry>(ImageKind::Pstree, 0).unwrap(), tree);
         std::fs::remove_dir_all(dir.path().join("before")).unwrap();

@@ -14,7 +14,12 @@ pub struct PagesIds(AtomicU32);
 impl PagesIds {
     /// Begins a dump.
     pub const fn new() -> Self {
-        Self(AtomicU32::new(1))
+        Self::from(1)
+    }
+
+    /// Begins at another number.
+    pub const fn from(first: u32) -> Self {
+        Self(AtomicU32::new(first))
     }
 
     /// The next id.

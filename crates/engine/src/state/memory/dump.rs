@@ -16,6 +16,9 @@ use arctern_sys::{PAGE_SIZE, Pid};
 
 use super::vma::{has_private_pages, status};
 use crate::error::CaptureError;
+use crate::options::HookError;
+use crate::precopy::PageSink;
+use crate::tracking::{Known, Origin, Ranges};
 use crate::tree::FrozenTask;
 
 /// Private pages with something in them, and guard pages.
@@ -53,9 +56,14 @@ struct Copy {
 /// Pages of one task: where they are and where they go.
 #[derive(Debug)]
 pub struct Plan {
-    pid: Pid,
+    /// As the controller sees it.
+    pub pid: Pid,
+    inner_pid: i32,
     copies: Vec<Copy>,
-    pages: File,
+    /// Pages that the images before have: begin and end.
+    unchanged: Vec<(u64, u64)>,
+    /// None where the pages go elsewhere ([`give`]).
+    pages: Option<File>,
     /// Bytes of the vDSO that our own code hides, and where they go.
     hidden: Option<(u64, Vec<u8>)>,
     /// Pages looked at.
@@ -64,20 +72,25 @@ pub struct Plan {
     pub stored: u64,
 }
 
-/// Finds the pages of a task, writes its pagemap, and appends guard regions to the mappings of
-/// `mm` as CRIU does. The bytes are copied later by [`copy_pages`].
-pub fn plan(
+/// Finds the pages of a task, writes its pagemap (into `files`, where its pages have this id), and
+/// appends guard regions to the mappings of `mm` as CRIU does. What is `known` to be unchanged is left to
+/// the images before. The bytes are copied later by [`copy_pages`] or [`give`].
+pub(crate) fn plan(
     task: &FrozenTask,
     mm: &mut MmEntry,
-    images: &ImageDir,
-    pages_id: u32,
+    files: Option<(&ImageDir, u32)>,
+    known: Option<Known<'_>>,
 ) -> Result<Plan, CaptureError> {
     let failed = |what: &'static str| task.failed("", what);
     let mut pagemap = Pagemap::open(task.pid).map_err(failed("open its page map"))?;
     let id = task.inner_pid as u64;
-    let mut writer = PagemapWriter::create(images, ImageKind::Pagemap, id, pages_id)?;
-    let flags = PageFlags { present: true, lazy: true, parent: false };
+    let mut writer = files
+        .map(|(images, pages_id)| PagemapWriter::create(images, ImageKind::Pagemap, id, pages_id))
+        .transpose()?;
+    let query = Query { report: PRIVATE.report | known.map_or(0, |k| k.written), ..PRIVATE };
     let mut copies: Vec<Copy> = Vec::new();
+    let mut unchanged = Vec::new();
+    let mut stored = 0;
     let mut guards = Vec::new();
     let mut scanned = 0;
     let mut vdso = None;
@@ -86,25 +99,44 @@ pub fn plan(
         let readable = vma.prot & libc::PROT_READ as u32 != 0;
         let how = if readable && !is_shared(task, vma) { How::Pin } else { How::Mem };
         let mut problem = None;
-        let mut add =
-            |start: u64, end: u64| match writer.push(start, (end - start) / PAGE_SIZE, flags) {
-                Ok(to) => copies.push(Copy { from: start, len: end - start, to, how }),
-                Err(e) => problem = Some(e),
+        let mut add = |start: u64, end: u64, origin: Origin| {
+            let pages = (end - start) / PAGE_SIZE;
+            let flags = match origin {
+                Origin::Zeros => return,
+                Origin::Parent => {
+                    unchanged.push((start, end));
+                    PageFlags::IN_PARENT
+                }
+                Origin::Task => {
+                    let to = stored * PAGE_SIZE;
+                    copies.push(Copy { from: start, len: end - start, to, how });
+                    stored += pages;
+                    PageFlags::STORED_LAZY
+                }
             };
+            if let Some(writer) = &mut writer
+                && let Err(e) = writer.push(start, pages, flags)
+            {
+                problem = Some(e);
+            }
+        };
         if vma.status & status::VDSO != 0 {
             // Stored whole: another kernel's differs, and the program may stand inside.
-            add(vma.start, vma.end);
+            add(vma.start, vma.end, Origin::Task);
             vdso = Some(vma.start);
         } else {
             let found = |region: arctern_sys::pagemap::Region| {
                 if region.categories & PAGE_IS_GUARD != 0 {
                     guards.push((region.start, region.end));
+                } else if let Some(known) = known {
+                    let written = region.categories & known.written != 0;
+                    known.cut(region.start, region.end, written, &mut add);
                 } else {
-                    add(region.start, region.end);
+                    add(region.start, region.end, Origin::Task);
                 }
             };
             pagemap
-                .scan(RemoteAddr(vma.start), RemoteAddr(vma.end), PRIVATE, found)
+                .scan(RemoteAddr(vma.start), RemoteAddr(vma.end), query, found)
                 .map_err(failed("scan its page map"))?;
         }
         if let Some(e) = problem {
@@ -121,19 +153,107 @@ pub fn plan(
             ..VmaEntry::default()
         });
     }
-    let stored = writer.stored_pages();
-    let pages = writer
-        .pages()
-        .try_clone()
-        .and_then(|pages| pages.set_len(stored * PAGE_SIZE).map(|()| pages))
-        .map_err(failed("make its pages file"))?;
-    writer.finish()?;
+    let pages = match writer {
+        None => None,
+        Some(writer) => {
+            let pages = writer
+                .pages()
+                .try_clone()
+                .and_then(|pages| pages.set_len(stored * PAGE_SIZE).map(|()| pages))
+                .map_err(failed("make its pages file"))?;
+            writer.finish()?;
+            Some(pages)
+        }
+    };
     let hidden = vdso.zip(task.session.as_ref()).and_then(|(vdso, session)| {
         let (at, bytes) = session.replaced_code();
         let whole = copies.iter().find(|c| c.from <= vdso && vdso < c.from + c.len)?;
         Some((whole.to + (at - whole.from), bytes))
     });
-    Ok(Plan { pid: task.pid, copies, pages, hidden, scanned, stored })
+    let (pid, inner_pid) = (task.pid, task.inner_pid);
+    Ok(Plan { pid, inner_pid, copies, unchanged, pages, hidden, scanned, stored })
+}
+
+impl Plan {
+    /// Pages that the images before have.
+    pub fn unchanged_pages(&self) -> u64 {
+        self.unchanged.iter().map(|(start, end)| (end - start) / PAGE_SIZE).sum()
+    }
+
+    /// All pages that the images have, with those before.
+    pub(crate) fn in_images(&self) -> Ranges {
+        let copied = self.copies.iter().map(|c| (c.from, c.from + c.len));
+        copied.chain(self.unchanged.iter().copied()).collect()
+    }
+
+    fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        match &self.pages {
+            Some(pages) => pages.write_all_at(bytes, at),
+            None => Err(io::Error::other("its pages go elsewhere")),
+        }
+    }
+}
+
+/// Why pages could not be given away.
+pub(crate) enum GiveError {
+    /// They cannot be read.
+    Read(io::Error),
+    /// The sink does not take them.
+    Sink(HookError),
+}
+
+/// Gives the pages of all plans to a sink. Reports bytes as they are done.
+pub(crate) fn give(
+    plans: &[Plan],
+    sink: &mut dyn PageSink,
+    mut progress: impl FnMut(u64),
+) -> Result<(), (Pid, GiveError)> {
+    for plan in plans {
+        give_one(plan, sink, &mut progress).map_err(|e| (plan.pid, e))?;
+    }
+    Ok(())
+}
+
+fn give_one(
+    plan: &Plan,
+    sink: &mut dyn PageSink,
+    progress: &mut dyn FnMut(u64),
+) -> Result<(), GiveError> {
+    let mut buffer = vec![0u8; CHUNK];
+    let mut mem = None;
+    let mut unchanged = plan.unchanged.iter().peekable();
+    let mut pass = |until: u64, sink: &mut dyn PageSink| {
+        while let Some((start, end)) = unchanged.next_if(|(start, _)| *start < until) {
+            sink.unchanged(*start, (end - start) / PAGE_SIZE).map_err(GiveError::Sink)?;
+        }
+        Ok(())
+    };
+    sink.space(plan.inner_pid).map_err(GiveError::Sink)?;
+    for copy in &plan.copies {
+        pass(copy.from, sink)?;
+        let mut done = 0;
+        while done < copy.len {
+            let bytes = &mut buffer[..(copy.len - done).min(CHUNK as u64) as usize];
+            let from = RemoteAddr(copy.from + done);
+            match copy.how {
+                How::Pin => memory::read(plan.pid, from, bytes),
+                How::Mem => memory::open_once(&mut mem, plan.pid)
+                    .and_then(|mem| memory::pread_mem(mem, from, bytes)),
+            }
+            .map_err(GiveError::Read)?;
+            if let Some((at, hidden)) = &plan.hidden
+                && let Some(at) = at.checked_sub(copy.to + done)
+                && let Some(place) = bytes.get_mut(at as usize..at as usize + hidden.len())
+            {
+                place.copy_from_slice(hidden);
+            }
+            sink.stored(from.0, bytes).map_err(GiveError::Sink)?;
+            progress(bytes.len() as u64);
+            done += bytes.len() as u64;
+        }
+    }
+    pass(u64::MAX, sink)?;
+    sink.end().map_err(GiveError::Sink)
 }
 
 /// Memory taken before the freeze, so that pages can be copied at the speed of memory in the freeze
@@ -174,7 +294,7 @@ impl Buffer {
             // 1 MiB take 14 ms.
             let mut pieces = part.chunks(CHUNK).enumerate();
             let written = pieces
-                .try_for_each(|(i, piece)| plan.pages.write_all_at(piece, (i * CHUNK) as u64))
+                .try_for_each(|(i, piece)| plan.write_at(piece, (i * CHUNK) as u64))
                 .and_then(|()| restore_hidden(plan));
             written.map_err(|e| (plan.pid, e))?;
             rest = after;
@@ -192,10 +312,7 @@ fn take(plan: &Plan, buffer: &mut [u8]) -> io::Result<()> {
     while let Some(first) = copies.peek() {
         let from = at;
         if first.how == How::Mem {
-            let mem = match &mem {
-                Some(mem) => mem,
-                None => mem.insert(memory::open_mem(plan.pid)?),
-            };
+            let mem = memory::open_once(&mut mem, plan.pid)?;
             let len = first.len as usize;
             memory::pread_mem(mem, RemoteAddr(first.from), &mut buffer[at..at + len])?;
             at += len;
@@ -286,7 +403,7 @@ pub fn copy_pages(plans: &[Plan], mut progress: impl FnMut(u64)) -> Result<(), (
 
 fn restore_hidden(plan: &Plan) -> io::Result<()> {
     match &plan.hidden {
-        Some((at, bytes)) => plan.pages.write_all_at(bytes, *at),
+        Some((at, bytes)) => plan.write_at(bytes, *at),
         None => Ok(()),
     }
 }
@@ -317,7 +434,7 @@ fn copy(plan: &Plan, copies: &[Copy], progress: &mut dyn FnMut(u64)) -> io::Resu
     let mut flush = |ranges: &mut Vec<(RemoteAddr, usize)>, filled: &mut usize, to: u64| {
         if *filled > 0 {
             memory::read_ranges(plan.pid, ranges, &mut buffer[..*filled])?;
-            plan.pages.write_all_at(&buffer[..*filled], to)?;
+            plan.write_at(&buffer[..*filled], to)?;
             progress(*filled as u64);
         }
         ranges.clear();
@@ -328,13 +445,10 @@ fn copy(plan: &Plan, copies: &[Copy], progress: &mut dyn FnMut(u64)) -> io::Resu
         let (mut from, mut left, mut at) = (c.from, c.len, c.to);
         while left > 0 {
             if c.how == How::Mem {
-                let mem = match &mem {
-                    Some(file) => file,
-                    None => mem.insert(memory::open_mem(plan.pid)?),
-                };
+                let mem = memory::open_once(&mut mem, plan.pid)?;
                 let mut page = vec![0; left.min(CHUNK as u64) as usize];
                 memory::pread_mem(mem, RemoteAddr(from), &mut page)?;
-                plan.pages.write_all_at(&page, at)?;
+                plan.write_at(&page, at)?;
                 let n = page.len() as u64;
                 (from, left, at) = (from + n, left - n, at + n);
                 continue;
