@@ -100,6 +100,25 @@ impl Engine {
         Ok(command)
     }
 
+    /// Copies the memory of the tree of `pid` ahead, on top of what is in `previous` (relative to the
+    /// images). Arctern's only: CRIU cannot on kernels without soft-dirty marks.
+    pub fn pre_dump(pid: i32, images: &Path, previous: Option<&str>) -> Result<()> {
+        let mut command = Self::Arctern.command()?;
+        command.args(["pre-dump", "-v4", "-o", "dump.log"]);
+        command.arg("-t").arg(pid.to_string()).arg("-D").arg(images);
+        if let Some(previous) = previous {
+            command.args(["--prev-images-dir", previous]);
+        }
+        finish(command, &images.join("dump.log"))
+    }
+
+    /// As [`Engine::dump`] by Arctern, of what was written since the dump in `previous`.
+    pub fn dump_onto(pid: i32, images: &Path, previous: &str, leave_running: bool) -> Result<()> {
+        let mut command = Self::Arctern.dump_command(pid, images, leave_running)?;
+        command.args(["--track-mem", "--prev-images-dir", previous]);
+        finish(command, &images.join("dump.log"))
+    }
+
     /// Restores a tree; the pid of its root.
     pub fn restore(self, images: &Path) -> Result<i32> {
         let pidfile = images.join("restored.pid");

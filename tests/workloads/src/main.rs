@@ -8,6 +8,7 @@
 mod busy;
 mod calls;
 mod datagrams;
+mod dirty;
 mod events;
 mod files;
 mod identity;
@@ -53,6 +54,7 @@ const WORKLOADS: &[(&str, i32, Body)] = &[
     ("private-file", NONE, memory::private_file),
     ("copy-on-write", NONE, memory::copy_on_write),
     ("protections", NONE, memory::protections),
+    ("dirty-memory", NONE, dirty::dirty_memory),
     ("guard-pages", NONE, memory::guard_pages),
     ("process-image", NONE, memory::process_image),
     ("interval-timers", NONE, timers::interval_timers),

@@ -4,9 +4,11 @@
 //! not know is refused as an unknown option, never ignored; options that only concern state which
 //! the engine refuses anyway are accepted.
 
+mod ahead;
 mod lock;
 mod log;
 mod spec;
+pub(super) mod tracker;
 
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
@@ -44,7 +46,7 @@ pub struct Args {
 #[derive(Debug, Parser)]
 #[command(name = "criu", disable_version_flag = true, max_term_width = 100)]
 struct Criu {
-    /// dump, restore or check
+    /// dump, pre-dump, restore or check
     #[arg(value_name = "COMMAND", required_unless_present = "version")]
     command: Option<Command>,
 
@@ -133,6 +135,15 @@ struct Criu {
     /// Give up stopping the tasks after this time
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     timeout: u64,
+    /// Go on to notice which memory is written, for the next dump
+    #[arg(long)]
+    track_mem: bool,
+    /// Dump only what was written since the dump in this directory, relative to that of the images
+    #[arg(long, value_name = "DIR")]
+    prev_images_dir: Option<PathBuf>,
+    /// How a pre-dump reads memory; the tasks run meanwhile in either case
+    #[arg(long, value_name = "MODE", value_parser = ["splice", "read"], default_value = "splice")]
+    pre_dump_mode: String,
     /// Print statistics
     #[arg(long)]
     display_stats: bool,
@@ -144,6 +155,7 @@ struct Criu {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Command {
     Dump,
+    PreDump,
     Restore,
     Check,
 }
@@ -174,6 +186,11 @@ pub fn main(arguments: Vec<std::ffi::OsString>) -> CommandResult {
         Some(Command::Dump) => {
             let tree = args.tree.map_or_else(String::new, |pid| format!(" {pid}"));
             dump(args).map_err(|e| fail(&format!("dump process tree{tree}"), e))
+        }
+        Some(Command::PreDump) => {
+            let tree = args.tree.map_or_else(String::new, |pid| format!(" {pid}"));
+            ahead::pre_dump(&args)
+                .map_err(|e| fail(&format!("copy the memory of process tree{tree} ahead"), e))
         }
         Some(Command::Restore) => {
             let dir = args.images_dir.display().to_string();
@@ -242,7 +259,7 @@ fn dump(args: Criu) -> anyhow::Result<u8> {
         before_release: Some(&mut before_release),
         hand_over: None,
     };
-    match arctern_engine::capture(arctern_sys::Pid(pid), &args.images_dir, options, &mut log) {
+    match ahead::capture(&args, pid, options, &mut log) {
         Ok(report) => {
             log.info(&format!(
                 "Dumping finished successfully: {} processes, {} pages",
@@ -254,6 +271,7 @@ fn dump(args: Criu) -> anyhow::Result<u8> {
                 memdump_time: micros(report.memory_us),
                 memwrite_time: micros(report.memory_us),
                 pages_scanned: report.pages_scanned,
+                pages_skipped_parent: report.pages_unchanged,
                 pages_written: report.pages_written,
                 ..DumpStatsEntry::default()
             };
@@ -265,14 +283,15 @@ fn dump(args: Criu) -> anyhow::Result<u8> {
                 outln!("Frozen time: {} us", report.frozen_us);
                 outln!("Memory dump time: {} us", report.memory_us);
                 outln!("Memory pages scanned: {}", report.pages_scanned);
+                outln!("Memory pages skipped from parent: {}", report.pages_unchanged);
                 outln!("Memory pages written: {}", report.pages_written);
             }
             Ok(0)
         }
         Err(error) => {
-            log.error(&arctern_container::error::chain(&error));
+            log.error(&arctern_container::error::chain(error.as_ref()));
             log.error("Dumping FAILED.");
-            Err(error.into())
+            Err(error)
         }
     }
 }

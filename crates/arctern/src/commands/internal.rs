@@ -37,6 +37,11 @@ enum Internal {
     },
     /// Takes in a container that another host sends; started by its `migrate`, through ssh
     Receive,
+    /// Keeps the tracking of a tree's written memory between two dumps; started by criu pre-dump
+    Tracker {
+        /// Root process of the tree
+        pid: i32,
+    },
     /// Write man pages into a directory
     Man {
         /// Directory
@@ -78,6 +83,10 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
             let to = stdout.as_fd().try_clone_to_owned().cannot(|| "take over standard output")?;
             arctern_migrate::receive(&mut host, File::from(from), File::from(to))
                 .cannot(|| "take in a container of another host")?;
+        }
+        Internal::Tracker { pid } => {
+            super::criu::tracker::keep(pid)
+                .cannot(|| format!("keep the tracking of process {pid}"))?;
         }
         Internal::Man { dir } => {
             let action = || format!("write man pages into {}", dir.display());

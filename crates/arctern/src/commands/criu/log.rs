@@ -32,6 +32,11 @@ impl Log {
         self.write(INFO, "", text);
     }
 
+    /// Tells what the user should know.
+    pub fn warning(&mut self, text: &str) {
+        self.write(WARNING, "Warn: ", text);
+    }
+
     /// Tells what went wrong.
     pub fn error(&mut self, text: &str) {
         self.write(ERROR, "Error: ", text);
@@ -61,7 +66,7 @@ impl Events for Log {
     fn event(&mut self, event: Event) {
         match event {
             Event::Phase(name) => self.write(INFO, "", name),
-            Event::Warning(text) => self.write(WARNING, "Warn: ", &text),
+            Event::Warning(text) => self.warning(&text),
             Event::Progress { .. } => {}
         }
     }
