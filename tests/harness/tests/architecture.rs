@@ -107,6 +107,10 @@ fn unsafe_code_lives_in_two_crates() {
 fn lints_are_expected_with_a_reason_not_allowed() {
     let mut wrong = Vec::new();
     visit(&source().join("crates"), &mut |path| {
+        if path.ends_with("tests/common/mod.rs") {
+            // Each test uses some of it: what is dead in one is not in the next.
+            return;
+        }
         for (number, line) in read(path).lines().enumerate() {
             let line = line.trim_start();
             if line.starts_with("#[allow(") || line.starts_with("#![allow(") {
