@@ -128,7 +128,9 @@ pub fn unpack(root: &OwnedFd, image: File) -> io::Result<()> {
         match header.entry_type() {
             EntryType::Directory if name == Path::new(".") => {}
             EntryType::Directory => match mkdirat(&parent, &name, Mode::S_IRWXU) {
-                Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
+                Ok(()) => {}
+                // What has the name may be a link, which leads anywhere.
+                Err(nix::errno::Errno::EEXIST) => drop(open_dir(&parent, &name)?),
                 Err(error) => return Err(error.into()),
             },
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
@@ -318,6 +320,33 @@ mod tests {
             tar.append(&header, &b"x"[..]).unwrap();
         };
         assert!(evil(&|tar| file(tar, b"../x")).is_err());
+        let victim = outside.path().join("victim");
+        fs::write(&victim, b"").unwrap();
+        fs::set_permissions(&victim, fs::Permissions::from_mode(0o600)).unwrap();
+        let node = |tar: &mut Builder<GzEncoder<File>>, kind: EntryType, target: &Path| {
+            let mut header = Header::new_gnu();
+            header.set_entry_type(kind);
+            header.set_size(0);
+            header.set_mode(0o777);
+            header.set_mtime(0);
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_device_major(8).unwrap();
+            header.set_device_minor(0).unwrap();
+            match kind {
+                EntryType::Symlink => tar.append_link(&mut header, "name", target).unwrap(),
+                _ => tar.append_data(&mut header, "name", io::empty()).unwrap(),
+            }
+        };
+        let directory_over_link = evil(&|tar| {
+            node(tar, EntryType::Symlink, &victim);
+            node(tar, EntryType::Directory, Path::new(""));
+        });
+        assert!(directory_over_link.is_err());
+        let mode = fs::metadata(&victim).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600, "the mode of a file outside was changed");
+        fs::remove_file(to.path().join("name")).unwrap();
+        fs::remove_file(&victim).unwrap();
         assert!(evil(&|tar| file(tar, b"/tmp/arctern-evil")).is_err());
         let through_link = evil(&|tar| {
             let mut header = Header::new_gnu();
