@@ -7,6 +7,7 @@ mod ui;
 mod attach;
 mod cli;
 mod commands;
+mod interrupt;
 mod progress;
 mod report;
 mod transfer;

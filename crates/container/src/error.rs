@@ -85,6 +85,9 @@ pub enum Error {
         /// Both ends of each connection.
         connections: Vec<String>,
     },
+    /// A signal asked for the end of the operation.
+    #[error("interrupted by a signal")]
+    Interrupted,
     /// It ended while something was done with it.
     #[error("container `{0}` has ended meanwhile")]
     EndedMeanwhile(String),
@@ -286,6 +289,7 @@ impl Error {
             Error::CommandNotFound(_) => 127,
             Error::CommandNotExecutable(_) => 126,
             Error::Shim { code, .. } => *code,
+            Error::Interrupted => 130,
             _ => 125,
         }
     }

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod audit;
+pub mod cancel;
 pub mod cgroup;
 pub mod checkpoint;
 pub mod config;

@@ -5,11 +5,11 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use arctern_harness::crash::{self, alive};
-use arctern_harness::host::Host;
+use arctern_harness::host::{Host, run as run_command};
 use arctern_harness::random::{Random, rounds};
 use arctern_harness::skips::judge;
 use std::collections::BTreeMap;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -254,6 +254,76 @@ fn a_killed_shim_leaves_a_container_that_can_be_used() -> Result<(), String> {
             }
             consistent(&host)?;
         }
+        clear(&host)?;
+        let left = host.leftovers()?;
+        ensure!(left.is_empty(), "left on the host:\n{}", left.join("\n"));
+        Ok(())
+    })
+}
+
+#[test]
+fn an_interrupted_checkpoint_or_restore_leaves_nothing() -> Result<(), String> {
+    judge("crash::interrupt", || {
+        let host = Host::new()?;
+        crash::leave_orphans_to_init()?;
+        crash::tiny_image(&host)?;
+        let archive = host.dir().join("c.tar");
+        let file = archive.to_string_lossy().into_owned();
+        let export = ["container", "checkpoint", "c", "--file", &file];
+        let restore = ["container", "restore", "--file", &file];
+        let mut random = Random::seeded();
+        let (mut ended, signals) = ([0, 0], ["INT", "TERM", "HUP"]);
+        let mut spans = [Duration::ZERO; 2];
+        host.arctern(RUN)?;
+        for round in 0..rounds(16, 100) {
+            let restores = !alive(&host, "c")?;
+            let words: &[&str] = if restores { &restore } else { &export };
+            if restores {
+                let _ = host.attempt(&["rm", "c"])?;
+            }
+            let begin = Instant::now();
+            let child = host.command(words).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+            let span = spans[usize::from(restores)];
+            if !span.is_zero() {
+                // The moment of the signal is the point of the test, not a wait for something.
+                std::thread::sleep(Duration::from_micros(random.below(span.as_micros() as u64)));
+                let signal = signals[random.below(3) as usize];
+                run_command(Command::new("kill").args(["-s", signal, &child.id().to_string()]))?;
+            }
+            let output = child.wait_with_output()?;
+            spans[usize::from(restores)] = begin.elapsed();
+            let said = String::from_utf8_lossy(&output.stderr);
+            let context = || format!("round {round}, `{}`: {said}", words.join(" "));
+            let found = host.attempt(&["system", "check", "--quick"])?;
+            let text = String::from_utf8_lossy(&found.stdout);
+            ensure!(text.is_empty() || !output.status.success(), "{}: {text}", context());
+            let hidden = crash::hidden_files(host.dir())?;
+            ensure!(hidden.is_empty(), "{}: {hidden:?}", context());
+            if output.status.success() {
+                // It was complete before the signal was seen.
+                ensure!(restores == alive(&host, "c")?, "{}", context());
+                if restores {
+                    std::fs::remove_file(&archive)?;
+                }
+                continue;
+            }
+            ended[usize::from(restores)] += 1;
+            // By the signal itself, when it came before anything was begun.
+            let early = output.status.code().is_none();
+            ensure!(early || said.contains("interrupted by a signal"), "{}", context());
+            ensure!(text.is_empty(), "{}: {text}", context());
+            match restores {
+                true => {
+                    let gone = !host.attempt(&["inspect", "c"])?.status.success();
+                    ensure!(gone, "{}: there is a container", context());
+                }
+                false => {
+                    ensure!(alive(&host, "c")?, "{}: it does not run", context());
+                    ensure!(!archive.exists(), "{}: there is an archive", context());
+                }
+            }
+        }
+        println!("{} checkpoints and {} restores were ended", ended[0], ended[1]);
         clear(&host)?;
         let left = host.leftovers()?;
         ensure!(left.is_empty(), "left on the host:\n{}", left.join("\n"));

@@ -10,6 +10,7 @@ use arctern_image::archive::Compression;
 use serde_json::{Value, json};
 
 use super::{Context, for_each};
+use crate::interrupt;
 use crate::progress::Progress;
 use crate::report::{Cannot, CommandResult, Failure};
 use crate::ui::{duration, size};
@@ -151,6 +152,7 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
             _ => TcpPolicy::Refuse,
         },
         lock_limit: args.lock_timeout.0,
+        cancel: interrupt::listen().cannot(|| "catch signals")?,
     };
     let mut host = ctx.host()?;
     let begin = Instant::now();
@@ -164,7 +166,8 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
             }
         };
         let done = done.map_err(|error| {
-            let captured = matches!(error, Error::Capture(_) | Error::Archive(_));
+            let captured =
+                matches!(error, Error::Capture(_) | Error::Archive(_) | Error::Interrupted);
             let failure = Failure::new(format!("checkpoint container `{name}`"), error);
             match captured {
                 true => failure.leaving("The container runs on, and no file was written."),

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::registry_args::RegistryArgs;
 use super::{Context, for_each};
+use crate::interrupt;
 use crate::progress::Progress;
 use crate::report::{Cannot, CommandResult, Failure};
 use crate::transfer::Transfers;
@@ -106,6 +107,7 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
             (_, true) => TcpPolicy::Close,
             _ => TcpPolicy::Refuse,
         },
+        cancel: interrupt::listen().cannot(|| "catch signals")?,
     };
     let mut host = ctx.host()?;
     let begin = Instant::now();

@@ -53,6 +53,8 @@ impl Host {
             other => other.map(drop),
         };
         let (report, size) = match taken {
+            // Through the engine it comes as a failure of a hook.
+            Err(_) if options.cancel.check().is_err() => return Err(Error::Interrupted),
             // Whatever the engine stumbled over, that is the cause.
             Err(error) if self.has_ended(&record) => {
                 tracing::debug!("{}", error.chain());
@@ -79,6 +81,7 @@ impl Host {
         for dir in [&paths.checkpoint_new(), &paths.capture_dir()] {
             fs::create_dir(dir).map_err(Error::io("create", dir))?;
         }
+        options.cancel.check()?;
         let mut archive = Archive::begin(self, record, options)?;
         for warning in strangers(&Hierarchies::of(&self.paths)?, id, pid) {
             events.event(Event::Warning(warning));
@@ -106,7 +109,8 @@ impl Host {
             (None, Some(mut archive)) => {
                 events.event(Event::Phase("archive"));
                 let written =
-                    archive.fill(&paths, &paths.checkpoint()).and_then(|()| archive.finish());
+                    archive.fill(&paths, &paths.checkpoint()).and_then(|()| options.cancel.check());
+                let written = written.and_then(|()| archive.finish());
                 // Its memory is in the archive; beside a container that goes on it would only grow old.
                 discard(&paths.checkpoint())?;
                 written?
@@ -182,6 +186,7 @@ impl Host {
         };
 
         let mut while_frozen = || -> std::result::Result<(), HookError> {
+            options.cancel.check()?;
             streams::save(&paths.run, pid, &images)?;
             if with_rootfs {
                 std::mem::take(&mut early).finish(&source, &paths.capture_dir())?;
@@ -203,6 +208,7 @@ impl Host {
         };
         let hand_over = hand_over.map(RefCell::new);
         let mut before_release = || -> std::result::Result<(), HookError> {
+            options.cancel.check()?;
             if let Some(hand_over) = &hand_over {
                 if let Some(mut archive) = archive.take() {
                     events.borrow_mut().event(Event::Phase("send"));
@@ -223,6 +229,8 @@ impl Host {
                 events.borrow_mut().event(Event::Phase("archive"));
                 archive.fill(&paths, &images)?;
             }
+            // The last moment at which it can go on.
+            options.cancel.check()?;
             put_in_place(&paths)?;
             self.store.update(&id, |r| {
                 r.status = Status::Checkpointed;

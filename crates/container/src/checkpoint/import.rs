@@ -93,6 +93,7 @@ impl Host {
         let brought = Incoming::open(file, renamed)
             .and_then(|incoming| self.bring_in(incoming, &record, options, events))
             .and_then(|()| {
+                options.cancel.check()?;
                 events.event(Event::Phase("restore"));
                 self.revive(&record, lock, options)
             });

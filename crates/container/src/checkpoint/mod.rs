@@ -42,6 +42,7 @@ use arctern_image::archive::Compression;
 
 pub use store::{Kept, Retention};
 
+use crate::cancel::Cancel;
 use crate::config::PortMapping;
 use crate::error::Error;
 use crate::host::Host;
@@ -96,6 +97,8 @@ pub struct CheckpointOptions {
     /// How long the network stays locked for connections of a container that was stopped; None: until
     /// it is restored or removed.
     pub lock_limit: Option<Duration>,
+    /// Ends it; the container goes on.
+    pub cancel: Cancel,
 }
 
 /// A checkpoint that was made.
@@ -130,6 +133,8 @@ pub struct RestoreOptions {
     pub file_locks: bool,
     /// What is done about live TCP connections.
     pub tcp: TcpPolicy,
+    /// Ends it before anything runs.
+    pub cancel: Cancel,
 }
 
 /// A container that was restored.
