@@ -1,7 +1,7 @@
 //! The networks that the user made, one JSON file each, and the making of new ones.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -206,11 +206,15 @@ impl NetworkStore {
         std::fs::create_dir_all(&self.dir)?;
         let text = serde_json::to_vec_pretty(config)?;
         let new = self.dir.join(format!(".{}.new.{}", config.name, std::process::id()));
-        std::fs::write(&new, text)?;
+        // On disk before it has its name: an empty description would stop every command.
+        let mut file = std::fs::File::create(&new)?;
+        file.write_all(&text)?;
+        file.sync_all()?;
         // A link, not a rename: of two commands at a time one finds the name taken.
         let made = std::fs::hard_link(&new, self.path(&config.name));
         std::fs::remove_file(&new)?;
-        made
+        made?;
+        std::fs::File::open(&self.dir)?.sync_all()
     }
 
     /// The bridge or the device that is shared.

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use serde::{Deserialize, Serialize};
 
-use crate::store::{AtPath, Store, StoreError, checked_id, make_dir};
+use crate::store::{AtPath, Store, StoreError, checked_id, make_dir, sync_dir, write_durably};
 use crate::tree;
 
 /// A named volume.
@@ -93,6 +93,7 @@ impl Store {
         make_dir(&new.join("_data"), 0o755)?;
         write_note(&new, &volume)?;
         std::fs::rename(&new, &place).at("rename into place", &place)?;
+        sync_dir(&self.volumes_dir())?;
         Ok(volume)
     }
 
@@ -202,11 +203,10 @@ fn read_note(path: &Path) -> Result<Option<Volume>, StoreError> {
 
 /// Writes it at once or not at all.
 fn write_note(place: &Path, volume: &Volume) -> Result<(), StoreError> {
-    let (note, new) = (place.join(NOTE), place.join("volume.json.new"));
+    let note = place.join(NOTE);
     let text = serde_json::to_vec(volume)
         .map_err(|source| StoreError::Damaged { path: note.clone(), source })?;
-    std::fs::write(&new, text).at("write", &new)?;
-    std::fs::rename(&new, &note).at("rename into place", &note)
+    write_durably(&note, &text)
 }
 
 fn fill(data: &Path, root: &Path, path: &Path) -> Result<bool, StoreError> {

@@ -28,6 +28,7 @@ impl Host {
         audit: &mut Audit,
     ) -> Result<()> {
         let object = label(&record);
+        let id = record.config.id.clone();
         let shim = self.shim_of(&record).is_some();
         let init = self.init(&record).is_some();
         if shim && !init {
@@ -43,7 +44,11 @@ impl Host {
             audit.add(options, &object, problem, "clean up and write down its end", || {
                 self.settle(record).map(drop)
             });
-            return Ok(());
+            // What else is wrong with it can be seen now.
+            return match self.store.get(&id)? {
+                Some(now) if !self.is_unfinished(&now) => self.judge(now, options, audit),
+                _ => Ok(()),
+            };
         }
         if init && !shim {
             // Not mended: nobody can become the parent of its processes.
@@ -54,7 +59,6 @@ impl Host {
                 "`arctern stop` and `start` it, or checkpoint and restore it",
             );
         }
-        let id = record.config.id.clone();
         let leftovers: Vec<String> = self
             .paths
             .container(&id)
