@@ -229,14 +229,14 @@ impl Hierarchies {
         Ok(())
     }
 
-    /// Pids in a container's groups, the container's own init and what exec added.
+    /// Pids in a container's groups, the container's own init and what exec added. One that is joining
+    /// is in some of them only.
     #[must_use]
     pub fn pids(&self, id: &str) -> Vec<i32> {
-        self.freezer(id)
-            .or_else(|| self.groups(id).into_iter().next())
-            .and_then(|group| fs::read_to_string(group.join("cgroup.procs")).ok())
-            .map(|text| text.lines().filter_map(|l| l.parse().ok()).collect())
-            .unwrap_or_default()
+        let lists = self.groups(id).into_iter().map(|group| group.join("cgroup.procs"));
+        let lists: Vec<String> = lists.filter_map(|path| fs::read_to_string(path).ok()).collect();
+        let pids = lists.iter().flat_map(|text| text.lines()).filter_map(|line| line.parse().ok());
+        pids.collect::<std::collections::BTreeSet<i32>>().into_iter().collect()
     }
 }
 

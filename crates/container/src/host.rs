@@ -323,8 +323,7 @@ impl Host {
         };
         match Hierarchies::of(&self.paths) {
             Ok(groups) => {
-                note(kill_all(&groups, id));
-                note(groups.remove(id));
+                note(empty(&groups, id));
             }
             Err(e) => note(Err(e)),
         }
@@ -382,6 +381,19 @@ impl Host {
         let bytes = fs::read(self.paths.container(id).exit()).ok()?;
         serde_json::from_slice(&bytes).ok()
     }
+}
+
+/// Removes a container's control groups with every process in them.
+fn empty(groups: &Hierarchies, id: &str) -> Result<()> {
+    // What joins meanwhile makes a group busy, and is found in it then.
+    for _ in 0..10 {
+        kill_all(groups, id)?;
+        match groups.remove(id) {
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::ResourceBusy => {}
+            other => return other,
+        }
+    }
+    groups.remove(id)
 }
 
 /// Kills every process in a container's control groups and waits for their end.

@@ -338,6 +338,8 @@ const FASTER: &[&str] = &[
     "exists already",
     "is running",
     "has ended meanwhile",
+    // An `exec` is on its way in.
+    "(youki:",
     "not running",
     "not stopped",
     "has no checkpoint",

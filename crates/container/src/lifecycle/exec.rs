@@ -128,9 +128,13 @@ impl Host {
         let started = self.start_exec(id, &document, &console, options.stdin, confinement);
         let _ = fs::remove_file(&document);
         // Whatever the library stumbled over, that is the cause.
-        started.map_err(|error| match self.has_ended(&record) {
-            true => Error::EndedMeanwhile(record.config.name.clone()),
-            false => error,
+        started.map_err(|error| {
+            // What is left of the attempt is this process's to reap, and init ends after it.
+            while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
+            match self.has_ended(&record) {
+                true => Error::EndedMeanwhile(record.config.name.clone()),
+                false => error,
+            }
         })
     }
 
