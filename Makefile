@@ -2,12 +2,36 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := build
-.PHONY: build demo test soak bench check fmt clippy deny install-deps peer clean-cache
+.PHONY: build install uninstall demo test soak bench check fmt clippy deny install-deps peer clean-cache
 
 export ARCTERN_CACHE ?= /var/cache/arctern
 
 build: install-deps
 	cargo build --release --locked -p arctern
+
+# Where `make install` puts the program, its man pages and what shells complete; DESTDIR is for
+# packagers.
+PREFIX ?= /usr/local
+BINDIR = $(DESTDIR)$(PREFIX)/bin
+MANDIR = $(DESTDIR)$(PREFIX)/share/man/man1
+BASH = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+ZSH = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
+FISH = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+BINARY ?= target/release/arctern
+
+install:
+	@test -x $(BINARY) || { echo "make install: $(BINARY) is not there: run make first" >&2; exit 1; }
+	install -d $(BINDIR) $(MANDIR) $(BASH) $(ZSH) $(FISH)
+	install -m 755 $(BINARY) $(BINDIR)/arctern
+	rm -f $(MANDIR)/arctern.1 $(MANDIR)/arctern-*.1
+	$(BINARY) internal man $(MANDIR)
+	$(BINARY) internal completions bash >$(BASH)/arctern
+	$(BINARY) internal completions zsh >$(ZSH)/_arctern
+	$(BINARY) internal completions fish >$(FISH)/arctern.fish
+
+uninstall:
+	rm -f $(BINDIR)/arctern $(MANDIR)/arctern.1 $(MANDIR)/arctern-*.1
+	rm -f $(BASH)/arctern $(ZSH)/_arctern $(FISH)/arctern.fish
 
 # The walk of the README, with nginx and with a counter.
 demo: build

@@ -33,16 +33,38 @@ impl Drop for RawTerminal {
 }
 
 /// Which streams are connected.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Streams {
     /// Send our standard input.
     pub stdin: bool,
     /// The container has a terminal.
     pub terminal: bool,
+    /// Keys that leave the container running.
+    pub keys: DetachKeys,
 }
 
-/// Keys that leave the container running: ctrl-p, ctrl-q.
-const DETACH: [u8; 2] = [0x10, 0x11];
+/// Keys that leave the container running, one after the other; none at all is possible.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DetachKeys(Vec<u8>);
+
+impl std::str::FromStr for DetachKeys {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<DetachKeys, String> {
+        let key = |name: &str| match (name.strip_prefix("ctrl-"), name.as_bytes()) {
+            (None, [byte]) if byte.is_ascii_graphic() => Ok(*byte),
+            (Some(letter), _) => match letter.to_ascii_uppercase().as_bytes() {
+                [byte @ b'@'..=b'_'] => Ok(byte & 0x1f),
+                _ => Err(format!("`{name}`: ctrl- goes with a letter or one of @[\\]^_")),
+            },
+            _ => Err(format!("`{name}` is no key: use a character, or ctrl- and one")),
+        };
+        match text {
+            "" => Ok(DetachKeys(Vec::new())),
+            text => text.split(',').map(key).collect::<Result<_, _>>().map(DetachKeys),
+        }
+    }
+}
 
 /// Copies between this process's streams and a container until it ends; gives its exit code. None
 /// when the user detached.
@@ -58,7 +80,7 @@ pub fn container(mut connection: Connection, streams: Streams) -> anyhow::Result
     if streams.stdin {
         let input = connection.try_clone()?;
         std::thread::spawn(move || {
-            let mut detector = Detach::default();
+            let mut detector = Detach { keys: streams.keys.0, seen: 0 };
             let mut buffer = [0u8; 16 << 10];
             while let Ok(n) = io::stdin().read(&mut buffer) {
                 if n == 0 {
@@ -88,18 +110,22 @@ pub fn container(mut connection: Connection, streams: Streams) -> anyhow::Result
 }
 
 /// Sees the detach keys in what is typed, also when they arrive apart.
-#[derive(Default)]
 struct Detach {
-    first: bool,
+    keys: Vec<u8>,
+    /// How many of them were typed last.
+    seen: usize,
 }
 
 impl Detach {
     fn saw(&mut self, bytes: &[u8]) -> bool {
         for &byte in bytes {
-            if self.first && byte == DETACH[1] {
+            self.seen = match self.keys.get(self.seen) {
+                Some(&key) if key == byte => self.seen + 1,
+                _ => usize::from(self.keys.first() == Some(&byte)),
+            };
+            if self.seen > 0 && self.seen == self.keys.len() {
                 return true;
             }
-            self.first = byte == DETACH[0];
         }
         false
     }
@@ -163,12 +189,27 @@ fn follow_window_size(set: impl Fn(u16, u16) + Send + 'static) -> anyhow::Result
 mod tests {
     use super::*;
 
+    fn detector(keys: &str) -> Detach {
+        Detach { keys: keys.parse::<DetachKeys>().expect("keys").0, seen: 0 }
+    }
+
     #[test]
     fn detach_keys_are_seen_in_pieces() {
-        let mut detach = Detach::default();
+        let mut detach = detector("ctrl-p,ctrl-q");
         assert!(!detach.saw(&[b'a', 0x10]));
         assert!(detach.saw(&[0x11]));
-        let mut detach = Detach::default();
+        let mut detach = detector("ctrl-p,ctrl-q");
         assert!(!detach.saw(&[0x10, b'x', 0x11]));
+        assert!(detector("ctrl-p,ctrl-q").saw(&[0x10, 0x10, 0x11]));
+        assert!(detector("q").saw(b"q"));
+        assert!(!detector("").saw(&[0, 0x10, 0x11]));
+    }
+
+    #[test]
+    fn keys_are_named() {
+        assert_eq!("ctrl-@,a".parse(), Ok(DetachKeys(vec![0, b'a'])));
+        for bad in ["ctrl-", "ctrl-ab", "ab", ",", "ctrl-1"] {
+            assert!(bad.parse::<DetachKeys>().is_err(), "{bad}");
+        }
     }
 }

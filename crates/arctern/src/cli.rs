@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::commands::{
-    check, checkpoint, checkpoint_diff, checkpoint_inspect, checkpoint_ls, checkpoint_prune,
-    checkpoint_rm, create, criu, exec, images, import, info, inspect, internal, kill, logs,
-    migrate, network_create, network_exists, network_inspect, network_ls, network_rm, port, ps,
-    restore, rm, rmi, run, start, stop, system_check, tag, version, volume_create, volume_exists,
-    volume_export, volume_import, volume_inspect, volume_ls, volume_prune, volume_rm, wait,
+    attach, check, checkpoint, checkpoint_diff, checkpoint_inspect, checkpoint_ls,
+    checkpoint_prune, checkpoint_rm, container_exists, container_prune, cp, create, criu, diff,
+    exec, healthcheck_run, images, import, info, inspect, internal, kill, logs, migrate,
+    network_create, network_exists, network_inspect, network_ls, network_rm, pause, port, ps,
+    rename, restart, restore, rm, rmi, run, start, stats, stop, system_check, tag, top, unpause,
+    version, volume_create, volume_exists, volume_export, volume_import, volume_inspect, volume_ls,
+    volume_prune, volume_rm, wait,
 };
 use crate::commands::{
     history, image_exists, image_inspect, image_prune, image_tree, load, login, logout, pull, push,
@@ -88,8 +90,17 @@ pub enum Command {
     Create(Box<create::Args>),
     Start(start::Args),
     Stop(stop::Args),
+    Restart(restart::Args),
+    Pause(pause::Args),
+    Unpause(unpause::Args),
     Kill(kill::Args),
     Rm(rm::Args),
+    Rename(rename::Args),
+    Attach(attach::Args),
+    Cp(cp::Args),
+    Diff(diff::Args),
+    Top(top::Args),
+    Stats(stats::Args),
     Ps(ps::Args),
     Logs(logs::Args),
     Exec(exec::Args),
@@ -102,6 +113,13 @@ pub enum Command {
     /// Manage containers: all commands about them, also those with short forms
     #[command(subcommand, visible_alias = "ctr")]
     Container(Container),
+    #[command(skip)]
+    ContainerPrune(container_prune::Args),
+    #[command(skip)]
+    ContainerExists(container_exists::Args),
+    /// Check the health of containers
+    #[command(subcommand)]
+    Healthcheck(Healthcheck),
     Import(import::Args),
     Images(images::Args),
     Rmi(rmi::Args),
@@ -172,8 +190,19 @@ pub enum Container {
     Create(Box<create::Args>),
     Start(start::Args),
     Stop(stop::Args),
+    Restart(restart::Args),
+    Pause(pause::Args),
+    Unpause(unpause::Args),
     Kill(kill::Args),
     Rm(rm::Args),
+    Rename(rename::Args),
+    Attach(attach::Args),
+    Cp(cp::Args),
+    Diff(diff::Args),
+    Top(top::Args),
+    Stats(stats::Args),
+    Prune(container_prune::Args),
+    Exists(container_exists::Args),
     #[command(visible_aliases = ["list", "ls"])]
     Ps(ps::Args),
     Logs(logs::Args),
@@ -192,6 +221,17 @@ impl From<Container> for Command {
             Container::Create(a) => Command::Create(a),
             Container::Start(a) => Command::Start(a),
             Container::Stop(a) => Command::Stop(a),
+            Container::Restart(a) => Command::Restart(a),
+            Container::Pause(a) => Command::Pause(a),
+            Container::Unpause(a) => Command::Unpause(a),
+            Container::Rename(a) => Command::Rename(a),
+            Container::Attach(a) => Command::Attach(a),
+            Container::Cp(a) => Command::Cp(a),
+            Container::Diff(a) => Command::Diff(a),
+            Container::Top(a) => Command::Top(a),
+            Container::Stats(a) => Command::Stats(a),
+            Container::Prune(a) => Command::ContainerPrune(a),
+            Container::Exists(a) => Command::ContainerExists(a),
             Container::Kill(a) => Command::Kill(a),
             Container::Rm(a) => Command::Rm(a),
             Container::Ps(a) => Command::Ps(a),
@@ -206,6 +246,12 @@ impl From<Container> for Command {
             Container::Restore(a) => Command::Restore(a),
         }
     }
+}
+
+/// `arctern healthcheck …`
+#[derive(Debug, Subcommand)]
+pub enum Healthcheck {
+    Run(healthcheck_run::Args),
 }
 
 /// `arctern image …`
@@ -295,7 +341,7 @@ mod tests {
         let Ok(Command::Checkpoint(args)) = parse("arctern checkpoint web db") else {
             panic!("names")
         };
-        assert!(args.command.is_none() && args.capture.containers == ["web", "db"]);
+        assert!(args.command.is_none() && args.capture.select.containers == ["web", "db"]);
         let Ok(Command::Checkpoint(args)) = parse("arctern checkpoint ls") else { panic!("ls") };
         assert!(matches!(args.command, Some(Checkpoint::Ls(_))));
         let Ok(Command::Container(Container::Checkpoint(args))) =
@@ -303,7 +349,7 @@ mod tests {
         else {
             panic!("a container called ls")
         };
-        assert_eq!(args.containers, ["ls"]);
+        assert_eq!(args.select.containers, ["ls"]);
         assert!(parse("arctern checkpoint").is_err());
     }
 }

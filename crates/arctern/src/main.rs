@@ -7,6 +7,7 @@ mod ui;
 mod attach;
 mod cli;
 mod commands;
+mod format;
 mod interrupt;
 mod progress;
 mod report;

@@ -52,6 +52,11 @@ impl Table {
         Table { rows: vec![head.iter().map(|&h| h.to_owned()).collect()] }
     }
 
+    /// A table without a head.
+    pub fn bare() -> Table {
+        Table { rows: Vec::new() }
+    }
+
     /// Adds a row.
     pub fn row(&mut self, cells: Vec<String>) {
         self.rows.push(cells);

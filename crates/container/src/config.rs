@@ -13,6 +13,8 @@ use arctern_net::DEFAULT_NETWORK;
 pub use arctern_net::{BadPort, Mac, PortMapping, Protocol};
 use serde::{Deserialize, Serialize};
 
+pub use crate::extras::{Device, HostEntry};
+use crate::policy::{HealthCheck, RestartPolicy};
 pub use crate::volumes::NamedVolume;
 
 /// How the container is connected.
@@ -331,6 +333,42 @@ pub struct ContainerConfig {
     /// Remove the container when it ends.
     #[serde(rename = "autoRemove", default)]
     pub auto_remove: bool,
+    /// When it is started again after its end.
+    #[serde(default)]
+    pub restart_policy: RestartPolicy,
+    /// How often at most, with `on-failure`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart_retries: Option<u32>,
+    /// How its health is checked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub healthcheck: Option<HealthCheck>,
+    /// A program on the host that is pid 1 of the container and starts the command.
+    #[serde(rename = "initPath", default, skip_serializing_if = "Option::is_none")]
+    pub init_path: Option<PathBuf>,
+    /// Annotations of the runtime spec.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+    /// Lines of /etc/hosts, `NAME:ADDRESS`.
+    #[serde(rename = "hostAdd", default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<HostEntry>,
+    /// Name servers in place of the host's.
+    #[serde(rename = "dnsServer", default, skip_serializing_if = "Vec::is_empty")]
+    pub dns_servers: Vec<IpAddr>,
+    /// Domains that names are looked for in.
+    #[serde(rename = "dnsSearch", default, skip_serializing_if = "Vec::is_empty")]
+    pub dns_search: Vec<String>,
+    /// Options of the resolver.
+    #[serde(rename = "dnsOption", default, skip_serializing_if = "Vec::is_empty")]
+    pub dns_options: Vec<String>,
+    /// Devices of the host.
+    #[serde(rename = "hostDevices", default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<Device>,
+    /// Kernel settings of its namespaces.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sysctls: BTreeMap<String, String>,
+    /// File that holds the pid of its init while it runs.
+    #[serde(rename = "pidFile", default, skip_serializing_if = "Option::is_none")]
+    pub pid_file: Option<PathBuf>,
     /// Log driver; its file goes into checkpoint archives.
     #[serde(rename = "logDriver", default = "log_driver")]
     pub log_driver: String,
@@ -356,7 +394,7 @@ fn ten() -> u32 {
 }
 
 impl ContainerConfig {
-    /// Entry point and command together: what pid 1 of the container executes.
+    /// Entry point and command together: what the container executes.
     #[must_use]
     pub fn args(&self) -> Vec<String> {
         self.entrypoint.iter().chain(&self.command).cloned().collect()

@@ -94,6 +94,18 @@ pub enum Error {
     /// A container from another host, built and not let go.
     #[error("the move was given up before it was committed")]
     NotCommitted,
+    /// What was asked needs processes that run.
+    #[error("container `{0}` is paused")]
+    Paused(String),
+    /// `unpause` of a container that is not paused.
+    #[error("container `{0}` is not paused")]
+    NotPaused(String),
+    /// `healthcheck run` of a container without a check.
+    #[error("container `{0}` has no health check")]
+    NoHealthCheck(String),
+    /// There is no container at all (`--latest`).
+    #[error("there is no container")]
+    NoContainers,
     /// `rm` of a running container without force.
     #[error("container `{0}` is running")]
     StillRunning(String),
@@ -326,6 +338,8 @@ impl Error {
                     "stop the container that has {had}, or drop the connections with --tcp-close"
                 )
             }
+            Error::NoHealthCheck(_) => "give one with --health-cmd when it is created".to_owned(),
+            Error::Paused(name) => format!("`arctern unpause {name}` first"),
             Error::StillRunning(name) => {
                 format!("`arctern stop {name}` first, or pass --force")
             }

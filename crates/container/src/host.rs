@@ -70,6 +70,11 @@ impl Host {
         self.read(&id)?.ok_or_else(|| Error::NoSuchContainer(name_or_id.to_owned()))
     }
 
+    /// The id of the container that was created last.
+    pub fn latest(&self) -> Result<String> {
+        self.store.latest()?.ok_or(Error::NoContainers)
+    }
+
     /// Takes the lock of a container and then reads it: what is read holds until the lock goes.
     pub fn find_locked(&mut self, name_or_id: &str) -> Result<(Record, Lock)> {
         let id = self.store.resolve(name_or_id)?;
@@ -261,6 +266,10 @@ impl Host {
 
     /// Writes down how a container ended. What belongs to it may still have to be cleared.
     pub(crate) fn record_end(&mut self, id: &str, exit: Option<ExitRecord>) -> Result<()> {
+        if let Some(moving) = self.store.get(id)?.filter(|r| r.status == Status::Migrating) {
+            // It runs on another host, or may: no policy starts a second copy here.
+            self.mark_stopped(&moving)?;
+        }
         self.store.update(id, |r| {
             let ended = |r: &mut Record, code| {
                 r.exit_code = Some(code);
@@ -291,7 +300,11 @@ impl Host {
         self.images.unmount_root(id).map_err(Error::storage)?;
         match self.store.get(id)? {
             // It has its shim as long as there is something of it.
-            Some(r) if r.config.auto_remove && r.status != Status::Created => {
+            Some(r)
+                if r.config.auto_remove
+                    && r.status != Status::Created
+                    && fs::remove_file(self.paths.container(id).kept()).is_err() =>
+            {
                 self.remove_files(id)?;
                 self.remove_anonymous(&r.config)?;
                 Ok(None)
@@ -399,9 +412,8 @@ fn empty(groups: &Hierarchies, id: &str) -> Result<()> {
 /// Kills every process in a container's control groups and waits for their end.
 fn kill_all(groups: &Hierarchies, id: &str) -> Result<()> {
     // A frozen process does not die.
-    if let Some(freezer) = groups.freezer(id) {
-        let _ = fs::write(freezer.join("freezer.state"), "THAWED");
-        let _ = fs::write(freezer.join("cgroup.freeze"), "0");
+    if let Some(freezer) = crate::lifecycle::freezer(groups, id) {
+        let _ = freezer.thaw();
     }
     // A new process may appear while the others are being killed; each round leaves fewer.
     for _ in 0..100 {

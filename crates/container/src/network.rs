@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use arctern_net::{
     ArchivedStatus, AttachSpec, DEFAULT_BRIDGE, InsideLock, Ipv4Net, Mac, Means, Network,
@@ -284,4 +284,17 @@ pub fn from_archive(text: &str, new_ip: bool, new_mac: Option<Mac>) -> Result<Op
         network: first.network,
     };
     serde_json::to_string(&status).map(Some).map_err(Error::json("network.status"))
+}
+
+/// Sets what `--sysctl` asks of a network namespace, which a restore finds as it was made. Other
+/// settings are carried by the images.
+pub(crate) fn apply_sysctls(path: &Path, config: &ContainerConfig) -> Result<()> {
+    let namespace = netns::open(path).map_err(Error::network)?;
+    for (name, value) in config.sysctls.iter().filter(|(name, _)| name.starts_with("net.")) {
+        let path = Path::new("/proc/sys").join(name.replace('.', "/"));
+        netns::run_in(namespace.as_fd(), || std::fs::write(&path, value))
+            .flatten()
+            .map_err(Error::io("write", &path))?;
+    }
+    Ok(())
 }

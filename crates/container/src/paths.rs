@@ -13,7 +13,11 @@
 //! ROOT/containers/ID/checkpoint/     images of the checkpoint that belongs to the container
 //! ROOT/containers/ID/shim.log        diagnostics of the shim
 //! ROOT/containers/ID/lock            taken by the command that changes the container
+//! ROOT/containers/ID/stopped         there while a command has stopped it: no policy starts it
 //! RUNROOT/boot                       the boot that the run directory is of
+//! RUNROOT/containers/ID/health.json  what the checks of its health found
+//! RUNROOT/containers/ID/restarts     how often its restart policy started it
+//! RUNROOT/containers/ID/kept         `restart` is at work: `--rm` does not remove it now
 //! RUNROOT/containers/ID/ctl          control socket of the shim
 //! RUNROOT/containers/ID/exit         how the container ended, until the database has it
 //! RUNROOT/oci/ID/                    libcontainer's own state
@@ -146,6 +150,30 @@ impl ContainerPaths {
     #[must_use]
     pub fn lock(&self) -> PathBuf {
         self.dir.join("lock")
+    }
+
+    /// There while the container was stopped by a command: its restart policy rests.
+    #[must_use]
+    pub fn stopped(&self) -> PathBuf {
+        self.dir.join("stopped")
+    }
+
+    /// How often the restart policy started it.
+    #[must_use]
+    pub fn restarts(&self) -> PathBuf {
+        self.run.join("restarts")
+    }
+
+    /// There while a container that goes with its end is being stopped to be started again.
+    #[must_use]
+    pub fn kept(&self) -> PathBuf {
+        self.run.join("kept")
+    }
+
+    /// What the checks of its health found.
+    #[must_use]
+    pub fn health(&self) -> PathBuf {
+        self.run.join("health.json")
     }
 
     /// Exit record.

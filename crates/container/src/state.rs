@@ -231,16 +231,7 @@ impl Store {
         let fail = move |source| Error::Database { path: path.clone(), source };
         let tx =
             self.db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&fail)?;
-        let taken: Option<String> = tx
-            .query_row("SELECT id FROM containers WHERE name = ?1", [record.name()], |r| r.get(0))
-            .optional()
-            .map_err(&fail)?;
-        if let Some(id) = taken {
-            return Err(Error::NameInUse {
-                name: record.name().to_owned(),
-                id: crate::config::short_id(&id).to_owned(),
-            });
-        }
+        name_is_free(&tx, record.name()).map_err(&fail)??;
         let taken: Option<i64> = tx
             .query_row("SELECT 1 FROM containers WHERE id = ?1", [record.id()], |r| r.get(0))
             .optional()
@@ -254,16 +245,7 @@ impl Store {
 
     /// Reads one container by its full id.
     pub fn get(&self, id: &str) -> Result<Option<Record>> {
-        let raw = self
-            .db
-            .query_row(
-                &format!("SELECT {COLUMNS} FROM containers WHERE id = ?1"),
-                [id],
-                RawRecord::read,
-            )
-            .optional()
-            .map_err(|e| self.fail(e))?;
-        raw.map(RawRecord::parse).transpose()
+        read(&self.db, id).map_err(|e| self.fail(e))?.transpose()
     }
 
     /// All containers, oldest first.
@@ -315,20 +297,35 @@ impl Store {
         let fail = move |source| Error::Database { path: path.clone(), source };
         let tx =
             self.db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&fail)?;
-        let raw = tx
-            .query_row(
-                &format!("SELECT {COLUMNS} FROM containers WHERE id = ?1"),
-                [id],
-                RawRecord::read,
-            )
-            .optional()
-            .map_err(&fail)?;
-        let Some(raw) = raw else { return Ok(None) };
-        let mut record = raw.parse()?;
+        let Some(mut record) = read(&tx, id).map_err(&fail)?.transpose()? else { return Ok(None) };
         change(&mut record);
         write(&tx, &record).map_err(&fail)?;
         tx.commit().map_err(&fail)?;
         Ok(Some(record))
+    }
+
+    /// Gives a container another name, which must be free. None when the container is gone.
+    pub fn rename(&mut self, id: &str, name: &str) -> Result<Option<Record>> {
+        let path = self.path.clone();
+        let fail = move |source| Error::Database { path: path.clone(), source };
+        let tx =
+            self.db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&fail)?;
+        name_is_free(&tx, name).map_err(&fail)??;
+        let Some(mut record) = read(&tx, id).map_err(&fail)?.transpose()? else { return Ok(None) };
+        name.clone_into(&mut record.config.name);
+        write(&tx, &record).map_err(&fail)?;
+        tx.commit().map_err(&fail)?;
+        Ok(Some(record))
+    }
+
+    /// The container that was created last.
+    pub fn latest(&self) -> Result<Option<String>> {
+        self.db
+            .query_row("SELECT id FROM containers ORDER BY created_at DESC LIMIT 1", [], |row| {
+                row.get(0)
+            })
+            .optional()
+            .map_err(|e| self.fail(e))
     }
 
     /// Whether there is no container.
@@ -345,6 +342,26 @@ impl Store {
             .map(|_| ())
             .map_err(|e| self.fail(e))
     }
+}
+
+/// One container by its full id; the inner error is about what its row holds.
+fn read(db: &Connection, id: &str) -> rusqlite::Result<Option<Result<Record>>> {
+    let sql = format!("SELECT {COLUMNS} FROM containers WHERE id = ?1");
+    Ok(db.query_row(&sql, [id], RawRecord::read).optional()?.map(RawRecord::parse))
+}
+
+/// Refuses a name that a container has.
+fn name_is_free(db: &Connection, name: &str) -> rusqlite::Result<Result<()>> {
+    let taken: Option<String> = db
+        .query_row("SELECT id FROM containers WHERE name = ?1", [name], |r| r.get(0))
+        .optional()?;
+    Ok(match taken {
+        None => Ok(()),
+        Some(id) => Err(Error::NameInUse {
+            name: name.to_owned(),
+            id: crate::config::short_id(&id).to_owned(),
+        }),
+    })
 }
 
 fn write(tx: &Transaction<'_>, record: &Record) -> rusqlite::Result<()> {
@@ -464,6 +481,11 @@ mod tests {
         assert!(matches!(store.resolve("a"), Err(Error::AmbiguousId(_))));
         assert!(matches!(store.resolve("c"), Err(Error::NoSuchContainer(_))));
         assert!(matches!(store.resolve("%"), Err(Error::NoSuchContainer(_))));
+        let web = "a1".repeat(32);
+        assert!(matches!(store.rename(&web, "db"), Err(Error::NameInUse { .. })));
+        assert!(store.rename(&web, "www").expect("rename").is_some());
+        assert_eq!(store.resolve("www").expect("new name"), web);
+        assert_eq!(store.latest().expect("latest"), Some("a2".repeat(32)));
     }
 
     #[test]

@@ -60,6 +60,13 @@ pub fn init(host: &Host, name: &str) -> Result<Option<i32>> {
 
 /// Kills the shim of a container and waits for its end.
 pub fn kill_shim(host: &Host, name: &str) -> Result<()> {
+    let shim = shim(host, name)?;
+    shim.signal(Signal::KILL)?;
+    shim.gone(Duration::from_secs(20))
+}
+
+/// The shim of a container.
+pub fn shim(host: &Host, name: &str) -> Result<Process> {
     let id: serde_json::Value = serde_json::from_str(&host.arctern(&["inspect", name])?)?;
     let id = id[0]["Id"].as_str().context("no id")?.to_owned();
     for entry in fs::read_dir("/proc")?.flatten() {
@@ -68,9 +75,7 @@ pub fn kill_shim(host: &Host, name: &str) -> Result<()> {
         };
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         if line.starts_with(b"arctern-shim\0") && String::from_utf8_lossy(&line).contains(&id) {
-            let shim = Process::open(pid)?;
-            shim.signal(Signal::KILL)?;
-            return shim.gone(Duration::from_secs(20));
+            return Process::open(pid);
         }
     }
     bail!("container {name} has no shim")

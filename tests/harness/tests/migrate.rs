@@ -4,6 +4,7 @@
 
 use anyhow::{Context, Result, ensure};
 use arctern_harness::capture::Capture;
+use arctern_harness::crash::shim;
 use arctern_harness::host::Host;
 use arctern_harness::lab::{Lab, address};
 use arctern_harness::load::{Download, Load, hexadecimal};
@@ -165,6 +166,37 @@ fn a_dry_run_lists_everything_and_touches_nothing() -> Result<(), String> {
         a.host.arctern(&["rm", "-f", "-t", "0", "web"])?;
         a.end()?;
         b.end()
+    })
+}
+
+#[test]
+fn what_moves_is_not_paused_and_not_started_again_by_its_policy() -> Result<(), String> {
+    judge("migrate::policy", || {
+        let lab = Lab::new()?;
+        let (a, b) = (Machine::new(&lab, 1)?, Machine::new(&lab, 2)?);
+        a.host.image("nginx", &[NGINX])?;
+        a.host.arctern(&["run", "-d", "--restart", "always", "--name", "web", "nginx"])?;
+        a.host.arctern(&["pause", "web"])?;
+        for options in [&["--dry-run"][..], &[]] {
+            let output = a.migrate(&b, options, "web")?;
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            ensure!(output.status.code() == Some(125) && text.contains("is paused"), "{text}");
+        }
+        ensure!(status(&a, "web")? == "paused");
+        a.host.arctern(&["unpause", "web"])?;
+
+        let source = shim(&a.host, "web")?;
+        let output = a.migrate(&b, &["--keep-source"], "web")?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        // Who would start it again is gone.
+        source.gone(Duration::from_secs(60))?;
+        ensure!(status(&a, "web")? == "exited", "there are two of it");
+        ensure!(status(&b, "web")? == "running");
+        for machine in [a, b] {
+            machine.host.arctern(&["rm", "-f", "-t", "0", "web"])?;
+            machine.end()?;
+        }
+        Ok(())
     })
 }
 

@@ -3,12 +3,15 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use arctern_container::Error;
 use arctern_container::checkpoint::{CheckpointOptions, Checkpointed};
-use arctern_engine::options::{ExternalUnix, TcpPolicy};
+use arctern_container::state::Record;
+use arctern_container::{Error, Host};
+use arctern_engine::options::ExternalUnix;
 use arctern_image::archive::Compression;
 use serde_json::{Value, json};
 
+use super::engine_args::EngineArgs;
+use super::select::{Select, running};
 use super::{Context, for_each};
 use crate::interrupt;
 use crate::progress::Progress;
@@ -21,10 +24,11 @@ use crate::ui::{duration, size};
 /// timers. The container stops, unless --leave-running is given, and `restore` lets it go on.
 /// Without --file the checkpoint stays with the container.
 ///
-///   arctern container checkpoint web
+///   arctern container checkpoint db
+///   arctern container checkpoint --leave-running --compress none -e web.tar web
+///   arctern container checkpoint --leave-running web --create-image registry.example/team/web-checkpoint
 ///   arctern container checkpoint web --file web.tar.gz
-///   arctern container checkpoint --leave-running --compress none -e /backup/web.tar web
-///   arctern container checkpoint web --create-image registry.example/team/web-checkpoint
+///   arctern container checkpoint --all
 ///
 /// With --tcp-established, nothing reaches or leaves the container's address until a restore, and what
 /// is sent to it is held and arrives then: whoever has a connection to it waits and notices nothing
@@ -63,12 +67,6 @@ pub struct Args {
     /// Put the container's image into the archive or image, too
     #[arg(long, requires = "target")]
     pub with_image: bool,
-    /// Also live TCP connections; without it they are refused
-    #[arg(long, conflicts_with = "tcp_close")]
-    pub tcp_established: bool,
-    /// Drop live TCP connections: their peers are told, the program finds them closed
-    #[arg(long)]
-    pub tcp_close: bool,
     /// Connect unix sockets again by name to programs outside of the container; with `close`, let
     /// these connections be closed; without it they are refused
     #[arg(
@@ -90,15 +88,10 @@ pub struct Args {
         requires = "tcp_established"
     )]
     pub lock_timeout: Limit,
-    /// Also file locks
-    #[arg(long)]
-    pub file_locks: bool,
-    /// Print statistics as JSON
-    #[arg(long)]
-    pub print_stats: bool,
-    /// Containers, by name or id
-    #[arg(value_name = "CONTAINER", required = true)]
-    pub containers: Vec<String>,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    #[command(flatten)]
+    pub select: Select,
 }
 
 /// A time, or none.
@@ -125,9 +118,12 @@ fn parse_limit(text: &str) -> Result<Limit, String> {
 
 /// Runs the command.
 pub fn run(ctx: &Context, args: Args) -> CommandResult {
-    if (args.file.is_some() || args.create_image.is_some()) && args.containers.len() > 1 {
+    let mut host = ctx.host()?;
+    let fit = |host: &Host, record: &Record| running(host, record) && !host.is_paused(record);
+    let names = args.select.names(&mut host, fit)?;
+    if (args.file.is_some() || args.create_image.is_some()) && names.len() > 1 {
         return Err(anyhow::anyhow!("one archive or image holds one container"))
-            .cannot(|| format!("checkpoint {} containers into one", args.containers.len()));
+            .cannot(|| format!("checkpoint {} containers into one", names.len()));
     }
     let options = CheckpointOptions {
         file: args.file,
@@ -145,19 +141,15 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         ignore_rootfs: args.ignore_rootfs,
         ignore_volumes: args.ignore_volumes,
         with_image: args.with_image,
-        file_locks: args.file_locks,
-        tcp: match (args.tcp_established, args.tcp_close) {
-            (true, _) => TcpPolicy::Established,
-            (_, true) => TcpPolicy::Close,
-            _ => TcpPolicy::Refuse,
-        },
+        keep: args.engine.keep,
+        file_locks: args.engine.file_locks,
+        tcp: args.engine.tcp(),
         lock_limit: args.lock_timeout.0,
         cancel: interrupt::listen().cannot(|| "catch signals")?,
     };
-    let mut host = ctx.host()?;
     let begin = Instant::now();
     let mut statistics = Vec::new();
-    let code = for_each(&args.containers, |name| {
+    let code = for_each(&names, |name| {
         let mut progress = Progress::new();
         let done = match &args.create_image {
             None => host.checkpoint(name, &options, &mut progress),
@@ -175,7 +167,7 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
             }
         })?;
         drop(progress);
-        if args.print_stats {
+        if args.engine.print_stats {
             statistics.push(statistics_of(&done));
         } else {
             outln!("{}", done.record.id());
@@ -188,7 +180,7 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         );
         Ok(())
     })?;
-    if args.print_stats {
+    if args.engine.print_stats {
         let all = json!({
             "podman_checkpoint_duration": u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX),
             "container_statistics": statistics,

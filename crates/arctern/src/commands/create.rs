@@ -1,14 +1,23 @@
 //! `create`
 
+use std::fs::File;
+use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
-use arctern_container::config::{Mac, NetworkMode, PortMapping, Tmpfs, Ulimit, parse_size};
+use anyhow::Context as _;
+use arctern_container::Host;
+use arctern_container::config::{
+    Device, HostEntry, Mac, NetworkMode, PortMapping, Tmpfs, Ulimit, parse_size,
+};
+use arctern_container::extras::parse_sysctl;
 use arctern_container::lifecycle::CreateOptions;
+use arctern_container::state::Record;
 use arctern_container::volumes::MountRequest;
 
-use super::Context;
+use super::health_args::HealthArgs;
 use super::registry_args::PullArgs;
+use super::{Context, files};
 use crate::report::{Cannot, CommandResult};
 
 /// Create a container and do not start it
@@ -52,6 +61,9 @@ pub struct ContainerArgs {
     /// User and group, names or numbers
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub user: Option<String>,
+    /// Variables from files, a line each: NAME=VALUE, or NAME; --env comes after them
+    #[arg(long, value_name = "FILE")]
+    pub env_file: Vec<PathBuf>,
     /// Command in place of the image's entry point; a JSON list for one with arguments
     #[arg(long, value_name = "COMMAND")]
     pub entrypoint: Option<String>,
@@ -61,6 +73,24 @@ pub struct ContainerArgs {
     /// Add a label
     #[arg(short, long, value_name = "NAME=VALUE")]
     pub label: Vec<String>,
+    /// Labels from files, a line each
+    #[arg(long, value_name = "FILE")]
+    pub label_file: Vec<PathBuf>,
+    /// Add an annotation, which tools that read the runtime spec find
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub annotation: Vec<String>,
+    /// Write the container's id to this file, which must not be there
+    #[arg(long, value_name = "FILE")]
+    pub cidfile: Option<PathBuf>,
+    /// Write the pid of the container's first process to this file whenever it is started
+    #[arg(long, value_name = "FILE")]
+    pub pidfile: Option<PathBuf>,
+    /// Let a small program be pid 1, which ends what the command leaves behind and passes signals on
+    #[arg(long)]
+    pub init: bool,
+    /// That program on the host [default: catatonit or tini-static, if it is there]
+    #[arg(long, value_name = "PROGRAM")]
+    pub init_path: Option<PathBuf>,
     /// Signal that asks the container to stop
     #[arg(long, value_name = "SIGNAL")]
     pub stop_signal: Option<String>,
@@ -84,6 +114,19 @@ pub struct ContainerArgs {
     #[arg(long, value_name = "ADDRESS", value_parser = parse::<Mac>)]
     pub mac_address: Option<Mac>,
 
+    /// Add a line to /etc/hosts; host-gateway stands for the host's address
+    #[arg(long, value_name = "NAME:ADDRESS", value_parser = parse::<HostEntry>)]
+    pub add_host: Vec<HostEntry>,
+    /// Name server, in place of the host's
+    #[arg(long, value_name = "ADDRESS")]
+    pub dns: Vec<IpAddr>,
+    /// Domain that names are looked for in; a lone dot for none
+    #[arg(long, value_name = "DOMAIN")]
+    pub dns_search: Vec<String>,
+    /// Option of the resolver
+    #[arg(long, value_name = "OPTION")]
+    pub dns_option: Vec<String>,
+
     /// Mount a directory or file of the host, or a volume by its name; TARGET alone gets a new volume
     #[arg(short, long, value_name = "[SOURCE:]TARGET[:OPTIONS]", value_parser = parse_volume)]
     pub volume: Vec<MountRequest>,
@@ -106,6 +149,16 @@ pub struct ContainerArgs {
     /// All capabilities and devices, no system call filter, nothing hidden
     #[arg(long)]
     pub privileged: bool,
+
+    /// Let it use a device of the host
+    #[arg(long, value_name = "HOST[:CONTAINER][:rwm]", value_parser = parse::<Device>)]
+    pub device: Vec<Device>,
+    /// Set a kernel setting of its namespaces
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_sysctl)]
+    pub sysctl: Vec<(String, String)>,
+
+    #[command(flatten)]
+    pub health: HealthArgs,
 
     /// Limit memory: a number with b, k, m or g
     #[arg(short, long, value_name = "SIZE", value_parser = parse_size)]
@@ -207,16 +260,25 @@ fn parse_entrypoint(text: &str) -> Vec<String> {
 }
 
 impl ContainerArgs {
-    /// The options as the library takes them.
-    pub fn into_options(self) -> CreateOptions {
-        CreateOptions {
+    /// The options as the library takes them. Reads the files that options name.
+    pub fn into_options(self) -> anyhow::Result<CreateOptions> {
+        if let Some(file) = self.cidfile.as_ref().filter(|file| file.exists()) {
+            let file = file.display();
+            anyhow::bail!("{file} is there already: another container may have its id in it");
+        }
+        let mut env = files::lines(&self.env_file)?;
+        env.extend(self.env);
+        let mut labels = files::lines(&self.label_file)?;
+        labels.extend(self.label);
+        let absolute = |path: PathBuf| std::path::absolute(path);
+        Ok(CreateOptions {
             image: self.image,
             image_id: None,
             name: self.name,
             replace: self.replace,
             command: self.command,
             entrypoint: self.entrypoint.as_deref().map(parse_entrypoint),
-            env: self.env,
+            env,
             workdir: self.workdir,
             user: self.user,
             hostname: self.hostname,
@@ -236,15 +298,42 @@ impl ContainerArgs {
             milli_cpus: self.cpus,
             pids_limit: self.pids_limit,
             ulimits: self.ulimit,
-            labels: self.label,
+            labels,
             stop_signal: self.stop_signal,
             stop_timeout: self.stop_timeout,
             stdin: self.interactive,
             terminal: self.tty,
             auto_remove: self.rm,
+            restart: self.health.restart,
+            healthcheck: self.health.check(),
+            init: self.init,
+            init_path: self.init_path,
+            annotations: self.annotation,
+            hosts: self.add_host,
+            dns_servers: self.dns,
+            dns_search: self.dns_search,
+            dns_options: self.dns_option,
+            devices: self.device,
+            sysctls: self.sysctl,
+            pid_file: self.pidfile.map(absolute).transpose()?,
             create_command: std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect(),
+        })
+    }
+}
+
+/// Creates a container, and writes its id down where that was asked for.
+pub fn create(host: &mut Host, args: ContainerArgs, image: String) -> anyhow::Result<Record> {
+    let cidfile = args.cidfile.clone();
+    let options = CreateOptions { image_id: Some(image), ..args.into_options()? };
+    let record = host.create(options)?;
+    if let Some(file) = cidfile {
+        let written = File::create_new(&file).and_then(|mut f| f.write_all(record.id().as_bytes()));
+        if let Err(error) = written {
+            host.remove(record.id(), true)?;
+            return Err(error).with_context(|| format!("write {}", file.display()));
         }
     }
+    Ok(record)
 }
 
 /// Runs the command.
@@ -252,8 +341,8 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
     let image = args.container.image.clone();
     let mut host = ctx.host()?;
     let found = args.container.pull.clone().ensure(&host, &image)?;
-    let options = CreateOptions { image_id: Some(found.id), ..args.container.into_options() };
-    let record = host.create(options).cannot(|| format!("create a container from `{image}`"))?;
+    let record = create(&mut host, args.container, found.id)
+        .cannot(|| format!("create a container from `{image}`"))?;
     outln!("{}", record.id());
     Ok(0)
 }

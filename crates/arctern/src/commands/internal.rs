@@ -47,6 +47,8 @@ enum Internal {
         /// Directory
         dir: std::path::PathBuf,
     },
+    /// Print the examples of every command's help, as JSON
+    Examples,
     /// Print shell completions
     Completions {
         /// Shell
@@ -92,6 +94,10 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
             let action = || format!("write man pages into {}", dir.display());
             std::fs::create_dir_all(&dir).cannot(action)?;
             clap_mangen::generate_to(Cli::command(), &dir).cannot(action)?;
+        }
+        Internal::Examples => {
+            let all = super::examples::of(&Cli::command());
+            outln!("{}", serde_json::to_string_pretty(&all).cannot(|| "write JSON")?);
         }
         Internal::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "arctern", &mut std::io::stdout());

@@ -1,5 +1,6 @@
 //! One command a file: its options, which are its help page, and what it does with them.
 
+pub mod attach;
 pub mod check;
 pub mod checkpoint;
 pub mod checkpoint_diff;
@@ -7,9 +8,18 @@ pub mod checkpoint_inspect;
 pub mod checkpoint_ls;
 pub mod checkpoint_prune;
 pub mod checkpoint_rm;
+pub mod container_exists;
+pub mod container_prune;
+pub mod cp;
 pub mod create;
 pub mod criu;
+pub mod diff;
+pub mod engine_args;
+mod examples;
 pub mod exec;
+pub mod files;
+pub mod health_args;
+pub mod healthcheck_run;
 pub mod history;
 pub mod image_exists;
 pub mod image_inspect;
@@ -31,20 +41,27 @@ pub mod network_exists;
 pub mod network_inspect;
 pub mod network_ls;
 pub mod network_rm;
+pub mod pause;
 pub mod port;
 pub mod ps;
 pub mod pull;
 pub mod push;
 pub mod registry_args;
+pub mod rename;
+pub mod restart;
 pub mod restore;
 pub mod rm;
 pub mod rmi;
 pub mod run;
 pub mod save;
+pub mod select;
 pub mod start;
+pub mod stats;
 pub mod stop;
 pub mod system_check;
 pub mod tag;
+pub mod top;
+pub mod unpause;
 pub mod untag;
 pub mod version;
 pub mod volume_create;
@@ -60,7 +77,7 @@ pub mod wait;
 use arctern_container::Host;
 use arctern_container::paths::Paths;
 
-use crate::cli::{Checkpoint, Cli, Command, Image, Network, System, Volume};
+use crate::cli::{Checkpoint, Cli, Command, Healthcheck, Image, Network, System, Volume};
 use crate::report::{Cannot, CommandResult, Failure};
 
 /// What every command gets: where the host is. It is opened by those that need it.
@@ -94,6 +111,18 @@ pub fn run(cli: Cli) -> CommandResult {
         Command::Create(args) => create::run(&ctx, *args),
         Command::Start(args) => start::run(&ctx, args),
         Command::Stop(args) => stop::run(&ctx, args),
+        Command::Restart(args) => restart::run(&ctx, args),
+        Command::Pause(args) => pause::run(&ctx, args),
+        Command::Unpause(args) => unpause::run(&ctx, args),
+        Command::Rename(args) => rename::run(&ctx, args),
+        Command::Attach(args) => attach::run(&ctx, args),
+        Command::Cp(args) => cp::run(&ctx, args),
+        Command::Diff(args) => diff::run(&ctx, args),
+        Command::Top(args) => top::run(&ctx, args),
+        Command::Stats(args) => stats::run(&ctx, args),
+        Command::ContainerPrune(args) => container_prune::run(&ctx, args),
+        Command::ContainerExists(args) => container_exists::run(&ctx, args),
+        Command::Healthcheck(Healthcheck::Run(args)) => healthcheck_run::run(&ctx, args),
         Command::Kill(args) => kill::run(&ctx, args),
         Command::Rm(args) => rm::run(&ctx, args),
         Command::Ps(args) => ps::run(&ctx, args),

@@ -3,12 +3,16 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
+use arctern_container::Host;
 use arctern_container::config::{PortMapping, short_id};
 use arctern_container::state::{Record, Status};
 use arctern_net::{Lock, Means};
+use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use super::Context;
+use super::select::{Filter, matches, parse_filter};
+use crate::format::Format;
 use crate::report::{Cannot, CommandResult};
 use crate::ui::{Table, shorten};
 
@@ -20,6 +24,7 @@ use crate::ui::{Table, shorten};
 ///   arctern ps
 ///   arctern ps -a --filter status=exited
 ///   arctern ps -aq
+///   arctern ps --format '{{.Names}}: {{.Status}}'
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Args {
@@ -32,78 +37,63 @@ pub struct Args {
     /// Print whole ids and commands
     #[arg(long)]
     pub no_trunc: bool,
-    /// Only matching ones: id=, name=, status=, label=, ancestor=, exited=
+    /// Only matching ones: id=, name=, status=, label=, ancestor=, exited=, until=, health=,
+    /// restart-policy=, should-start-on-boot=
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = parse_filter)]
     pub filter: Vec<Filter>,
+    /// Only the one that was created last, running or not
+    #[arg(short, long, conflicts_with = "last")]
+    pub latest: bool,
+    /// Only as many as this, the newest, running or not
+    #[arg(short = 'n', long, value_name = "NUMBER")]
+    pub last: Option<usize>,
+    /// Sort by this
+    #[arg(long, value_name = "FIELD", default_value = "created")]
+    pub sort: Sort,
+    /// Print no head
+    #[arg(long)]
+    pub noheading: bool,
     /// Print JSON
     #[arg(long, conflicts_with = "format")]
     pub json: bool,
-    /// Output format: table or json
-    #[arg(long, value_name = "FORMAT", value_parser = ["table", "json"], default_value = "table")]
-    pub format: String,
+    /// Output format: table, json, or fields: `{{.ID}} {{.Names}}`, `table {{.Names}}\\t{{.Status}}`
+    #[arg(long, value_name = "FORMAT", default_value = "table")]
+    pub format: Format,
 }
 
-/// A condition on containers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Filter {
-    Id(String),
-    Name(String),
-    Status(String),
-    Label(String, Option<String>),
-    Ancestor(String),
-    Exited(i32),
+/// What a list is sorted by.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Sort {
+    Created,
+    Names,
+    Id,
+    Image,
+    Command,
+    Status,
+    Runningfor,
 }
 
-fn parse_filter(text: &str) -> Result<Filter, String> {
-    let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
-    let own = value.to_owned();
-    Ok(match key {
-        "id" => Filter::Id(own),
-        "name" => Filter::Name(own),
-        "status" => match value {
-            "created" | "running" | "exited" | "checkpointed" | "migrating" | "stopped" => {
-                Filter::Status(own)
-            }
-            _ => return Err(format!("`{value}` is no status")),
-        },
-        "label" => match value.split_once('=') {
-            Some((name, value)) => Filter::Label(name.to_owned(), Some(value.to_owned())),
-            None => Filter::Label(own, None),
-        },
-        "ancestor" => Filter::Ancestor(own),
-        "exited" => {
-            Filter::Exited(value.parse().map_err(|_| format!("`{value}` is no exit code"))?)
-        }
-        _ => return Err(format!("`{key}` cannot be filtered by")),
-    })
-}
-
-impl Filter {
-    fn matches(&self, record: &Record) -> bool {
-        let config = &record.config;
-        match self {
-            Filter::Id(id) => config.id.starts_with(id),
-            Filter::Name(name) => config.name.contains(name),
-            Filter::Status(status) => {
-                let status = if status == "stopped" { "exited" } else { status };
-                record.status.as_str() == status
-            }
-            Filter::Label(name, value) => {
-                config.labels.get(name).is_some_and(|v| value.as_ref().is_none_or(|w| w == v))
-            }
-            Filter::Ancestor(image) => {
-                config.image_id.starts_with(image)
-                    || config.image_name == *image
-                    || config.raw_image_name == *image
-                    || config.image_name.rsplit('/').next().and_then(|n| n.split(':').next())
-                        == Some(image)
-            }
-            Filter::Exited(code) => {
-                record.status == Status::Exited && record.exit_code == Some(*code)
-            }
-        }
-    }
-}
+/// The fields of a row for --format, and the heads of their columns.
+const FIELDS: &[(&str, &str)] = &[
+    ("ID", "CONTAINER ID"),
+    ("Image", "IMAGE"),
+    ("ImageID", "IMAGE ID"),
+    ("Command", "COMMAND"),
+    ("CreatedAt", "CREATED AT"),
+    ("Created", "CREATED"),
+    ("RunningFor", "CREATED"),
+    ("Status", "STATUS"),
+    ("State", "STATE"),
+    ("Ports", "PORTS"),
+    ("Names", "NAMES"),
+    ("Labels", "LABELS"),
+    ("Mounts", "MOUNTS"),
+    ("Networks", "NETWORKS"),
+    ("Pid", "PID"),
+    ("ExitCode", "EXIT CODE"),
+    ("Exited", "EXITED"),
+    ("Restarts", "RESTARTS"),
+];
 
 /// Runs the command.
 pub fn run(ctx: &Context, args: Args) -> CommandResult {
@@ -111,12 +101,16 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
     let records = host.list().cannot(|| "list containers")?;
     let locks = host.locks().cannot(|| "list network locks")?;
     let by_status = args.filter.iter().any(|f| matches!(f, Filter::Status(_) | Filter::Exited(_)));
-    let shown: Vec<&Record> = records
+    let last = if args.latest { Some(1) } else { args.last };
+    let all = args.all || by_status || last.is_some();
+    let mut shown: Vec<&Record> = records
         .iter()
         .rev()
-        .filter(|r| args.all || by_status || r.status == Status::Running)
-        .filter(|r| args.filter.iter().all(|f| f.matches(r)))
+        .filter(|r| all || r.status == Status::Running)
+        .filter(|r| matches(&args.filter, &host, r))
+        .take(last.unwrap_or(usize::MAX))
         .collect();
+    sort(&mut shown, args.sort);
     let id = |record: &Record| {
         if args.no_trunc { record.id().to_owned() } else { short_id(record.id()).to_owned() }
     };
@@ -126,21 +120,31 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         }
         return Ok(0);
     }
-    if args.json || args.format == "json" {
-        let list: Vec<Value> = shown.into_iter().map(|r| to_json(r, lock_of(&locks, r))).collect();
+    if args.json || args.format == Format::Json {
+        let list: Vec<Value> =
+            shown.into_iter().map(|r| to_json(&host, r, lock_of(&locks, r))).collect();
         outln!("{}", serde_json::to_string_pretty(&list).cannot(|| "write JSON")?);
         return Ok(0);
     }
-    let head = ["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "NAMES"];
-    let mut table = Table::new(&head);
-    for record in shown {
+    let command = |record: &Record| {
         let command = record.config.args().join(" ");
+        if args.no_trunc { command } else { shorten(&command, 20) }
+    };
+    if let Format::Fields(template) = &args.format {
+        let row = |r: &&Record| fields(&host, r, lock_of(&locks, r), id(r), command(r));
+        let rows: Vec<Value> = shown.iter().map(row).collect();
+        out!("{}", template.render(&rows, FIELDS).cannot(|| "list containers")?);
+        return Ok(0);
+    }
+    let head = ["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "NAMES"];
+    let mut table = if args.noheading { Table::bare() } else { Table::new(&head) };
+    for record in shown {
         table.row(vec![
             id(record),
             image(record).to_owned(),
-            if args.no_trunc { command } else { shorten(&command, 20) },
+            command(record),
             format!("{} ago", record.created_at.ago()),
-            status(record, lock_of(&locks, record)),
+            status(&host, record, lock_of(&locks, record)),
             ports(&record.config.ports),
             record.name().to_owned(),
         ]);
@@ -154,6 +158,51 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
     }
     out!("{}", table.render());
     Ok(0)
+}
+
+/// Newest first already; names and the like from a to z.
+fn sort(records: &mut [&Record], by: Sort) {
+    match by {
+        Sort::Created => {}
+        Sort::Names => records.sort_by(|a, b| a.name().cmp(b.name())),
+        Sort::Id => records.sort_by(|a, b| a.id().cmp(b.id())),
+        Sort::Image => records.sort_by(|a, b| image(a).cmp(image(b))),
+        Sort::Command => records.sort_by_key(|record| record.config.args()),
+        Sort::Status => records.sort_by_key(|record| record.status.as_str()),
+        Sort::Runningfor => records.sort_by_key(|record| record.started_at),
+    }
+}
+
+/// A row of --format.
+fn fields(host: &Host, record: &Record, lock: Option<&Lock>, id: String, command: String) -> Value {
+    let config = &record.config;
+    let labels: Vec<String> = config.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    let mounts: Vec<String> =
+        config.volumes.iter().map(|v| v.destination.display().to_string()).collect();
+    json!({
+        "ID": id,
+        "Image": image(record),
+        "ImageID": short_id(&config.image_id),
+        "Command": command,
+        "CreatedAt": record.created_at.rfc3339(),
+        "Created": format!("{} ago", record.created_at.ago()),
+        "RunningFor": format!("{} ago", record.created_at.ago()),
+        "Status": status(host, record, lock),
+        "State": host.status(record),
+        "Ports": ports(&config.ports),
+        "Names": record.name(),
+        "Labels": labels.join(","),
+        "Mounts": mounts.join(","),
+        "Networks": config.network_name().unwrap_or(config.network.as_str()),
+        "Pid": pid(record),
+        "ExitCode": record.exit_code.unwrap_or(0),
+        "Exited": record.status != Status::Running,
+        "Restarts": host.restarts(record),
+    })
+}
+
+fn pid(record: &Record) -> i32 {
+    record.init.filter(|_| record.status == Status::Running).map_or(0, |p| p.pid)
 }
 
 /// The lock that stands for a container.
@@ -195,14 +244,17 @@ fn image(record: &Record) -> &str {
     }
 }
 
-fn status(record: &Record, lock: Option<&Lock>) -> String {
+fn status(host: &Host, record: &Record, lock: Option<&Lock>) -> String {
     let ago = |time: Option<arctern_container::time::Timestamp>| {
         time.map_or_else(String::new, |t| format!(" {} ago", t.ago()))
     };
     match record.status {
         Status::Created => "Created".to_owned(),
         Status::Running => {
-            format!("Up {}", record.started_at.unwrap_or_default().ago())
+            let health = host.health(record).map(|health| format!(" ({})", health.as_str()));
+            let paused = if host.is_paused(record) { " (paused)" } else { "" };
+            let since = record.started_at.unwrap_or_default().ago();
+            format!("Up {since}{}{paused}", health.unwrap_or_default())
         }
         Status::Exited => {
             format!("Exited ({}){}", record.exit_code.unwrap_or(0), ago(record.finished_at))
@@ -228,7 +280,7 @@ fn ports(list: &[PortMapping]) -> String {
     list.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
-fn to_json(record: &Record, lock: Option<&Lock>) -> Value {
+fn to_json(host: &Host, record: &Record, lock: Option<&Lock>) -> Value {
     json!({
         "Id": record.id(),
         "Names": [record.name()],
@@ -237,8 +289,10 @@ fn to_json(record: &Record, lock: Option<&Lock>) -> Value {
         "Command": record.config.args(),
         "Created": record.created_at.rfc3339(),
         "StartedAt": record.started_at.map(|t| t.rfc3339()),
-        "State": record.status,
-        "Status": status(record, lock),
+        "State": host.status(record),
+        "Status": status(host, record, lock),
+        "Health": host.health(record),
+        "Restarts": host.restarts(record),
         "Lock": lock.map(|lock| json!({
             "Means": lock.means,
             "Elsewhere": lock.elsewhere,
@@ -246,22 +300,8 @@ fn to_json(record: &Record, lock: Option<&Lock>) -> Value {
         })),
         "Exited": matches!(record.status, Status::Exited | Status::Checkpointed),
         "ExitCode": record.exit_code.unwrap_or(0),
-        "Pid": record.init.filter(|_| record.status == Status::Running).map_or(0, |p| p.pid),
+        "Pid": pid(record),
         "Ports": record.config.ports,
         "Labels": record.config.labels,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn filters_are_parsed() {
-        assert_eq!(parse_filter("name=web"), Ok(Filter::Name("web".into())));
-        assert_eq!(parse_filter("label=a=b"), Ok(Filter::Label("a".into(), Some("b".into()))));
-        assert!(parse_filter("status=odd").is_err());
-        assert!(parse_filter("x=y").is_err());
-        assert!(parse_filter("name").is_err());
-    }
 }

@@ -5,13 +5,15 @@ use std::time::Instant;
 
 use arctern_container::checkpoint::{RestoreOptions, Restored};
 use arctern_container::config::PortMapping;
+use arctern_container::state::Status;
 use arctern_container::{Error, Host};
-use arctern_engine::options::TcpPolicy;
 use arctern_storage::Image;
 use arctern_storage::registry::{PullOptions, PullPolicy};
 use serde_json::{Value, json};
 
+use super::engine_args::EngineArgs;
 use super::registry_args::RegistryArgs;
+use super::select::Select;
 use super::{Context, for_each};
 use crate::interrupt;
 use crate::progress::Progress;
@@ -24,7 +26,8 @@ use crate::transfer::Transfers;
 /// checkpoint, which is got from its registry if it is not here. So is the image of the container, by
 /// its digest. One archive or image can be restored many times, each time under another name.
 ///
-///   arctern container restore web
+///   arctern container restore db
+///   arctern container restore --all
 ///   arctern container restore --file web.tar.gz
 ///   arctern container restore --file web.tar.gz --name web2 --publish 8081:80
 ///   arctern container restore registry.example/team/web-checkpoint
@@ -59,22 +62,18 @@ pub struct Args {
     /// Take a new hardware address in place of the one it had
     #[arg(long)]
     pub ignore_static_mac: bool,
-    /// Also live TCP connections; the container gets the address that it had
-    #[arg(long, conflicts_with = "tcp_close")]
-    pub tcp_established: bool,
-    /// Drop live TCP connections: the program finds them closed
-    #[arg(long)]
-    pub tcp_close: bool,
-    /// Also file locks
-    #[arg(long)]
-    pub file_locks: bool,
-    /// Print statistics as JSON
-    #[arg(long)]
-    pub print_stats: bool,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// All containers that were checkpointed
+    #[arg(short, long, conflicts_with_all = ["file", "containers"])]
+    pub all: bool,
+    /// The container that was created last
+    #[arg(short, long, conflicts_with_all = ["file", "all", "containers"])]
+    pub latest: bool,
     #[command(flatten)]
     pub registry: RegistryArgs,
     /// Containers, or images that are checkpoints, by name or id
-    #[arg(value_name = "CONTAINER|IMAGE", required_unless_present = "file")]
+    #[arg(value_name = "CONTAINER|IMAGE", required_unless_present_any = ["file", "all", "latest"])]
     pub containers: Vec<String>,
 }
 
@@ -101,22 +100,22 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         ignore_volumes: args.ignore_volumes,
         ignore_static_ip: args.ignore_static_ip,
         ignore_static_mac: args.ignore_static_mac,
-        file_locks: args.file_locks,
-        tcp: match (args.tcp_established, args.tcp_close) {
-            (true, _) => TcpPolicy::Established,
-            (_, true) => TcpPolicy::Close,
-            _ => TcpPolicy::Refuse,
-        },
+        keep: args.engine.keep,
+        file_locks: args.engine.file_locks,
+        tcp: args.engine.tcp(),
         cancel: interrupt::listen().cannot(|| "catch signals")?,
     };
     let mut host = ctx.host()?;
+    let (all, latest, filter) = (args.all, args.latest, Vec::new());
+    let select = Select { all, latest, filter, containers: args.containers };
+    let names = select.names(&mut host, |_, record| record.status == Status::Checkpointed)?;
     let begin = Instant::now();
     let mut statistics = Vec::new();
     let mut tell = |done: Restored| {
         for warning in &done.warnings {
             eprintln!("warning: {warning}");
         }
-        if args.print_stats {
+        if args.engine.print_stats {
             statistics.push(statistics_of(&done));
         } else {
             outln!("{}", done.record.id());
@@ -139,7 +138,7 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
             tell(done);
             0
         }
-        None => for_each(&args.containers, |name| {
+        None => for_each(&names, |name| {
             let done = match checkpoint_image(&mut host, name, &pull, &transfers)? {
                 Some(image) => restore_image(&mut host, &image, &options, &pull, &transfers),
                 None if of_archives.is_empty() => host.restore(name, &options),
@@ -152,7 +151,7 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
             Ok(())
         })?,
     };
-    if args.print_stats {
+    if args.engine.print_stats {
         let all = json!({
             "podman_restore_duration": u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX),
             "container_statistics": statistics,

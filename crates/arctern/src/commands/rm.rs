@@ -1,12 +1,14 @@
 //! `rm`
 
+use super::select::Select;
 use super::{Context, for_each};
 use crate::report::{Cannot, CommandResult};
 
 /// Remove containers with their files and checkpoints
 ///
 ///   arctern rm web
-///   arctern rm --force web      # also if it runs
+///   arctern rm --force db      # also if it runs
+///   arctern rm --filter status=exited
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Args {
@@ -17,28 +19,20 @@ pub struct Args {
     /// Seconds to stop a running container before it is killed, with --force
     #[arg(short, long, value_name = "SECONDS", requires = "force")]
     pub time: Option<u32>,
-    /// All containers
-    #[arg(short, long)]
-    pub all: bool,
     /// Also the volumes of theirs that nobody gave a name
     #[arg(short, long)]
     pub volumes: bool,
     /// A container that does not exist is no error
     #[arg(short, long)]
     pub ignore: bool,
-    /// Containers, by name or id
-    #[arg(value_name = "CONTAINER", required_unless_present = "all")]
-    pub containers: Vec<String>,
+    #[command(flatten)]
+    pub select: Select,
 }
 
 /// Runs the command.
 pub fn run(ctx: &Context, args: Args) -> CommandResult {
     let mut host = ctx.host()?;
-    let mut names = args.containers;
-    if args.all {
-        let records = host.list().cannot(|| "list containers")?;
-        names.extend(records.iter().map(|r| r.id().to_owned()));
-    }
+    let names = args.select.names(&mut host, |_, _| true)?;
     for_each(&names, |name| {
         let action = || format!("remove container `{name}`");
         if let (true, Some(time)) = (args.force, args.time) {

@@ -2,16 +2,15 @@
 
 use arctern_container::Host;
 use arctern_container::checkpoint::RestoreOptions;
-use arctern_container::lifecycle::CreateOptions;
 use arctern_container::process::ProcessId;
 use arctern_storage::Image;
 use clap::Parser;
 use rustix::process::Signal;
 
 use super::Context;
-use super::create::ContainerArgs;
+use super::create::{ContainerArgs, create};
 use super::restore::restore_image;
-use crate::attach::{self, Streams};
+use crate::attach::{self, DetachKeys, Streams};
 use crate::report::{Cannot, CommandResult};
 use crate::transfer::Transfers;
 
@@ -23,6 +22,7 @@ use crate::transfer::Transfers;
 ///   arctern run -d --name web -p 8080:80 nginx
 ///   arctern run --rm -it debian bash
 ///   arctern run --rm -e GREETING=hello debian sh -c 'echo $GREETING'
+///   arctern run -d --restart on-failure:3 --init --name worker debian sleep infinity
 ///
 /// An image that is a checkpoint is restored, as by `arctern container restore IMAGE`.
 ///
@@ -33,6 +33,12 @@ pub struct Args {
     /// Run in the background and print the container's id
     #[arg(short, long)]
     pub detach: bool,
+    /// Pass signals on to the container, when it has no terminal
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub sig_proxy: bool,
+    /// Keys that leave the container running, with a terminal; empty for none
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
+    pub detach_keys: DetachKeys,
     #[command(flatten)]
     pub container: ContainerArgs,
 }
@@ -45,10 +51,12 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
     if !found.checkpoint.is_empty() {
         return from_checkpoint(&mut host, &found, args);
     }
-    let options = CreateOptions { image_id: Some(found.id), ..args.container.into_options() };
-    let streams = Streams { stdin: options.stdin, terminal: options.terminal };
-    let auto_remove = options.auto_remove;
-    let record = host.create(options).cannot(|| format!("run a container from `{image}`"))?;
+    let container = args.container;
+    let streams =
+        Streams { stdin: container.interactive, terminal: container.tty, keys: args.detach_keys };
+    let auto_remove = container.rm;
+    let record = create(&mut host, container, found.id)
+        .cannot(|| format!("run a container from `{image}`"))?;
     let started = match host.start(record.id(), !args.detach) {
         Ok(started) => started,
         Err(error) => {
@@ -66,7 +74,7 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         return Ok(0);
     }
     drop(host);
-    if !streams.terminal {
+    if args.sig_proxy && !streams.terminal {
         forward_signals(started.pid).cannot(|| "catch signals")?;
     }
     let code = attach::container(started.connection, streams)
@@ -104,7 +112,8 @@ fn from_checkpoint(host: &mut Host, image: &Image, args: Args) -> CommandResult 
         return Ok(0);
     }
     let config = &done.record.config;
-    let streams = Streams { stdin: config.stdin, terminal: config.terminal };
+    let keys = args.detach_keys;
+    let streams = Streams { stdin: config.stdin, terminal: config.terminal, keys };
     let connection = host.connect(&done.record, true).cannot(action)?;
     if !streams.terminal {
         forward_signals(done.report.pid).cannot(|| "catch signals")?;

@@ -7,8 +7,8 @@ use crate::report::{Cannot, CommandResult};
 ///
 /// Without names all are taken.
 ///
-///   arctern untag nginx
 ///   arctern untag nginx registry.example:5000/team/nginx:1
+///   arctern untag nginx
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Args {

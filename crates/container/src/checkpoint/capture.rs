@@ -111,8 +111,11 @@ impl Host {
                 let written =
                     archive.fill(&paths, &paths.checkpoint()).and_then(|()| options.cancel.check());
                 let written = written.and_then(|()| archive.finish());
-                // Its memory is in the archive; beside a container that goes on it would only grow old.
-                discard(&paths.checkpoint())?;
+                if written.is_err() || !options.keep {
+                    // Its memory is in the archive; beside a container that goes on it would only
+                    // grow old.
+                    discard(&paths.checkpoint())?;
+                }
                 written?
             }
             (None, None) => {
@@ -142,6 +145,7 @@ impl Host {
                 needed: "running",
             });
         };
+        self.must_not_be_paused(record)?;
         if record.config.auto_remove && options.file.is_none() && !options.leave_running {
             return Err(Error::Invalid(format!(
                 "container `{}` was started with --rm: its checkpoint would go with it; give --file",

@@ -199,11 +199,32 @@ pub(super) fn adopt(config: Value, spec: &[u8]) -> Result<ContainerConfig> {
         stdin: podman.stdin,
         terminal: process.terminal().unwrap_or(false),
         auto_remove: annotations.get(AUTO_REMOVE).is_some_and(|value| value == "TRUE"),
+        restart_policy: field(&podman.rest, "restart_policy").unwrap_or_default(),
+        restart_retries: field(&podman.rest, "restart_retries"),
+        healthcheck: field(&podman.rest, "healthcheck"),
+        // What Podman mounts for `--init` is among its mounts, and its program in its command.
+        init_path: None,
+        annotations: BTreeMap::new(),
+        hosts: field(&podman.rest, "hostAdd").unwrap_or_default(),
+        dns_servers: field(&podman.rest, "dnsServer").unwrap_or_default(),
+        dns_search: field(&podman.rest, "dnsSearch").unwrap_or_default(),
+        dns_options: field(&podman.rest, "dnsOption").unwrap_or_default(),
+        devices: Vec::new(),
+        sysctls: BTreeMap::new(),
+        pid_file: None,
         log_driver: "k8s-file".to_owned(),
         no_shm: true,
         id: podman.id,
         name: podman.name,
     })
+}
+
+/// A field that both write in the same way; one of another shape is as none.
+fn field<T: serde::de::DeserializeOwned>(
+    fields: &BTreeMap<String, Value>,
+    name: &str,
+) -> Option<T> {
+    serde_json::from_value(fields.get(name)?.clone()).ok()
 }
 
 /// Pods, namespaces of other containers, and id mappings.

@@ -88,6 +88,8 @@ pub struct CheckpointOptions {
     pub ignore_volumes: bool,
     /// Put the image into the archive.
     pub with_image: bool,
+    /// Keep the images beside a container that goes on.
+    pub keep: bool,
     /// File locks too.
     pub file_locks: bool,
     /// What is done about live TCP connections.
@@ -129,6 +131,8 @@ pub struct RestoreOptions {
     pub ignore_static_ip: bool,
     /// A new hardware address in place of the one it had.
     pub ignore_static_mac: bool,
+    /// Keep the images with the container afterwards.
+    pub keep: bool,
     /// File locks too.
     pub file_locks: bool,
     /// What is done about live TCP connections.

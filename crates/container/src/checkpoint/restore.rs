@@ -16,7 +16,7 @@ use crate::host::Host;
 use crate::netlock::NetLock;
 use crate::runtime;
 use crate::shim::await_commit;
-use crate::shim::launch::{Launched, Pipes, Prelaunch, RestoreRequest, running};
+use crate::shim::launch::{Images, Launched, Pipes, Prelaunch, RestoreRequest, running};
 use crate::shim::pump::Streams;
 use crate::spec;
 
@@ -75,6 +75,9 @@ pub(crate) fn launch(
         inherit.push((NETNS_KEY.to_owned(), namespace));
     }
 
+    if let Some(path) = &network.netns {
+        crate::network::apply_sysctls(path, &config)?;
+    }
     let mut externals: Vec<External> = spec::mounts::binds(&spec)
         .into_iter()
         .map(|(destination, source)| External::Mount {
@@ -103,7 +106,8 @@ pub(crate) fn launch(
         if let Some(transfer) = &request.transfer {
             await_commit(host, transfer, command)?;
         }
-        running(host, id, pid, true)?;
+        let after = if request.keep { Images::Kept } else { Images::UsedUp };
+        running(host, id, pid, Some(after))?;
         Ok(())
     };
     let mut warnings = Warnings::default();
@@ -138,10 +142,12 @@ pub(crate) fn launch(
     }
     Ok(Launched {
         pid: report.pid,
+        healthcheck: config.healthcheck,
         // A terminal that every program has closed is gone.
         streams: outside.unwrap_or(Streams::Closed),
         listener,
         report: Some(report),
+        keep: request.keep,
         warnings: warnings.0,
     })
 }

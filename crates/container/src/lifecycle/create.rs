@@ -2,17 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
 
 use arctern_storage::StoreError;
 
 use crate::config::{
-    ContainerConfig, Mac, NetworkMode, NetworkOptions, PortMapping, Tmpfs, Ulimit, short_id,
+    ContainerConfig, Device, HostEntry, Mac, NetworkMode, NetworkOptions, PortMapping, Tmpfs,
+    Ulimit, short_id,
 };
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::ids;
 use crate::lock::Lock;
-use crate::spec::caps;
+use crate::policy::{HealthCheck, Restart, RestartPolicy};
+use crate::spec::{self, caps};
 use crate::state::{Record, Status};
 use crate::time::Timestamp;
 use crate::volumes::{self, MountRequest};
@@ -85,6 +88,30 @@ pub struct CreateOptions {
     pub terminal: bool,
     /// Remove at the end.
     pub auto_remove: bool,
+    /// When it is started again.
+    pub restart: Restart,
+    /// How its health is checked.
+    pub healthcheck: Option<HealthCheck>,
+    /// A program of the host is pid 1.
+    pub init: bool,
+    /// Which one; the first that is there by default.
+    pub init_path: Option<PathBuf>,
+    /// Annotations, `NAME=VALUE`.
+    pub annotations: Vec<String>,
+    /// Lines of /etc/hosts.
+    pub hosts: Vec<HostEntry>,
+    /// Name servers.
+    pub dns_servers: Vec<IpAddr>,
+    /// Domains that names are looked for in.
+    pub dns_search: Vec<String>,
+    /// Options of the resolver.
+    pub dns_options: Vec<String>,
+    /// Devices of the host.
+    pub devices: Vec<Device>,
+    /// Kernel settings, name and value.
+    pub sysctls: Vec<(String, String)>,
+    /// File for the pid of its init.
+    pub pid_file: Option<PathBuf>,
     /// The command line, for the record.
     pub create_command: Vec<String>,
 }
@@ -178,6 +205,28 @@ impl Host {
         if !missing.is_empty() {
             return Err(Error::Invalid(format!("volume source {missing} does not exist")));
         }
+        if options.auto_remove && options.restart.policy != RestartPolicy::No {
+            let policy = options.restart.policy.as_str();
+            return Err(Error::Invalid(format!(
+                "--rm removes the container at its end, --restart {policy} starts it again: choose one"
+            )));
+        }
+        if options.network == NetworkMode::Host
+            && let Some((name, _)) =
+                options.sysctls.iter().find(|(name, _)| name.starts_with("net."))
+        {
+            return Err(Error::Invalid(format!(
+                "--sysctl {name} would be set for the whole host with --network host"
+            )));
+        }
+        // Found out now rather than at the start.
+        for device in &options.devices {
+            std::fs::metadata(&device.host).map_err(Error::io("inspect", &device.host))?;
+        }
+        let init_path = match options.init || options.init_path.is_some() {
+            true => Some(spec::extras::find_init(options.init_path)?),
+            false => None,
+        };
         let found = options.image_id.as_ref().unwrap_or(&options.image);
         let image = self.images.resolve(found).map_err(Error::storage)?;
         if !image.checkpoint.is_empty() {
@@ -209,10 +258,7 @@ impl Host {
         };
         let mut labels: BTreeMap<String, String> =
             from_image.labels().clone().unwrap_or_default().into_iter().collect();
-        labels.extend(options.labels.iter().map(|l| {
-            let (key, value) = l.split_once('=').unwrap_or((l, ""));
-            (key.to_owned(), value.to_owned())
-        }));
+        labels.extend(pairs(&options.labels));
         let mut config = ContainerConfig {
             hostname: options.hostname.unwrap_or_else(|| short_id(&id).to_owned()),
             name,
@@ -256,6 +302,18 @@ impl Host {
             stdin: options.stdin,
             terminal: options.terminal,
             auto_remove: options.auto_remove,
+            restart_policy: options.restart.policy,
+            restart_retries: options.restart.retries,
+            healthcheck: options.healthcheck,
+            init_path,
+            annotations: pairs(&options.annotations).collect(),
+            hosts: options.hosts,
+            dns_servers: options.dns_servers,
+            dns_search: options.dns_search,
+            dns_options: options.dns_options,
+            devices: options.devices,
+            sysctls: options.sysctls.into_iter().collect(),
+            pid_file: options.pid_file,
             log_driver: "k8s-file".to_owned(),
             no_shm: true,
             id,
@@ -276,6 +334,14 @@ impl Host {
         let id = ids::new_id().map_err(Error::system("read random bytes"))?;
         Ok(format!("tern_{}", short_id(&id)))
     }
+}
+
+/// `NAME=VALUE` taken apart; without a value it is empty.
+fn pairs(list: &[String]) -> impl Iterator<Item = (String, String)> {
+    list.iter().map(|entry| {
+        let (name, value) = entry.split_once('=').unwrap_or((entry, ""));
+        (name.to_owned(), value.to_owned())
+    })
 }
 
 /// The image's environment with the user's on top.

@@ -1,7 +1,8 @@
 //! `exec`: another process in a running container, as a child of the command that asks.
 
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 
 use oci_spec::runtime::{Capabilities, Process, Spec, UserBuilder};
 use rustix::process::{Pid, WaitOptions, waitpid};
@@ -9,6 +10,7 @@ use rustix::process::{Pid, WaitOptions, waitpid};
 use crate::console::ConsoleSocket;
 use crate::error::{Error, Result};
 use crate::host::Host;
+use crate::process::ProcessId;
 use crate::runtime::Confinement;
 use crate::spec::{self, caps, user};
 
@@ -27,6 +29,10 @@ pub struct ExecOptions {
     pub terminal: bool,
     /// Give it this process's standard input; else it has none.
     pub stdin: bool,
+    /// Give it no output either.
+    pub detach: bool,
+    /// With all capabilities.
+    pub privileged: bool,
 }
 
 /// A process that was started in a container.
@@ -55,6 +61,19 @@ impl ExecSession {
         }
     }
 
+    /// Waits for its end at most `timeout` (None: for ever); None when it still runs.
+    pub fn wait_for(&self, timeout: Option<std::time::Duration>) -> Result<Option<i32>> {
+        // A child that was not waited for keeps its pid.
+        let process = ProcessId::of(self.pid).and_then(|process| process.open());
+        let ended = match process {
+            Some(process) => {
+                process.wait(timeout).map_err(Error::system("wait for the command"))?
+            }
+            None => true,
+        };
+        if ended { self.wait().map(Some) } else { Ok(None) }
+    }
+
     /// Sends a signal to it.
     pub fn signal(&self, signal: rustix::process::Signal) {
         if let Some(pid) = Pid::from_raw(self.pid) {
@@ -69,13 +88,9 @@ impl Host {
     pub fn exec(&mut self, name_or_id: &str, options: ExecOptions) -> Result<ExecSession> {
         let record = self.find(name_or_id)?;
         let id = record.id();
-        let (Some(_), Some(init)) = (self.init(&record), record.init) else {
-            return Err(Error::WrongState {
-                name: record.config.name,
-                status: record.status,
-                needed: "running",
-            });
-        };
+        self.must_run(&record)?;
+        self.must_not_be_paused(&record)?;
+        let Some(init) = record.init else { return Err(Error::ShimGone(id.to_owned())) };
         let paths = self.paths.container(id);
         let spec = spec::load(&paths.spec())?;
         let broken = || Error::Invalid(format!("the runtime spec of container {id} is incomplete"));
@@ -107,6 +122,15 @@ impl Host {
                     .build()?,
             );
         }
+        if options.privileged
+            && let Some(mut own) = process.capabilities().clone()
+        {
+            let all = caps::to_spec(caps::bounding(&[], &[], true)?)?;
+            own.set_bounding(Some(all.clone()));
+            own.set_permitted(Some(all.clone()));
+            own.set_effective(Some(all));
+            process.set_capabilities(Some(own));
+        }
         for option in options.env {
             let Some(entry) = with_value(option) else { continue };
             let name = entry.split('=').next().unwrap_or_default().to_owned();
@@ -124,8 +148,9 @@ impl Host {
         let document = paths.run.join(format!("exec-{own}.json"));
         let json = serde_json::to_vec(&process).map_err(Error::json("the process"))?;
         fs::write(&document, json).map_err(Error::io("write", &document))?;
+        let streams = (options.stdin, options.detach);
         let console = options.terminal.then(|| format!("exec-{own}"));
-        let started = self.start_exec(id, &document, &console, options.stdin, confinement);
+        let started = self.start_exec(id, &document, &console, streams, confinement);
         let _ = fs::remove_file(&document);
         // Whatever the library stumbled over, that is the cause.
         started.map_err(|error| {
@@ -143,7 +168,7 @@ impl Host {
         id: &str,
         document: &std::path::Path,
         console: &Option<String>,
-        stdin: bool,
+        (stdin, detach): (bool, bool),
         confinement: Option<Confinement>,
     ) -> Result<ExecSession> {
         let run = self.paths.container(id).run;
@@ -154,12 +179,43 @@ impl Host {
             let terminal = socket.receive().map_err(Error::system("receive the terminal"))?;
             return Ok(ExecSession { pid, terminal: Some(terminal) });
         }
+        let null = || {
+            let open = fs::OpenOptions::new().read(true).write(true).open("/dev/null");
+            open.map_err(Error::io("open", "/dev/null"))
+        };
         if !stdin {
-            let null = fs::File::open("/dev/null").map_err(Error::io("open", "/dev/null"))?;
-            rustix::stdio::dup2_stdin(&null).map_err(Error::system("close standard input"))?;
+            rustix::stdio::dup2_stdin(null()?).map_err(Error::system("close standard input"))?;
         }
+        let _diverted = if detach { Some(Diverted::to(&null()?)?) } else { None };
         let pid = crate::runtime::exec(&oci, id, document, None, confinement)?;
         Ok(ExecSession { pid, terminal: None })
+    }
+}
+
+/// This process's output streams, which the processes that it starts get, lead to a file until the
+/// value is dropped.
+pub(crate) struct Diverted {
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+}
+
+impl Diverted {
+    pub(crate) fn to(file: &fs::File) -> Result<Diverted> {
+        const FAIL: &str = "divert the output streams";
+        let own = Diverted {
+            stdout: io::stdout().as_fd().try_clone_to_owned().map_err(Error::system(FAIL))?,
+            stderr: io::stderr().as_fd().try_clone_to_owned().map_err(Error::system(FAIL))?,
+        };
+        rustix::stdio::dup2_stdout(file).map_err(Error::system(FAIL))?;
+        rustix::stdio::dup2_stderr(file).map_err(Error::system(FAIL))?;
+        Ok(own)
+    }
+}
+
+impl Drop for Diverted {
+    fn drop(&mut self) {
+        let _ = rustix::stdio::dup2_stdout(&self.stdout);
+        let _ = rustix::stdio::dup2_stderr(&self.stderr);
     }
 }
 

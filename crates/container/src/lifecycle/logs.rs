@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
 
 use crate::error::{Error, Result};
@@ -12,6 +12,7 @@ use crate::host::Host;
 use crate::process::ProcessHandle;
 use crate::shim::log::{LogRecord, Stream};
 use crate::state::Record;
+use crate::time::Timestamp;
 
 /// A piece of output.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +23,14 @@ pub struct LogLine {
     pub stream: Stream,
     /// The text, with its line end if it is complete.
     pub text: Vec<u8>,
+}
+
+impl LogLine {
+    /// Whether it is a whole line, or the end of one.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.text.ends_with(b"\n")
+    }
 }
 
 /// Reads a container's log from its beginning.
@@ -70,12 +79,19 @@ impl LogReader {
         }
     }
 
-    /// Waits until there may be more; false when the container has ended and nothing will come.
-    pub fn wait_for_more(&mut self) -> io::Result<bool> {
+    /// Waits until there may be more; false when the container has ended and nothing will come, or
+    /// when it is `until`.
+    pub fn wait_for_more(&mut self, until: Option<Timestamp>) -> io::Result<bool> {
         let Some(init) = &self.init else { return Ok(false) };
         let mut fds = [PollFd::new(&self.watch, PollFlags::IN), PollFd::new(init, PollFlags::IN)];
         loop {
-            match poll(&mut fds, None) {
+            let left = until.map(|until| until.0.saturating_sub(Timestamp::now().0));
+            let left = left.map(|nanos| Timespec {
+                tv_sec: nanos.max(0) / 1_000_000_000,
+                tv_nsec: nanos.max(0) % 1_000_000_000,
+            });
+            match poll(&mut fds, left.as_ref()) {
+                Ok(0) => return Ok(false),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(e) => return Err(e.into()),
                 Ok(_) => break,

@@ -14,6 +14,7 @@ impl Host {
             if !force {
                 return Err(Error::StillRunning(record.config.name));
             }
+            self.mark_stopped(&record)?;
             self.kill_init(&record, &init)?;
             self.await_cleanup(&record, None)?;
         }

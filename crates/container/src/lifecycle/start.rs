@@ -114,7 +114,7 @@ impl Host {
     /// Starts a created or stopped container.
     pub fn start(&mut self, name_or_id: &str, attach: bool) -> Result<Started> {
         let (record, lock) = self.find_locked(name_or_id)?;
-        if record.status == Status::Running {
+        if matches!(record.status, Status::Running | Status::Migrating) {
             return Err(Error::WrongState {
                 name: record.config.name,
                 status: record.status,
@@ -172,6 +172,7 @@ impl Host {
         attach: bool,
     ) -> Result<(Child, Connection)> {
         let id = record.id();
+        self.unmark_stopped(id)?;
         let fail = || Error::system(format!("start the shim of container {}", record.name()));
         let (ours, theirs) = UnixStream::pair().map_err(fail())?;
         let log = self.paths.container(id).shim_log();
@@ -231,6 +232,14 @@ impl Host {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Attaches to a running container.
+    pub fn attach(&mut self, name_or_id: &str) -> Result<(Record, Connection)> {
+        let record = self.find(name_or_id)?;
+        self.must_run(&record)?;
+        let connection = self.connect(&record, true)?;
+        Ok((record, connection))
     }
 
     /// Connects to the shim of a running container, to see its output or only its end.

@@ -29,11 +29,17 @@ impl Host {
     /// is no error.
     pub fn stop(&mut self, name_or_id: &str, timeout: Option<u32>) -> Result<(Record, Stopped)> {
         let (record, _lock) = self.find_locked(name_or_id)?;
+        self.mark_stopped(&record)?;
         let Some(init) = self.init(&record) else { return Ok((record, Stopped::Already)) };
         let shim = self.connect(&record, false).ok();
-        let timeout = timeout.unwrap_or(record.config.stop_timeout);
+        let timeout = match record.status {
+            // It may run on another host: here it does not go on for a moment.
+            Status::Migrating => 0,
+            _ => timeout.unwrap_or(record.config.stop_timeout),
+        };
         let ended = timeout > 0 && {
             send(&record, &init, record.config.stop_signal)?;
+            self.thaw(&record);
             init.wait(Some(Duration::from_secs(timeout.into())))
                 .map_err(Error::system("wait for the container"))?
         };
@@ -47,17 +53,16 @@ impl Host {
     /// Sends a signal to a running container's init.
     pub fn kill(&mut self, name_or_id: &str, signal: i32) -> Result<Record> {
         let record = self.find(name_or_id)?;
-        let Some(init) = self.init(&record) else {
-            return Err(Error::WrongState {
-                name: record.config.name,
-                status: record.status,
-                needed: "running",
-            });
-        };
+        self.must_run(&record)?;
+        let Some(init) = self.init(&record) else { return Ok(record) };
+        // 1, 10, 12 and others ask for something; these end it, and it is to stay so.
+        if [2, 3, 9, 15, record.config.stop_signal].contains(&signal) {
+            self.mark_stopped(&record)?;
+        }
+        send(&record, &init, signal)?;
         if signal == 9 {
             self.thaw(&record);
         }
-        send(&record, &init, signal)?;
         Ok(record)
     }
 
@@ -122,16 +127,6 @@ impl Host {
             self.finish(record.id(), exit)?;
         }
         Ok(())
-    }
-
-    /// A frozen process does not die: lets the container's control group go on.
-    pub(crate) fn thaw(&self, record: &Record) {
-        let freezer =
-            crate::cgroup::Hierarchies::of(&self.paths).ok().and_then(|h| h.freezer(record.id()));
-        if let Some(freezer) = freezer {
-            let _ = std::fs::write(freezer.join("freezer.state"), "THAWED");
-            let _ = std::fs::write(freezer.join("cgroup.freeze"), "0");
-        }
     }
 }
 

@@ -19,6 +19,7 @@ use crate::console::ConsoleSocket;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::network::{Arrival, Attachment};
+use crate::policy::HealthCheck;
 use crate::process::ProcessId;
 use crate::runtime::{self, Stdio};
 use crate::spec::user::User;
@@ -37,6 +38,9 @@ pub struct RestoreRequest {
     /// Drop live connections.
     #[serde(default)]
     pub tcp_close: bool,
+    /// Keep the images of the checkpoint.
+    #[serde(default)]
+    pub keep: bool,
     /// The move that it belongs to: what is built waits for the commit.
     #[serde(default)]
     pub transfer: Option<String>,
@@ -49,6 +53,7 @@ impl RestoreRequest {
             file_locks: options.file_locks,
             tcp_established: options.tcp == TcpPolicy::Established,
             tcp_close: options.tcp == TcpPolicy::Close,
+            keep: options.keep,
             transfer: None,
         }
     }
@@ -57,9 +62,12 @@ impl RestoreRequest {
 /// A container that runs.
 pub(crate) struct Launched {
     pub pid: i32,
+    pub healthcheck: Option<HealthCheck>,
     pub streams: Streams,
     pub listener: UnixListener,
     pub report: Option<RestoreReport>,
+    /// The images that it was restored from stay.
+    pub keep: bool,
     pub warnings: Vec<String>,
 }
 
@@ -74,19 +82,18 @@ pub(crate) struct Prelaunch {
     pub had: Option<Ipv4Addr>,
 }
 
-/// Launches a container. After a failure nothing of the attempt is left.
+/// Launches a container, for a command or by its policy. After a failure nothing of the attempt is
+/// left.
 pub(crate) fn launch(
     host: &mut Host,
     id: &str,
     action: Action,
-    command: &UnixStream,
+    command: Option<&UnixStream>,
 ) -> Result<Launched> {
     let before = host.store.get(id)?;
-    let launched = match action {
-        Action::Start => {
-            prepare(host, id, Arrival::default()).and_then(|prelaunch| start(host, prelaunch))
-        }
-        Action::Restore => restore(host, id, command),
+    let launched = match (action, command) {
+        (Action::Restore, Some(command)) => restore(host, id, command),
+        _ => prepare(host, id, Arrival::default()).and_then(|prelaunch| start(host, prelaunch)),
     };
     match launched {
         Ok(launched) => Ok(launched),
@@ -132,6 +139,7 @@ fn prepare(host: &mut Host, id: &str, arrival: Arrival) -> Result<Prelaunch> {
         .ok_or_else(|| Error::NoSuchContainer(id.to_owned()))?;
     let config = record.config;
     let paths = host.make_dirs(id)?;
+    host.forget_health(id);
     Hierarchies::of(&host.paths)?.check(&config)?;
     let rootfs = host.images.mount_root(id, false).map_err(Error::storage)?;
     let user = spec::user::resolve(&rootfs, &config.user)?;
@@ -187,19 +195,42 @@ fn start(host: &mut Host, prelaunch: Prelaunch) -> Result<Launched> {
         let pid = runtime::create(&oci, id, &paths.bundle(), inside)?;
         (pid, pipes.outside)
     };
-    running(host, id, pid, false)?;
+    running(host, id, pid, None)?;
     runtime::start(&oci, id)?;
-    Ok(Launched { pid, streams, listener, report: None, warnings: Vec::new() })
+    let healthcheck = config.healthcheck;
+    Ok(Launched {
+        pid,
+        healthcheck,
+        streams,
+        listener,
+        report: None,
+        keep: false,
+        warnings: Vec::new(),
+    })
 }
 
-/// Writes down that a container runs.
-pub(crate) fn running(host: &mut Host, id: &str, pid: i32, restored: bool) -> Result<()> {
+/// What becomes of the images that a container was restored from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Images {
+    /// They stay with it.
+    Kept,
+    /// They are removed.
+    UsedUp,
+}
+
+/// Writes down that a container runs: started, or restored from images that stay if they are to be
+/// kept.
+pub(crate) fn running(host: &mut Host, id: &str, pid: i32, restored: Option<Images>) -> Result<()> {
     let init = ProcessId::of(pid);
-    if restored {
+    if restored.is_some() {
         host.images.volumes_restored(id).map_err(Error::storage)?;
     }
     let now = Timestamp::now();
     let _ = fs::remove_file(host.paths.container(id).exit());
+    let config = host.store.get(id)?.map(|record| record.config);
+    if let Some(path) = config.and_then(|config| config.pid_file) {
+        fs::write(&path, pid.to_string()).map_err(Error::io("write", &path))?;
+    }
     host.store
         .update(id, |r| {
             r.status = Status::Running;
@@ -207,8 +238,11 @@ pub(crate) fn running(host: &mut Host, id: &str, pid: i32, restored: bool) -> Re
             r.started_at = Some(now);
             r.finished_at = None;
             r.exit_code = None;
-            r.checkpointed_at = None;
-            if restored {
+            r.checkpointed_at = match restored {
+                Some(Images::Kept) => r.checkpointed_at.or(Some(now)),
+                Some(Images::UsedUp) | None => None,
+            };
+            if restored.is_some() {
                 r.restored_at = Some(now);
             }
         })

@@ -7,7 +7,11 @@
 //! - descriptor 0 is a socket to that command, which hears a [`protocol::Report`] and may attach;
 //! - descriptor 1 is the container's lock, let go of when the container runs;
 //! - descriptor 2 is the shim's log file.
+//!
+//! A container with a restart policy keeps its shim: it starts the container again ([`again`]).
 
+mod again;
+mod checks;
 pub mod control;
 pub(crate) mod launch;
 pub mod log;
@@ -24,9 +28,11 @@ use rustix::fs::{Mode, OFlags};
 use crate::error::{Error, Result};
 use crate::host::{ExitRecord, Host};
 use crate::paths::Paths;
+use crate::policy::Restarts;
 use crate::process::ProcessId;
 use crate::time::Timestamp;
 use crate::transfer::Verdict;
+use checks::Checks;
 use log::LogWriter;
 use protocol::{Kind, Report};
 use pump::Pump;
@@ -47,7 +53,7 @@ pub fn run(paths: Paths, id: &str, action: Action, attach: bool) -> Result<()> {
     rustix::process::setsid().map_err(Error::system("begin a session"))?;
     let command = take_stdin()?;
     let launched = Host::open(paths).and_then(|mut host| {
-        launch::launch(&mut host, id, action, &command).map(|launched| (host, launched))
+        launch::launch(&mut host, id, action, Some(&command)).map(|launched| (host, launched))
     });
     let (mut host, mut launched) = match launched {
         Ok(launched) => launched,
@@ -68,26 +74,38 @@ pub fn run(paths: Paths, id: &str, action: Action, attach: bool) -> Result<()> {
     };
     release_lock()?;
     report_to(&command, &report);
-    if action == Action::Restore {
+    if action == Action::Restore && !launched.keep {
         // It has gone on from there; going back to it would not fit its file system any more.
         crate::checkpoint::restore::used(&host, id);
     }
-    let ended = serve(&host, id, launched, command, attach)?;
-    host.end(id, ended)
+    let mut restarts = Restarts::default();
+    let mut command = Some((command, attach));
+    loop {
+        let begin = std::time::Instant::now();
+        let ended = serve(&host, id, launched, command.take())?;
+        let code = ended.code;
+        host.end(id, ended)?;
+        match again::again(&mut host, id, code, begin.elapsed(), &mut restarts)? {
+            Some(next) => launched = next,
+            None => return Ok(()),
+        }
+    }
 }
 
 fn serve(
     host: &Host,
     id: &str,
     launched: launch::Launched,
-    command: UnixStream,
-    attach: bool,
+    command: Option<(UnixStream, bool)>,
 ) -> Result<Ended> {
     let log_path = host.paths.container(id).log();
     let log = LogWriter::open(&log_path).map_err(Error::io("open", &log_path))?;
     let pump = || -> io::Result<Ended> {
-        let mut pump = Pump::new(launched.pid, launched.streams, log, launched.listener)?;
-        pump.add_client(command, attach)?;
+        let checks = Checks::new(&host.paths, id, launched.healthcheck.as_ref())?;
+        let mut pump = Pump::new(launched.pid, launched.streams, log, launched.listener, checks)?;
+        if let Some((command, attach)) = command {
+            pump.add_client(command, attach)?;
+        }
         let code = pump.run()?;
         Ok(Ended { code, pump })
     };

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, WaitOptions, WaitStatus, pidfd_open, waitpid};
 use rustix::termios::Winsize;
 
+use super::checks::Checks;
 use super::log::{LogWriter, Stream};
 use super::protocol::{Decoder, Kind, encode};
 
@@ -93,6 +94,7 @@ pub struct Pump {
     log: LogWriter,
     listener: UnixListener,
     clients: Vec<Client>,
+    checks: Option<Checks>,
 }
 
 #[derive(Clone, Copy)]
@@ -102,6 +104,7 @@ enum Token {
     Output(usize),
     Input,
     Client(usize),
+    Checks,
 }
 
 impl Pump {
@@ -111,6 +114,7 @@ impl Pump {
         streams: Streams,
         log: LogWriter,
         listener: UnixListener,
+        checks: Option<Checks>,
     ) -> io::Result<Pump> {
         let init = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
         let init_fd = pidfd_open(init, PidfdFlags::empty())?;
@@ -143,6 +147,7 @@ impl Pump {
             log,
             listener,
             clients: Vec::new(),
+            checks,
         })
     }
 
@@ -160,6 +165,7 @@ impl Pump {
                 match token {
                     Token::Init => {
                         if let Some(code) = self.reap()? {
+                            self.checks = None;
                             self.drain()?;
                             return Ok(code);
                         }
@@ -170,6 +176,11 @@ impl Pump {
                     }
                     Token::Input => self.write_input(),
                     Token::Client(index) => self.serve(index),
+                    Token::Checks => {
+                        if let Some(checks) = &mut self.checks {
+                            checks.go_on()?;
+                        }
+                    }
                 }
             }
             self.clients.retain(|c| !c.gone);
@@ -197,6 +208,10 @@ impl Pump {
             PollFd::new(&self.init_fd, PollFlags::IN),
             PollFd::new(&self.listener, PollFlags::IN),
         ];
+        if let Some(checks) = &self.checks {
+            tokens.push(Token::Checks);
+            fds.push(PollFd::from_borrowed_fd(checks.descriptor(), PollFlags::IN));
+        }
         let crowded = self.clients.iter().any(|c| c.attached && c.pending.len() > BACKLOG);
         if !crowded {
             for (index, output) in self.outputs.iter().enumerate() {

@@ -5,6 +5,7 @@
 //! from, and goes as `spec.dump` into checkpoint archives.
 
 pub mod caps;
+pub mod extras;
 pub mod mounts;
 pub mod seccomp;
 pub mod user;
@@ -65,18 +66,20 @@ pub fn build(config: &ContainerConfig, prepared: Prepared<'_>) -> Result<Spec> {
 }
 
 fn annotations(config: &ContainerConfig) -> HashMap<String, String> {
-    HashMap::from([
+    let mut own = HashMap::from([
         // Names the layout of our archives to tools that read them.
         ("io.container.manager".to_owned(), "libpod".to_owned()),
         ("org.opencontainers.image.stopSignal".to_owned(), config.stop_signal.to_string()),
-    ])
+    ]);
+    own.extend(config.annotations.iter().map(|(name, value)| (name.clone(), value.clone())));
+    own
 }
 
 fn process(config: &ContainerConfig, user: &User, caps: Capabilities) -> Result<Process> {
     let cwd = if config.workdir.is_empty() { "/" } else { &config.workdir };
     let mut process = ProcessBuilder::default()
         .terminal(config.terminal)
-        .args(config.args())
+        .args(extras::args(config))
         .env(environment(config, user))
         .cwd(cwd)
         .user(
@@ -161,6 +164,13 @@ fn linux(
         .cgroups_path(cgroup)
         .rootfs_propagation("private")
         .build()?;
+    if !config.devices.is_empty() {
+        linux.set_devices(Some(extras::devices(config)?.0));
+    }
+    if !config.sysctls.is_empty() {
+        let settings = config.sysctls.iter().map(|(name, value)| (name.clone(), value.clone()));
+        linux.set_sysctl(Some(settings.collect()));
+    }
     if config.privileged {
         linux.set_masked_paths(None);
         linux.set_readonly_paths(None);
@@ -199,7 +209,9 @@ fn namespaces(config: &ContainerConfig, netns: Option<&Path>) -> Result<Vec<Linu
 
 /// The limits that were asked for, and devices: none but those every container has.
 pub fn resources(config: &ContainerConfig) -> Result<LinuxResources> {
-    let mut builder = LinuxResourcesBuilder::default().devices(vec![devices(config.privileged)?]);
+    let mut rules = vec![devices(config.privileged)?];
+    rules.extend(extras::devices(config)?.1);
+    let mut builder = LinuxResourcesBuilder::default().devices(rules);
     if let Some(bytes) = config.memory {
         let limit = i64::try_from(bytes)
             .map_err(|_| Error::Invalid(format!("memory limit {bytes} is out of range")))?;

@@ -98,6 +98,13 @@ pub fn mounts(config: &ContainerConfig, etc: &Path, volumes: &[Volume]) -> Resul
     }
     asked.sort_by_key(|m| m.destination().components().count());
     list.extend(asked);
+    if let Some(init) = &config.init_path {
+        list.push(bind(
+            init,
+            Path::new(super::extras::INIT),
+            &["ro".to_owned(), "rprivate".to_owned()],
+        )?);
+    }
     Ok(list)
 }
 

@@ -462,22 +462,22 @@ impl<'a, W: Write, F: FnMut() -> io::Result<W>> Walk<'a, W, F> {
     }
 }
 
-fn failure(action: &'static str, path: &Path, source: io::Error) -> CaptureError {
+pub(super) fn failure(action: &'static str, path: &Path, source: io::Error) -> CaptureError {
     PackError { action, path: path.to_owned(), source }.into()
 }
 
-fn open_dir(dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<OwnedFd> {
+pub(super) fn open_dir(dir: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(dir, name, flags, Mode::empty())
 }
 
 /// Overlayfs marks a deleted name with a 0/0 character device.
-fn is_whiteout(st: &Stat) -> bool {
+pub(super) fn is_whiteout(st: &Stat) -> bool {
     FileType::from_raw_mode(st.st_mode) == FileType::CharacterDevice && st.st_rdev == 0
 }
 
 /// The names that the layers alone would show in a directory.
-fn lower_names(lowers: &[PathBuf], path: &Path) -> io::Result<BTreeSet<OsString>> {
+pub(super) fn lower_names(lowers: &[PathBuf], path: &Path) -> io::Result<BTreeSet<OsString>> {
     let mut shown = BTreeSet::new();
     let mut hidden = BTreeSet::new();
     for lower in lowers {
@@ -521,7 +521,7 @@ fn lower_names(lowers: &[PathBuf], path: &Path) -> io::Result<BTreeSet<OsString>
     Ok(shown)
 }
 
-fn is_opaque(fd: &OwnedFd) -> bool {
+pub(super) fn is_opaque(fd: &OwnedFd) -> bool {
     let mut value = [0u8; 8];
     rustix::fs::fgetxattr(fd, "trusted.overlay.opaque", &mut value)
         .is_ok_and(|len| value.get(..len) == Some(b"y"))

@@ -21,10 +21,12 @@ use crate::pack::Packed;
 
 mod apply;
 mod capture;
+mod list;
 
 pub use apply::{ApplyError, apply};
 pub(crate) use capture::pack;
 pub use capture::{CaptureError, Early, capture};
+pub use list::{ChangeKind, list};
 
 /// Name of the archive of added and changed files.
 pub const DIFF_FILE: &str = "rootfs-diff.tar";
