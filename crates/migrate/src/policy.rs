@@ -62,7 +62,8 @@ pub fn downtime(rounds: &[Round], fixed: Duration) -> Duration {
     if last.dirty == 0 || rate <= 0.0 {
         return fixed;
     }
-    fixed + Duration::try_from_secs_f64(last.dirty as f64 / rate).unwrap_or(Duration::MAX)
+    let sending = Duration::try_from_secs_f64(last.dirty as f64 / rate).unwrap_or(Duration::MAX);
+    fixed.saturating_add(sending)
 }
 
 /// Bytes in a second, of the largest round: a small one measures more of its fixed cost than of the
@@ -132,6 +133,13 @@ mod tests {
         assert!(downtime > Duration::from_secs(8) && downtime < Duration::from_secs(9));
         let patient = Limits { downtime: Some(Duration::from_secs(10)), ..Limits::default() };
         assert_eq!(next(&rounds, &patient, FIXED), Next::Freeze);
+    }
+
+    #[test]
+    fn a_link_that_hardly_moves_takes_as_long_as_there_is() {
+        let limits = Limits { rounds: 1, downtime: Some(Duration::from_secs(1)) };
+        let rounds = [Round { sent: 1, duration: Duration::MAX / 2, dirty: u64::MAX }];
+        assert_eq!(next(&rounds, &limits, FIXED), Next::Refuse { downtime: Duration::MAX });
     }
 
     proptest! {
