@@ -14,6 +14,7 @@ mod files;
 mod identity;
 mod ipc;
 mod jobs;
+mod listening;
 mod load;
 mod memory;
 mod outside;
@@ -98,6 +99,9 @@ const WORKLOADS: &[(&str, i32, Body)] = &[
     ("tcp-syn-sent", NONE, tcp::syn_sent),
     ("tcp-listen-accepted", NONE, tcp::listen_accepted),
     ("tcp-accept-queue", NONE, tcp::accept_queue),
+    ("tcp-shared-port", NONE, listening::shared_port),
+    ("tcp-backlogs", NONE, listening::backlogs),
+    ("tcp-listener-options", NONE, listening::listener_options),
     ("udp", NONE, sockets::udp),
     ("udp-queues", NONE, datagrams::udp_queues),
     ("udp-shared-port", NONE, datagrams::udp_shared_port),
