@@ -192,11 +192,12 @@ fn what_moves_is_not_paused_and_not_started_again_by_its_policy() -> Result<(), 
         source.gone(Duration::from_secs(60))?;
         ensure!(status(&a, "web")? == "exited", "there are two of it");
         ensure!(status(&b, "web")? == "running");
-        for machine in [a, b] {
+        // Both have groups of the same name.
+        for machine in [&a, &b] {
             machine.host.arctern(&["rm", "-f", "-t", "0", "web"])?;
-            machine.end()?;
         }
-        Ok(())
+        a.end()?;
+        b.end()
     })
 }
 
