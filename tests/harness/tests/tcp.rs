@@ -4,6 +4,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use arctern_harness::engine::Engine::Arctern;
+use arctern_harness::skips::judge;
 use arctern_harness::workload::Run;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpStream};
@@ -241,4 +242,39 @@ fn connections_that_wait_to_be_accepted_wait_on_in_a_tree_that_goes_on() -> Resu
 #[test]
 fn connections_that_wait_to_be_accepted_are_served_after_a_move() -> Result<()> {
     slow_to_accept(true)
+}
+
+/// A connection of this kind is refused by name, and its program goes on.
+fn refused(kind: &str, cause: &str) -> Result<(), String> {
+    judge(&format!("tcp::{kind}"), || {
+        let run = Run::start_with(&["load", kind, "1"])?;
+        let images = run.images("images")?;
+        let (done, message) = said(Arctern.dump_command(run.pid(), &images, false)?, &[])?;
+        let process = format!("process {}", run.pid());
+        for part in [&process, ", fd ", "TCP 127.0.0.1:", cause] {
+            ensure!(!done && message.contains(part), "no {part:?}: {message}");
+        }
+        run.unharmed()?;
+        run.verify()
+    })
+}
+
+#[test]
+fn urgent_data_is_refused_by_name() -> Result<(), String> {
+    refused("urgent", "has urgent data")
+}
+
+#[test]
+fn md5_keys_are_refused_by_name() -> Result<(), String> {
+    refused("signed", "has MD5 keys")
+}
+
+#[test]
+fn kernel_tls_is_refused_by_name() -> Result<(), String> {
+    refused("kernel-tls", "kernel's tls layer")
+}
+
+#[test]
+fn authentication_keys_are_refused_by_name() -> Result<(), String> {
+    refused("authenticated", "has TCP-AO keys")
 }

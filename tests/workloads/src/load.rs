@@ -19,11 +19,12 @@ pub fn load(kind: &str, count: usize, stage: &Stage) {
         "descriptors" => descriptors(count),
         "echo" => echo(count, stage.dir()),
         "late" => return late(count, stage),
+        "urgent" | "signed" | "kernel-tls" | "authenticated" => return refused(kind, stage),
         "backlog" => backlog(count, stage.dir()),
         _ => {
             eprintln!(
                 "no load is called {kind}: memory (MiB), processes, threads, mappings, descriptors, \
-                 echo, backlog, late"
+                 echo, backlog, late, urgent, signed, kernel-tls, authenticated"
             );
             std::process::exit(64);
         }
@@ -155,4 +156,61 @@ fn late(count: usize, stage: &Stage) {
         client.read_to_end(&mut bytes).expect("read");
         client.write_all(&bytes).expect("write");
     }
+}
+
+/// A connection that no capture takes; it works on when this is told to verify.
+fn refused(kind: &str, stage: &Stage) {
+    use std::io::{Read, Write};
+    use std::os::fd::AsRawFd;
+    const TCP_AO_INFO: i32 = 40;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+    let mut client =
+        std::net::TcpStream::connect(listener.local_addr().expect("address")).expect("connect");
+    let (mut server, _) = listener.accept().expect("accept");
+    drop(listener);
+    let ends = [(&client, &server), (&server, &client)];
+    match kind {
+        "urgent" => {
+            must!(libc::send(client.as_raw_fd(), b"!".as_ptr().cast(), 1, libc::MSG_OOB));
+        }
+        "signed" => ends.into_iter().for_each(|(socket, peer)| sign(socket, peer)),
+        _ => {
+            let (name, value) = match kind {
+                "kernel-tls" => (libc::TCP_ULP, &b"tls"[..]),
+                _ => (TCP_AO_INFO, &[0; 48][..]),
+            };
+            let (fd, length) = (client.as_raw_fd(), value.len() as u32);
+            // SAFETY: the value outlives the call.
+            let done = unsafe {
+                libc::setsockopt(fd, libc::IPPROTO_TCP, name, value.as_ptr().cast(), length)
+            };
+            if done != 0 {
+                stage.skip(&format!("this kernel has no {kind} connections"));
+            }
+        }
+    }
+    stage.ready();
+    stage.wait_for_verify();
+    client.write_all(b"onwards").expect("write");
+    server.set_read_timeout(Some(std::time::Duration::from_secs(20))).expect("timeout");
+    let mut got = [0; 7];
+    server.read_exact(&mut got).expect("read");
+    assert_eq!(&got, b"onwards");
+}
+
+/// Signs what goes to `peer` with a key for MD5 (TCP_MD5SIG).
+fn sign(socket: &std::net::TcpStream, peer: &std::net::TcpStream) {
+    use std::os::fd::AsRawFd;
+    const KEY: &[u8] = b"secret";
+    let port = peer.local_addr().expect("address").port();
+    // struct tcp_md5sig: address (128 bytes), flags, prefix, length of the key (at 130), index, key.
+    let mut signature = [0u8; 216];
+    signature[..2].copy_from_slice(&(libc::AF_INET as u16).to_ne_bytes());
+    signature[2..4].copy_from_slice(&port.to_be_bytes());
+    signature[4..8].copy_from_slice(&[127, 0, 0, 1]);
+    signature[130..132].copy_from_slice(&(KEY.len() as u16).to_ne_bytes());
+    signature[136..136 + KEY.len()].copy_from_slice(KEY);
+    let (fd, length) = (socket.as_raw_fd(), signature.len() as u32);
+    let from = signature.as_ptr().cast();
+    must!(libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_MD5SIG, from, length));
 }

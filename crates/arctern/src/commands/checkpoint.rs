@@ -67,6 +67,10 @@ pub struct Args {
     /// Put the container's image into the archive or image, too
     #[arg(long, requires = "target")]
     pub with_image: bool,
+    /// Drop connections that the program has not accepted yet, and those that it has closed and that
+    /// still send; without it they are refused where they cannot be carried
+    #[arg(long, requires = "tcp_established")]
+    pub skip_in_flight: bool,
     /// Connect unix sockets again by name to programs outside of the container; with `close`, let
     /// these connections be closed; without it they are refused
     #[arg(
@@ -144,6 +148,7 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         keep: args.engine.keep,
         file_locks: args.engine.file_locks,
         tcp: args.engine.tcp(),
+        skip_in_flight: args.skip_in_flight,
         lock_limit: args.lock_timeout.0,
         cancel: interrupt::listen().cannot(|| "catch signals")?,
     };

@@ -276,7 +276,7 @@ impl Host {
             timeout: FREEZE_TIMEOUT,
             freeze_cgroup: Hierarchies::of(&self.paths)?.freezer(&id).filter(|dir| dir.is_dir()),
             tcp: options.tcp,
-            skip_in_flight: false,
+            skip_in_flight: options.skip_in_flight,
             network: shared_lock.as_mut().map(|lock| lock as &mut dyn NetworkLock),
             while_frozen: Some(&mut while_frozen),
             before_release: Some(&mut before_release),

@@ -94,6 +94,9 @@ pub struct CheckpointOptions {
     pub file_locks: bool,
     /// What is done about live TCP connections.
     pub tcp: TcpPolicy,
+    /// Connections that nobody has accepted yet, and those that the program has closed and that still
+    /// send, are dropped instead of refused.
+    pub skip_in_flight: bool,
     /// What is done about unix sockets that are connected to programs outside of the container.
     pub external_unix: ExternalUnix,
     /// How long the network stays locked for connections of a container that was stopped; None: until

@@ -26,6 +26,7 @@ pub struct TcpSocket {
     pub signed: bool,
 }
 
+const INET_DIAG_INFO: u8 = 2;
 const INET_DIAG_MD5SIG: u16 = 18;
 
 /// Lists the TCP sockets of a network namespace in all states but TIME_WAIT; None: our own.
@@ -33,7 +34,8 @@ pub fn tcp_sockets(namespace: Option<BorrowedFd<'_>>) -> io::Result<Vec<TcpSocke
     let requests = [libc::AF_INET, libc::AF_INET6].map(|family| {
         // struct inet_diag_req_v2: family, protocol, extensions, padding, states, then an empty
         // struct inet_diag_sockid.
-        let mut request = vec![family as u8, libc::IPPROTO_TCP as u8, 0, 0];
+        // Keys are told to those only who ask for INET_DIAG_INFO, too.
+        let mut request = vec![family as u8, libc::IPPROTO_TCP as u8, 1 << (INET_DIAG_INFO - 1), 0];
         request.extend((0xfff_u32 & !(1 << crate::tcp::state::TIME_WAIT)).to_ne_bytes());
         request.extend([0; 48]);
         request

@@ -78,8 +78,8 @@ impl FileCollector {
         }
         let ending = [state::FIN_WAIT1, state::LAST_ACK, state::CLOSING];
         let draining = list.iter().filter(|s| s.ino == 0 && ending.contains(&s.state));
-        // A FIN alone is no data, and counts as one byte.
-        for socket in draining.filter(|s| s.send_queue > 1) {
+        // The end itself counts as one byte: a peer that never hears of it waits for ever.
+        for socket in draining.filter(|s| s.send_queue > 0) {
             refusals.push(tree.tasks[0].refuse(
                 "",
                 format!(
