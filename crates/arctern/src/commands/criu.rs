@@ -319,6 +319,8 @@ fn restore(args: Criu) -> anyhow::Result<u8> {
         tree.get_or_init(|| pid);
         Ok(())
     };
+    // A program whose connections were dropped may end before the lock of its dump does.
+    let mut hold_namespace = |_| network.hold_namespace();
     let options = RestoreOptions {
         root: args.root.clone(),
         externals,
@@ -332,7 +334,7 @@ fn restore(args: Criu) -> anyhow::Result<u8> {
         network: args.locks().then_some(&mut lock),
         sibling: args.restore_sibling,
         setup_namespaces: Some(&mut note_root),
-        before_resume: None,
+        before_resume: Some(&mut hold_namespace),
     };
     match arctern_engine::restore(&args.images_dir, options, &mut log) {
         Ok(report) => {

@@ -19,6 +19,8 @@ const ID_LENGTH: usize = 21;
 pub struct TreeLock<'a> {
     run_id: String,
     root: &'a OnceCell<i32>,
+    /// The tree's network namespace, held: its tasks may have ended when it is needed.
+    namespace: OnceCell<File>,
     /// The program ends before the lock does.
     lasting: bool,
     passing: RefCell<Option<PassingLock>>,
@@ -38,6 +40,7 @@ impl<'a> TreeLock<'a> {
         TreeLock {
             run_id: run_id.to_owned(),
             root,
+            namespace: OnceCell::new(),
             lasting: true,
             passing: RefCell::default(),
             locked: RefCell::default(),
@@ -53,10 +56,20 @@ impl<'a> TreeLock<'a> {
         Ok(())
     }
 
+    /// Holds the tree's network namespace, while its tasks are certainly there.
+    pub fn hold_namespace(&self) -> Result<(), HookError> {
+        if let Some(pid) = self.root.get() {
+            let namespace = File::open(format!("/proc/{pid}/ns/net"))?;
+            self.namespace.get_or_init(|| namespace);
+        }
+        Ok(())
+    }
+
     fn rules(&self) -> Result<ConnectionLock, HookError> {
-        let namespace = match self.root.get() {
-            Some(pid) => Some(OwnedFd::from(File::open(format!("/proc/{pid}/ns/net"))?)),
-            None => None,
+        let namespace = match (self.namespace.get(), self.root.get()) {
+            (Some(held), _) => Some(OwnedFd::from(held.try_clone()?)),
+            (None, Some(pid)) => Some(OwnedFd::from(File::open(format!("/proc/{pid}/ns/net"))?)),
+            (None, None) => None,
         };
         Ok(ConnectionLock::new(namespace, &table(&self.run_id)))
     }
