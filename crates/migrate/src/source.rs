@@ -161,12 +161,7 @@ pub fn resolve(
     ssh: &str,
     keep_source: bool,
 ) -> Result<Fate, MigrateError> {
-    let record = host.find(container)?;
-    let marker = host.migration(&record).ok_or_else(|| {
-        arctern_container::Error::Invalid(format!(
-            "container `{container}` is not on its way to another host"
-        ))
-    })?;
+    let Some(marker) = host.doubt(container)? else { return Ok(Fate::Back) };
     let remote: Remote = serde_json::from_str(&marker.destination)
         .map_err(arctern_container::Error::json("the destination of a migration"))?;
     let options = MigrateOptions { remote, ssh: ssh.to_owned(), dry_run: false, keep_source };

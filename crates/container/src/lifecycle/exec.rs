@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use oci_spec::runtime::{Capabilities, Process, Spec, UserBuilder};
 use rustix::process::{Pid, WaitOptions, waitpid};
 
+use crate::cgroup::Hierarchies;
 use crate::console::ConsoleSocket;
 use crate::error::{Error, Result};
 use crate::host::Host;
@@ -156,11 +157,26 @@ impl Host {
         started.map_err(|error| {
             // What is left of the attempt is this process's to reap, and init ends after it.
             while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
-            match self.has_ended(&record) {
-                true => Error::EndedMeanwhile(record.config.name.clone()),
-                false => error,
+            if !self.has_ended(&record) {
+                return error;
             }
+            self.remove_groups_of_ended(record.id());
+            Error::EndedMeanwhile(record.config.name.clone())
         })
+    }
+
+    /// Removes control groups that the library has made again for a process that was about to join a
+    /// container while that one was being cleaned up.
+    fn remove_groups_of_ended(&mut self, id: &str) {
+        let held = self.find_locked(id);
+        let runs = matches!(&held, Ok((now, _)) if self.init(now).is_some());
+        let removed = match runs {
+            true => Ok(()),
+            false => Hierarchies::of(&self.paths).and_then(|groups| groups.remove(id)),
+        };
+        if let Err(error) = removed {
+            tracing::warn!("{}", error.chain());
+        }
     }
 
     fn start_exec(

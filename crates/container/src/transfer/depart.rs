@@ -156,6 +156,19 @@ impl Host {
         Marker::read(&self.paths.container(record.id()).dir)
     }
 
+    /// The move of a container that is in doubt; None when it is not, because it runs here. Waits for
+    /// whoever is at work on it.
+    pub fn doubt(&mut self, name_or_id: &str) -> Result<Option<Marker>> {
+        let (record, _lock) = self.find_locked(name_or_id)?;
+        match record.status {
+            Status::Migrating => Ok(self.migration(&record)),
+            Status::Running => Ok(None),
+            status => {
+                Err(Error::WrongState { name: record.config.name, status, needed: "migrating" })
+            }
+        }
+    }
+
     /// Ends the doubt: the container runs at its destination and is given up here, or it goes on.
     pub fn settle_migration(&mut self, name_or_id: &str, fate: Fate, keep: bool) -> Result<()> {
         let (record, _lock) = self.find_locked(name_or_id)?;
