@@ -340,6 +340,8 @@ const FASTER: &[&str] = &[
     "has ended meanwhile",
     // An `exec` is on its way in.
     "(youki:",
+    // Another command killed it while it was being restored.
+    " died",
     "not running",
     "not stopped",
     "has no checkpoint",
