@@ -14,7 +14,6 @@
 //! ROOT/containers/ID/shim.log        diagnostics of the shim
 //! ROOT/containers/ID/lock            taken by the command that changes the container
 //! ROOT/containers/ID/stopped         there while a command has stopped it: no policy starts it
-//! RUNROOT/boot                       the boot that the run directory is of
 //! RUNROOT/containers/ID/health.json  what the checks of its health found
 //! RUNROOT/containers/ID/restarts     how often its restart policy started it
 //! RUNROOT/containers/ID/kept         `restart` is at work: `--rm` does not remove it now

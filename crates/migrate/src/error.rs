@@ -5,7 +5,7 @@ use arctern_container::transfer::Blocker;
 use crate::transport::TransportError;
 
 /// Why a move did not come about. The container runs at its source, except after
-/// [`MigrateError::InDoubt`] and [`MigrateError::AfterCommit`].
+/// [`MigrateError::InDoubt`].
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
     /// Things are in the way, all of them; nothing was touched.
@@ -59,14 +59,6 @@ pub enum MigrateError {
         /// Where to.
         destination: String,
     },
-    /// The container is the destination's, and does not run there.
-    #[error("the container is at {destination} now and could not be let go: {message}")]
-    AfterCommit {
-        /// Where it is.
-        destination: String,
-        /// Why.
-        message: String,
-    },
 }
 
 fn listed(blockers: &[Blocker]) -> String {
@@ -86,9 +78,6 @@ impl MigrateError {
                 "neither copy runs unless it arrived: `arctern migrate --resolve CONTAINER` asks, when \
                  the connection is back"
                     .into(),
-            ),
-            MigrateError::AfterCommit { .. } => Some(
-                "there: `arctern container restore --tcp-established CONTAINER`".into(),
             ),
             _ => None,
         }

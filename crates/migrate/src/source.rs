@@ -348,15 +348,11 @@ impl Peer for Destination {
                 self.failure = Some(error);
                 Ok(Fate::Back)
             }
-            // It was written down there: it is theirs.
-            Err(MigrateError::Refused { destination, message, .. }) => {
-                self.failure = Some(MigrateError::AfterCommit { destination, message });
-                Ok(Fate::Gone)
-            }
             Ok(other) => {
                 let error = self.conversation.out_of_turn(&other);
                 self.fail(error)
             }
+            // Whatever it failed with, only its verdict says whose the container is.
             Err(error) => self.fail(error),
         }
     }

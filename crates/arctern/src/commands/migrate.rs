@@ -114,7 +114,6 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
 fn failure(container: &str, error: MigrateError) -> Failure {
     let state = match &error {
         MigrateError::InDoubt { .. } => "The container is frozen here.",
-        MigrateError::AfterCommit { .. } => "The container is not here any more.",
         _ => "The container runs on here.",
     };
     let in_doubt = matches!(error, MigrateError::InDoubt { .. });
