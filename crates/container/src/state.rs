@@ -4,18 +4,24 @@
 //! the kernel (pid with start time, boot id) before anything is done with it.
 
 use std::fmt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
+use rusqlite::{
+    Connection, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior, params,
+};
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::config::ContainerConfig;
 use crate::error::{Error, Result};
 use crate::process::ProcessId;
 use crate::time::Timestamp;
 
-/// Version of the tables below. A newer database is refused, an older one is brought up.
+/// Version of the tables below. A database of another version is refused.
 const VERSION: i64 = 1;
 
 const TABLES: &str = "
@@ -160,6 +166,56 @@ pub struct Store {
     db: Connection,
 }
 
+/// Makes the database, with all that is in a new one, under another name first: no command sees half
+/// of it, and none changes its journal while others read. Does nothing if another command has made it
+/// meanwhile.
+fn make(path: &Path) -> Result<()> {
+    let parent = path.parent().unwrap_or(Path::new("."));
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(parent, flags, Mode::empty())
+        .map_err(|e| Error::io("open", parent)(e.into()))?;
+    while let Err(e) = rustix::fs::flock(&directory, FlockOperation::LockExclusive) {
+        if e != Errno::INTR {
+            return Err(Error::io("lock", parent)(e.into()));
+        }
+    }
+    if path.try_exists().map_err(Error::io("look at", path))? {
+        return Ok(());
+    }
+    let new = path.with_extension("db.new");
+    // Of a command that was killed here.
+    for suffix in ["", "-journal", "-wal", "-shm"] {
+        let mut file = new.clone().into_os_string();
+        file.push(suffix);
+        match fs::remove_file(&file) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::io("remove", Path::new(&file))(e));
+            }
+            _ => {}
+        }
+    }
+    let fill = || {
+        let db = connect(&new, OpenFlags::SQLITE_OPEN_CREATE)?;
+        // WAL: readers and one writer at a time do not block each other.
+        db.pragma_update(None, "journal_mode", "wal")?;
+        db.execute_batch(TABLES)?;
+        db.pragma_update(None, "user_version", VERSION)?;
+        // The log goes into the file, which is written out.
+        db.close().map_err(|(_, e)| e)
+    };
+    fill().map_err(|source| Error::Database { path: new.clone(), source })?;
+    fs::rename(&new, path).map_err(Error::io("rename", &new))?;
+    rustix::fs::fsync(&directory).map_err(|e| Error::io("write out", parent)(e.into()))
+}
+
+/// A connection that waits for the others.
+fn connect(path: &Path, more: OpenFlags) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | more;
+    let db = Connection::open_with_flags(path, flags)?;
+    db.busy_timeout(Duration::from_secs(20))?;
+    Ok(db)
+}
+
 const COLUMNS: &str = "config, status, boot, pid, pid_start, shim, shim_start, exit_code, created_at, \
      started_at, finished_at, checkpointed_at, restored_at, network, error";
 
@@ -167,35 +223,20 @@ impl Store {
     /// Opens the database, and makes it if there is none.
     pub fn open(path: &Path) -> Result<Store> {
         let fail = |source| Error::Database { path: path.to_owned(), source };
-        let mut db = Connection::open(path).map_err(fail)?;
-        db.busy_timeout(Duration::from_secs(20)).map_err(fail)?;
-        // WAL: readers and one writer at a time do not block each other. NORMAL: a power cut may
-        // lose the last transactions and never the database; what must not be lost is written by
-        // `durably`. That something runs is not among it: after a power cut nothing does.
-        db.pragma_update(None, "journal_mode", "wal").map_err(fail)?;
+        if !path.try_exists().map_err(Error::io("look at", path))? {
+            make(path)?;
+        }
+        let db = connect(path, OpenFlags::empty()).map_err(fail)?;
+        // NORMAL: a power cut may lose the last transactions and never the database; what must not
+        // be lost is written by `durably`. That something runs is not among it: after a power cut
+        // nothing does.
         db.pragma_update(None, "synchronous", "normal").map_err(fail)?;
         // Nor when the last command closes it: the log is worked in when it has grown.
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(fail)?;
-        let mut version: i64 =
+        let found: i64 =
             db.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(fail)?;
-        if version == 0 {
-            let tx = db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(fail)?;
-            // Another command may have made the tables meanwhile.
-            version =
-                tx.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(fail)?;
-            if version == 0 {
-                tx.execute_batch(TABLES).map_err(fail)?;
-                tx.pragma_update(None, "user_version", VERSION).map_err(fail)?;
-                version = VERSION;
-            }
-            tx.commit().map_err(fail)?;
-        }
-        if version > VERSION {
-            return Err(Error::DatabaseVersion {
-                path: path.to_owned(),
-                found: version,
-                known: VERSION,
-            });
+        if found != VERSION {
+            return Err(Error::DatabaseVersion { path: path.to_owned(), found, known: VERSION });
         }
         Ok(Store { path: path.to_owned(), db })
     }
@@ -463,6 +504,28 @@ mod tests {
     fn record(id: &str, name: &str) -> Record {
         let config = serde_json::json!({ "id": id, "name": name });
         Record::new(serde_json::from_value(config).expect("config"))
+    }
+
+    #[test]
+    fn many_open_a_fresh_database_at_once() {
+        for _ in 0..20 {
+            let dir = tempfile::tempdir().expect("dir");
+            let path = dir.path().join("arctern.db");
+            let start = std::sync::Barrier::new(8);
+            std::thread::scope(|scope| {
+                let opened: Vec<_> = (0..8)
+                    .map(|_| {
+                        scope.spawn(|| {
+                            start.wait();
+                            Store::open(&path).map(drop)
+                        })
+                    })
+                    .collect();
+                for thread in opened {
+                    thread.join().expect("thread").expect("the database opens");
+                }
+            });
+        }
     }
 
     #[test]
