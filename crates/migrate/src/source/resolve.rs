@@ -1,0 +1,36 @@
+//! Ending the doubt about an earlier move.
+
+use arctern_container::Host;
+use arctern_engine::options::Fate;
+
+use super::MigrateOptions;
+use super::conversation::{Conversation, PATIENCE};
+use crate::destination::Remote;
+use crate::error::MigrateError;
+use crate::message::{Answer, Request};
+
+/// Asks the destination of a move that ended in doubt, and does what follows.
+///
+/// # Errors
+/// The other side cannot be asked: the container stays as it is.
+pub fn resolve(
+    host: &mut Host,
+    container: &str,
+    ssh: &str,
+    keep_source: bool,
+) -> Result<Fate, MigrateError> {
+    let Some(marker) = host.doubt(container)? else { return Ok(Fate::Back) };
+    let remote: Remote = serde_json::from_str(&marker.destination)
+        .map_err(arctern_container::Error::json("the destination of a migration"))?;
+    let options = MigrateOptions { remote, ssh: ssh.to_owned(), dry_run: false, keep_source };
+    let mut conversation = Conversation::begin(&options, "receive")?;
+    conversation.transport.send(&Request::Ask { transfer: marker.transfer })?;
+    let fate = match conversation.answer(PATIENCE)? {
+        Answer::Taken => Fate::Gone,
+        Answer::GivenUp => Fate::Back,
+        other => return Err(conversation.out_of_turn(&other)),
+    };
+    host.settle_migration(container, fate, keep_source)?;
+    let _ = conversation.transport.send(&Request::Done);
+    Ok(fate)
+}
