@@ -1,6 +1,8 @@
-//! Output that several commands share: logging, tables, sizes.
+//! Output that several commands share: logging, tables, durations.
 
 use std::io::IsTerminal;
+
+pub use arctern_container::units::size;
 
 use crate::cli::LogLevel;
 
@@ -91,24 +93,6 @@ pub fn confirm(question: &str) -> std::io::Result<bool> {
     Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
 }
 
-/// Bytes for people: `3.2 MB`, decimal units as Podman's.
-pub fn size(bytes: u64) -> String {
-    const UNITS: &[&str] = &["B", "kB", "MB", "GB", "TB", "PB"];
-    let mut unit = 0;
-    let mut whole = bytes;
-    let mut tenths = 0;
-    while whole >= 1000 && unit + 1 < UNITS.len() {
-        tenths = whole % 1000 / 100;
-        whole /= 1000;
-        unit += 1;
-    }
-    if unit == 0 || whole >= 100 {
-        format!("{whole} {}", UNITS[unit])
-    } else {
-        format!("{whole}.{tenths} {}", UNITS[unit])
-    }
-}
-
 /// Microseconds for people: `4.2 ms`.
 pub fn duration(us: u64) -> String {
     match us {
@@ -133,10 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_and_durations() {
-        assert_eq!(size(999), "999 B");
-        assert_eq!(size(3_250_000), "3.2 MB");
-        assert_eq!(size(123_456_789), "123 MB");
+    fn durations() {
         assert_eq!(duration(4250), "4.2 ms");
         assert_eq!(duration(1_250_000), "1.25 s");
     }

@@ -171,6 +171,26 @@ impl Hierarchies {
         Ok(())
     }
 
+    /// The tightest limit of memory above a container's group: the group that has it, and the bytes
+    /// that may still be taken in it, where what the kernel can drop counts as free.
+    #[must_use]
+    pub fn memory_left(&self) -> Option<(PathBuf, u64)> {
+        let controls = |h: &&Hierarchy| h.v2 || h.controllers.iter().any(|c| c == "memory");
+        let hierarchy = self.used().find(controls)?;
+        let names = match hierarchy.v2 {
+            true => ["memory.max", "memory.current", "inactive_file", "active_file"],
+            false => [
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+                "total_inactive_file",
+                "total_active_file",
+            ],
+        };
+        let parent = hierarchy.mount.join(&self.parent);
+        let groups = parent.ancestors().take_while(|dir| dir.starts_with(&hierarchy.mount));
+        groups.filter_map(|dir| Some((dir.to_owned(), left(dir, names)?))).min_by_key(|(_, n)| *n)
+    }
+
     /// Makes the groups of a container and gives their directories.
     pub fn create(&self, id: &str) -> Result<Vec<PathBuf>> {
         let mut groups = Vec::new();
@@ -238,6 +258,20 @@ impl Hierarchies {
         let pids = lists.iter().flat_map(|text| text.lines()).filter_map(|line| line.parse().ok());
         pids.collect::<std::collections::BTreeSet<i32>>().into_iter().collect()
     }
+}
+
+/// What may still be taken in a group; none without a limit. `names` are the files of the limit and
+/// the usage, and the fields of `memory.stat` that hold pages of files.
+fn left(dir: &Path, names: [&str; 4]) -> Option<u64> {
+    let [limit, usage, files @ ..] = names;
+    let number = |name| fs::read_to_string(dir.join(name)).ok()?.trim().parse::<u64>().ok();
+    let stat = fs::read_to_string(dir.join("memory.stat")).unwrap_or_default();
+    let field = |name: &str| {
+        let mut words = stat.lines().filter_map(|line| line.split_once(' '));
+        words.find(|(key, _)| *key == name).and_then(|(_, value)| value.parse::<u64>().ok())
+    };
+    let droppable: u64 = files.into_iter().filter_map(field).sum();
+    Some(number(limit)?.saturating_sub(number(usage)?.saturating_sub(droppable)))
 }
 
 /// The group of a host's containers: hosts on one machine may have containers of the same id, one of

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 pub use arctern_storage::chain;
 
 use crate::state::Status;
+use crate::transfer::Blocker;
 
 /// Result of an operation on containers.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -246,6 +247,9 @@ pub enum Error {
     /// The container would lose the only state that it has.
     #[error("container `{0}` was stopped by its checkpoint and can only go on from it")]
     CheckpointNeeded(String),
+    /// Disk or memory does not suffice, which was seen before anything was changed.
+    #[error("there is not enough room\n{}", .0.iter().map(|b| b.cause.as_str()).collect::<Vec<_>>().join("\n"))]
+    NoRoom(Vec<Blocker>),
     /// There is no checkpoint to restore.
     #[error("container `{0}` has no checkpoint")]
     NoCheckpoint(String),
@@ -345,6 +349,10 @@ impl Error {
             }
             Error::NoController { option, .. } => {
                 format!("leave {option} away, or mount the controller")
+            }
+            Error::NoRoom(missing) => {
+                let remedies: Vec<&str> = missing.iter().map(|b| b.remedy.as_str()).collect();
+                remedies.join("; ")
             }
             Error::CheckpointNeeded(name) => {
                 format!("`arctern restore {name}` first, or pass --force")

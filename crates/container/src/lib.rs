@@ -27,6 +27,7 @@ mod networks;
 pub mod paths;
 pub mod policy;
 pub mod process;
+mod room;
 mod runtime;
 pub mod shim;
 pub mod signal;
@@ -34,6 +35,7 @@ pub mod spec;
 pub mod state;
 pub mod time;
 pub mod transfer;
+pub mod units;
 pub mod volumes;
 
 pub use error::{Error, Result};

@@ -55,6 +55,9 @@ pub const STEPS: [&str; 11] = [
 /// Most memory that a capture takes to shorten the freeze.
 const BUFFER_LIMIT: u64 = 256 << 20;
 
+/// What it leaves to others, in bytes.
+const MEMORY_LEFT: u64 = 64 << 20;
+
 /// CRIU refuses longer auxiliary vectors. Programs read theirs from the stack, which is whole.
 const AUXV_WORDS: usize = 44;
 
@@ -148,7 +151,9 @@ fn attempt_capture(
     if early {
         let estimate = dump::estimate(&before);
         let size = estimate + estimate / 8 + (1 << 20);
-        if size <= BUFFER_LIMIT {
+        // Without it the freeze lasts longer; a machine without memory would kill something.
+        let room = proc::meminfo::read().map_or(0, |memory| memory.room());
+        if size <= BUFFER_LIMIT && size.saturating_add(MEMORY_LEFT) <= room {
             buffer = Some(dump::Buffer::new(size as usize));
         }
     }

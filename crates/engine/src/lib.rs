@@ -11,6 +11,7 @@ pub mod plan;
 pub mod precopy;
 mod restore;
 pub mod restore_context;
+pub mod room;
 pub mod state;
 pub mod tracking;
 pub mod tree;

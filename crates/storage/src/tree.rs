@@ -1,7 +1,10 @@
 //! Whole directory trees as tar streams, and copies of them: the files of volumes, in archives
 //! (`volumes/NAME.tar`) and when an image's content goes into a new volume.
 
+use std::collections::HashSet;
+use std::fs::Metadata;
 use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::diff::{self, ApplyError, CaptureError, Source};
@@ -20,6 +23,44 @@ pub enum TreeError {
     /// No pipe or thread could be had.
     #[error("cannot set up a copy")]
     Setup(#[source] io::Error),
+}
+
+/// What the regular files of a tree amount to, in bytes. One with several names counts once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Measured {
+    /// Their lengths.
+    pub length: u64,
+    /// What a copy takes at least: holes need not be copied.
+    pub least: u64,
+}
+
+/// Measures the files below `dir`. What vanishes meanwhile or cannot be read counts nothing.
+///
+/// # Errors
+/// `dir` itself cannot be read.
+pub fn measure(dir: &Path) -> io::Result<Measured> {
+    let mut sum = Measured::default();
+    let mut known = HashSet::new();
+    let mut add = |file: &Metadata| {
+        if file.is_file() && (file.nlink() == 1 || known.insert((file.dev(), file.ino()))) {
+            sum.length += file.len();
+            sum.least += file.len().min(file.blocks().saturating_mul(512));
+        }
+    };
+    let mut open = vec![std::fs::read_dir(dir)?];
+    while let Some(entries) = open.last_mut() {
+        let Some(entry) = entries.next() else {
+            open.pop();
+            continue;
+        };
+        let Ok(entry) = entry else { continue };
+        match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => open.extend(std::fs::read_dir(entry.path())),
+            Ok(metadata) => add(&metadata),
+            Err(_) => {}
+        }
+    }
+    Ok(sum)
 }
 
 /// Writes everything in `dir` to `out`: paths relative to it, itself first.
@@ -69,4 +110,25 @@ fn is_broken_pipe(error: &TreeError) -> bool {
         source = error.source();
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holes_and_second_names_take_nothing() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = |name: &str| dir.path().join(name);
+        std::fs::create_dir_all(path("a/b")).expect("directories");
+        std::fs::write(path("a/b/full"), vec![1; 70_000]).expect("a file");
+        std::fs::hard_link(path("a/b/full"), path("again")).expect("a link");
+        std::os::unix::fs::symlink("/", path("root")).expect("a link");
+        let sparse = std::fs::File::create(path("sparse")).expect("a file");
+        sparse.set_len(1 << 30).expect("a length");
+        let measured = measure(dir.path()).expect("measured");
+        assert_eq!(measured.length, 70_000 + (1 << 30));
+        assert_eq!(measured.least, 70_000);
+        assert!(measure(&path("missing")).is_err());
+    }
 }

@@ -14,19 +14,23 @@ use std::time::Duration;
 /// Imports an image with a shell and `sleep` of this machine in it, a few megabytes, as `tiny`; its
 /// archive stays as `tiny.tar`.
 pub fn tiny_image(host: &Host) -> Result<()> {
-    let programs = ["/bin/sh", "/bin/sleep"];
+    image_of(host, "tiny", &["/bin/sh", "/bin/sleep"])
+}
+
+/// Imports an image with these programs of this machine and their libraries.
+pub fn image_of(host: &Host, name: &str, programs: &[&str]) -> Result<()> {
     let libraries = run(Command::new("ldd").args(programs))?;
     let text = String::from_utf8_lossy(&libraries.stdout).into_owned();
     let libraries =
         text.split_whitespace().filter(|word| word.starts_with('/') && !word.ends_with(':'));
-    let mut files: Vec<&str> = programs.into_iter().chain(libraries).collect();
+    let mut files: Vec<&str> = programs.iter().copied().chain(libraries).collect();
     files.sort_unstable();
     files.dedup();
-    let archive = host.dir().join("tiny.tar");
+    let archive = host.dir().join(format!("{name}.tar"));
     let mut tar = Command::new("tar");
     tar.args(["--create", "--dereference", "--directory=/", "--file"]).arg(&archive);
     run(tar.args(files.iter().map(|file| file.trim_start_matches('/'))))?;
-    host.arctern(&["import", &archive.to_string_lossy(), "tiny"]).map(drop)
+    host.arctern(&["import", &archive.to_string_lossy(), name]).map(drop)
 }
 
 /// Undoes [`crate::process::become_reaper`], for tests that cannot tell orphans from children: while

@@ -62,6 +62,16 @@ impl Host {
         self.base.path()
     }
 
+    /// A path of this host, as this process can open it.
+    pub fn seen(&self, path: &Path) -> PathBuf {
+        match (&self.mounts, path.strip_prefix("/")) {
+            (Some(holder), Ok(path)) => {
+                Path::new(&format!("/proc/{}/root", holder.id())).join(path)
+            }
+            _ => path.to_owned(),
+        }
+    }
+
     /// A command that will run on this host.
     pub fn enter(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");

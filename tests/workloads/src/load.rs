@@ -18,13 +18,14 @@ pub fn load(kind: &str, count: usize, stage: &Stage) {
         "mappings" => mappings(count),
         "descriptors" => descriptors(count),
         "echo" => echo(count, stage.dir()),
+        "clock" => clock(count, stage.dir()),
         "late" => return late(count, stage),
         "urgent" | "signed" | "kernel-tls" | "authenticated" => return refused(kind, stage),
         "backlog" => backlog(count, stage.dir()),
         _ => {
             eprintln!(
                 "no load is called {kind}: memory (MiB), processes, threads, mappings, descriptors, \
-                 echo, backlog, late, urgent, signed, kernel-tls, authenticated"
+                 echo, backlog, clock (MiB), late, urgent, signed, kernel-tls, authenticated"
             );
             std::process::exit(64);
         }
@@ -51,6 +52,28 @@ fn memory(mebibytes: usize) {
             state ^= state << 17;
             word.copy_from_slice(&state.to_ne_bytes());
         }
+    }
+}
+
+/// Memory, and a look at the clock all the time: `still` in the directory is the longest time between
+/// two looks in microseconds, since `reset` was made there.
+fn clock(mebibytes: usize, dir: &std::path::Path) -> ! {
+    memory(mebibytes);
+    let mut longest = std::time::Duration::ZERO;
+    let mut last = std::time::Instant::now();
+    loop {
+        std::thread::sleep(std::time::Duration::from_micros(500));
+        if std::fs::remove_file(dir.join("reset")).is_ok() {
+            longest = std::time::Duration::ZERO;
+            last = std::time::Instant::now();
+        }
+        let gap = last.elapsed();
+        if gap > longest {
+            longest = gap;
+            std::fs::write(dir.join("still"), format!("{}\n", gap.as_micros()))
+                .expect("the directory can be written");
+        }
+        last = std::time::Instant::now();
     }
 }
 

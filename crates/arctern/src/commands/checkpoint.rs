@@ -163,10 +163,18 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
             }
         };
         let done = done.map_err(|error| {
-            let captured =
-                matches!(error, Error::Capture(_) | Error::Archive(_) | Error::Interrupted);
+            let begun = matches!(
+                error,
+                Error::Capture(_)
+                    | Error::Archive(_)
+                    | Error::Interrupted
+                    | Error::NoRoom(_)
+                    | Error::Io { .. }
+                    | Error::Storage(_)
+            );
+            let goes_on = begun && host.find(name).is_ok_and(|record| running(&host, &record));
             let failure = Failure::new(format!("checkpoint container `{name}`"), error);
-            match captured {
+            match goes_on {
                 true => failure.leaving("The container runs on, and no file was written."),
                 false => failure,
             }

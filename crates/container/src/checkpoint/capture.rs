@@ -10,7 +10,7 @@ use arctern_engine::options::{
     HookError, NetworkLock, TcpPolicy,
 };
 use arctern_net::Keep;
-use arctern_storage::diff;
+use arctern_storage::{diff, tree};
 
 use super::archive::Archive;
 use super::{CheckpointOptions, Checkpointed, NETNS_KEY, discard, durable, streams, volumes};
@@ -47,6 +47,7 @@ impl Host {
         let begin = Instant::now();
         let (record, _lock) = self.find_locked(name_or_id)?;
         let pid = self.check_capturable(&record, options)?;
+        self.room_for_capture(&record, pid, options, options.file.is_some())?;
         let taken = self.take(&record, pid, options, events);
         let swept = match self.store.get(record.id()) {
             Ok(Some(now)) => self.sweep(&now),
@@ -432,13 +433,9 @@ fn externals(
     Ok(list)
 }
 
+/// Bytes of the files of images.
 pub(super) fn tree_size(dir: &Path) -> Result<u64> {
-    let mut bytes = 0;
-    for entry in fs::read_dir(dir).map_err(Error::io("list", dir))? {
-        let entry = entry.map_err(Error::io("list", dir))?;
-        bytes += entry.metadata().map_err(Error::io("inspect", entry.path()))?.len();
-    }
-    Ok(bytes)
+    Ok(tree::measure(dir).map_err(Error::io("list", dir))?.length)
 }
 
 pub(crate) fn micros(time: Duration) -> u64 {

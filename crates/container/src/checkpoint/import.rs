@@ -82,6 +82,7 @@ impl Host {
     ) -> Result<Restored> {
         let begin = Instant::now();
         let (config, renamed) = read_config(file, options)?;
+        self.room_for_archive(file)?;
         volumes::check(self, &config, options)?;
         self.find_image(file, &config)?;
         let record = Record {
@@ -111,6 +112,7 @@ impl Host {
     }
 
     fn revive(&mut self, record: &Record, lock: Lock, options: &RestoreOptions) -> Result<Started> {
+        self.room_for_restore(record)?;
         self.request_restore(record.id(), &RestoreRequest::of(options))?;
         self.spawn_shim(record, lock, Action::Restore, false)
     }

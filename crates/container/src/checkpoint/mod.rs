@@ -1,8 +1,8 @@
 //! Checkpoint and restore of containers.
 //!
 //! A checkpoint, by steps:
-//! 1. [`capture`]: everything that can refuse is asked first (the container runs, the archive's
-//!    directory can be written, the image is there), nothing is frozen yet;
+//! 1. [`capture`]: everything that can refuse is asked first (the container runs, there is [`room`],
+//!    the archive's directory can be written, the image is there), nothing is frozen yet;
 //! 2. the engine freezes the tree; [`streams`] and the changes of the root file system are taken at
 //!    the same instant;
 //! 3. the engine writes its images into `checkpoint.new`, beside the container;
@@ -27,6 +27,7 @@ mod foreign;
 mod image;
 pub(crate) mod import;
 pub(crate) mod restore;
+pub(crate) mod room;
 mod store;
 pub(crate) mod streams;
 pub(crate) mod volumes;

@@ -66,6 +66,12 @@ impl Capture {
     }
 }
 
+/// Bytes that the volumes of a container take at least.
+pub(crate) fn least(host: &Host, config: &ContainerConfig) -> u64 {
+    let paths = names(config).into_iter().filter_map(|name| host.images.volume_path(name).ok());
+    paths.filter_map(|path| tree::measure(&path).ok()).map(|measured| measured.least).sum()
+}
+
 /// The volumes of a container, each once: several mounts may be of one.
 fn names(config: &ContainerConfig) -> std::collections::BTreeSet<&str> {
     config.named_volumes.iter().map(|volume| volume.name.as_str()).collect()

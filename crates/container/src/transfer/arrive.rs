@@ -102,31 +102,7 @@ impl Host {
                 );
             }
         }
-        let needed = offer.memory.saturating_add(offer.changed);
-        let free = rustix::fs::statvfs(&self.paths.root)
-            .map(|s| s.f_bavail.saturating_mul(s.f_frsize))
-            .map_err(|e| Error::io("ask for space in", &self.paths.root)(e.into()))?;
-        if free < needed {
-            note(
-                format!(
-                    "{} has {} MiB free, and {} MiB are needed",
-                    self.paths.root.display(),
-                    free >> 20,
-                    needed >> 20
-                ),
-                "free some space, or use another --remote-root",
-            );
-        }
-        if let Some(available) = available_memory().filter(|&bytes| bytes < offer.memory) {
-            note(
-                format!(
-                    "{} MiB of memory are available, and the container uses {}",
-                    available >> 20,
-                    offer.memory >> 20
-                ),
-                "stop something there, or choose another destination",
-            );
-        }
+        list.extend(self.room_for_arrival(offer)?);
         Ok(list)
     }
 
@@ -277,12 +253,4 @@ fn taken(mapping: &PortMapping) -> Vec<u16> {
         Protocol::Udp => UdpSocket::bind(SocketAddr::new(ip, port)).is_ok(),
     };
     mapping.pairs().map(|(host, _)| host).filter(|&port| port != 0 && !free(port)).collect()
-}
-
-/// `MemAvailable` of `/proc/meminfo`, in bytes.
-fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib << 10)
 }

@@ -2,18 +2,19 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::Path;
 use std::time::Instant;
 
 use arctern_engine::CaptureError;
 use arctern_engine::options::{CaptureReport, Events, Fate, HookError, TcpPolicy};
 use arctern_image::archive::{ArchiveWriter, Compression};
 use arctern_image::manifest::HostFacts;
+use arctern_storage::tree;
 
 use super::{Marker, Offer, Phase};
 use crate::checkpoint::CheckpointOptions;
 use crate::checkpoint::archive::Archive;
 use crate::checkpoint::capture::{Guard, HandOver, Work, micros};
+use crate::checkpoint::volumes;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::ids;
@@ -61,17 +62,20 @@ impl Host {
     /// Takes a running container in hand.
     pub fn departure(&mut self, name_or_id: &str) -> Result<Departure> {
         let (record, lock) = self.find_locked(name_or_id)?;
-        self.check_capturable(&record, &options())?;
+        let pid = self.check_capturable(&record, &options())?;
+        self.room_for_capture(&record, pid, &options(), true)?;
         let facts = HostFacts::gather().map_err(Error::system("read the facts of this machine"))?;
         let root = self.images.root_fs(record.id()).map_err(Error::storage)?;
-        let groups = crate::cgroup::Hierarchies::of(&self.paths)?;
+        let amount = arctern_engine::room::at_least(arctern_sys::Pid(pid));
+        let files = tree::measure(&root.upper).unwrap_or_default().least;
         let offer = Offer {
             transfer: ids::new_id().map_err(Error::system("read random bytes"))?,
             config: record.config.clone(),
             network: record.network.clone(),
             facts,
-            memory: groups.pids(record.id()).into_iter().filter_map(resident).sum(),
-            changed: tree_bytes(&root.upper),
+            memory: amount.memory,
+            images: amount.images,
+            changed: files + volumes::least(self, &record.config),
         };
         Ok(Departure { record, offer, _lock: lock })
     }
@@ -213,21 +217,4 @@ fn options() -> CheckpointOptions {
 
 fn is_doubt(error: &Error) -> bool {
     matches!(error, Error::Capture(inner) if matches!(**inner, CaptureError::InDoubt(_)))
-}
-
-/// Bytes of memory that a process has present (`/proc/PID/statm`, second field, in pages).
-fn resident(pid: i32) -> Option<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
-    text.split_ascii_whitespace().nth(1)?.parse::<u64>().ok().map(|pages| pages * 4096)
-}
-
-/// Bytes of all files below a directory; what cannot be read counts nothing.
-fn tree_bytes(dir: &Path) -> u64 {
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    let bytes = |entry: std::fs::DirEntry| match entry.metadata() {
-        Ok(metadata) if metadata.is_dir() => tree_bytes(&entry.path()),
-        Ok(metadata) => metadata.len(),
-        Err(_) => 0,
-    };
-    entries.map(bytes).sum()
 }

@@ -40,9 +40,12 @@ pub struct Offer {
     pub network: Option<String>,
     /// The machine that it runs on.
     pub facts: HostFacts,
-    /// Bytes of memory that it uses.
+    /// Bytes of memory that it uses at least: what processes share counts once.
     pub memory: u64,
-    /// Bytes of files that it has changed.
+    /// Bytes of memory that come as images at least: each process has its own.
+    #[serde(default)]
+    pub images: u64,
+    /// Bytes of files that it has changed at least, with its volumes.
     pub changed: u64,
 }
 

@@ -6,6 +6,7 @@ pub mod cgroup;
 pub mod fdinfo;
 pub mod limits;
 pub mod locks;
+pub mod meminfo;
 pub mod mountinfo;
 pub mod smaps;
 pub mod stat;

@@ -1,4 +1,4 @@
-//! `/proc/PID/smaps`: the mappings of a process with their VmFlags.
+//! `/proc/PID/smaps`: the mappings of a process with their VmFlags; `smaps_rollup`, their sum.
 
 use super::ParseError;
 use crate::Pid;
@@ -30,6 +30,14 @@ pub struct Mapping {
     pub shared_dirty: u64,
     /// Resident memory, bytes.
     pub rss: u64,
+    /// Resident memory where a page that several mappings share counts for each in part, bytes.
+    pub pss: u64,
+    /// The anonymous part of `pss` (rollup only, kernel 5.10), bytes.
+    pub pss_anonymous: u64,
+    /// The part of `pss` that lies in shared memory and tmpfs (rollup only), bytes.
+    pub pss_shmem: u64,
+    /// Private memory that is swapped out, shared pages counted in part, bytes.
+    pub swap_pss: u64,
     /// Page size in use, bytes (hugetlb).
     pub kernel_page_size: u64,
     /// Memory protection key.
@@ -63,6 +71,10 @@ pub fn parse(text: &str) -> Result<Vec<Mapping>, ParseError> {
                 "Shared_Clean" => mapping.shared_clean = kib().unwrap_or(0) * 1024,
                 "Shared_Dirty" => mapping.shared_dirty = kib().unwrap_or(0) * 1024,
                 "Rss" => mapping.rss = kib().unwrap_or(0) * 1024,
+                "Pss" => mapping.pss = kib().unwrap_or(0) * 1024,
+                "Pss_Anon" => mapping.pss_anonymous = kib().unwrap_or(0) * 1024,
+                "Pss_Shmem" => mapping.pss_shmem = kib().unwrap_or(0) * 1024,
+                "SwapPss" => mapping.swap_pss = kib().unwrap_or(0) * 1024,
                 "KernelPageSize" => mapping.kernel_page_size = kib().unwrap_or(4) * 1024,
                 "ProtectionKey" => mapping.protection_key = value.trim().parse().unwrap_or(0),
                 "VmFlags" => mapping.vm_flags = value.trim().to_owned(),
@@ -112,6 +124,13 @@ pub fn read(pid: Pid) -> std::io::Result<Vec<Mapping>> {
     Ok(parse(&super::read(pid, "smaps")?)?)
 }
 
+/// The sums over all mappings of a process (`smaps_rollup`), as one mapping from the first byte to the
+/// last.
+pub fn read_rollup(pid: Pid) -> std::io::Result<Mapping> {
+    let text = super::read_single(pid, "smaps_rollup")?;
+    parse(&text)?.pop().ok_or_else(|| ParseError::new("a sum of mappings", &text).into())
+}
+
 /// Reads the mappings of a process without their VmFlags and sizes (`maps`), which is much faster.
 pub fn read_maps(pid: Pid) -> std::io::Result<Vec<Mapping>> {
     Ok(super::read(pid, "maps")?.lines().filter_map(header).collect())
@@ -147,6 +166,21 @@ mod tests {
         assert_eq!(maps[1].prot, 5);
         assert_eq!((maps[2].prot, maps[2].name.as_str()), (0, ""));
         assert!(maps[2].has("gd"));
+    }
+
+    #[test]
+    fn sums() {
+        let text = "55d0c0a00000-7ffd4d5ff000 ---p 00000000 00:00 0          [rollup]\n\
+                    Rss:                4096 kB\nPss:                 900 kB\n\
+                    Pss_Dirty:           800 kB\nPss_Anon:            400 kB\n\
+                    Pss_File:            300 kB\nPss_Shmem:           200 kB\n\
+                    Anonymous:          1024 kB\nSwap:                 64 kB\n\
+                    SwapPss:              32 kB\nLocked:                0 kB\n";
+        let sum = parse(text).unwrap().pop().unwrap();
+        assert_eq!(sum.name, "[rollup]");
+        assert_eq!((sum.anonymous, sum.pss_anonymous), (1 << 20, 400 << 10));
+        assert_eq!((sum.pss, sum.pss_shmem, sum.swap_pss), (900 << 10, 200 << 10, 32 << 10));
+        assert!(read_rollup(Pid(std::process::id() as i32)).unwrap().pss_anonymous > 0);
     }
 
     #[test]
