@@ -61,7 +61,7 @@ fn files_are_shown_and_compared_by_anybody() -> Result<(), String> {
         host.image("python", &[])?;
         let program = "import mmap, os, time\n\
                        block = mmap.mmap(-1, 4 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n\
-                       for i in range(1024): block[i << 12] = 1\n\
+                       for i in range(1024): block[i << 12] = 1\nos.mkdir('/ready')\n\
                        while not os.path.exists('/go'): time.sleep(0.01)\n\
                        for i in range(1024): block[i << 12] = 2\nextra = open('/etc/hostname')\n\
                        os.mkdir('/went')\ntime.sleep(1000)";
@@ -69,6 +69,7 @@ fn files_are_shown_and_compared_by_anybody() -> Result<(), String> {
         host.arctern(&[&run[..], &[program]].concat())?;
         let file = |name: &str| host.dir().join(name).to_string_lossy().into_owned();
         let (first, second) = (file("first.tar.gz"), file("second.tar"));
+        host.arctern(&["exec", "a", "sh", "-c", "until test -e /ready; do sleep 0.05; done"])?;
         host.arctern(&["checkpoint", "-R", "-e", &first, "a"])?;
         let go = "touch /go; until test -e /went; do sleep 0.05; done";
         host.arctern(&["exec", "a", "sh", "-c", go])?;
