@@ -250,6 +250,7 @@ fn attempt_capture(
 
     step(events, 5)?;
     let mut lock = Locked::default();
+    let mut guard = None;
     let run_id = options.network.as_ref().and_then(|network| network.run_id());
     if options.tcp == TcpPolicy::Established {
         lock.lock(options.network.as_deref_mut(), &files)?;
@@ -258,8 +259,12 @@ fn attempt_capture(
         if !late.is_empty() {
             return Err(CaptureError::Refused(late));
         }
+        guard = files.guard_connections(tree, lock.network.as_deref_mut())?;
         files.write_connections(&images)?;
         files.write_waiting(tree, &images)?;
+        if options.after != AfterCapture::Kill {
+            guard = None;
+        }
     }
 
     step(events, 6)?;
@@ -360,10 +365,15 @@ fn attempt_capture(
         None => {
             if options.after == AfterCapture::Kill {
                 files.silence_connections()?;
+                if let Some(guard) = &guard {
+                    let failed = tree.tasks[0].failed("", "tell the guard of its connections");
+                    guard.commit().map_err(failed)?;
+                }
                 lock.keep();
             }
             drop(lock);
             release(frozen, options.after)?;
+            drop(guard);
         }
     }
     report.frozen_us = since.elapsed().as_micros() as u64;

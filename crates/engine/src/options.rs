@@ -134,6 +134,9 @@ pub trait NetworkLock {
     fn lock(&mut self, connections: &[Connection]) -> Result<(), HookError>;
     /// Packets pass again.
     fn unlock(&mut self) -> Result<(), HookError>;
+    /// The program was killed in a capture, and the tasks go on: ends a lock that would outlive it.
+    /// Another process of the program's calls this, which ends then.
+    fn abandon(&mut self) {}
     /// Id under which CRIU finds and ends this lock (`dump_criu_run_id` of the images), if it can.
     fn run_id(&self) -> Option<String> {
         None

@@ -136,6 +136,7 @@ pub fn restore(
         threads: BTreeMap::new(),
         helpers: Vec::new(),
         finals: Vec::new(),
+        guard: None,
         root_pid: None,
         made: Vec::new(),
         channel: theirs,
@@ -208,6 +209,6 @@ fn phase(step: &Step) -> &'static str {
         | Step::Threads(_) => "tasks",
         Step::State(_) | Step::Credentials(_) | Step::Timers(_) | Step::Registers(_) => "state",
         Step::Hook => "verify",
-        Step::Release => "release",
+        Step::Secure | Step::Release => "release",
     }
 }

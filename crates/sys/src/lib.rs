@@ -11,6 +11,7 @@ pub mod diag;
 pub mod directory;
 pub mod fd;
 pub mod freezer;
+pub mod guard;
 pub mod handshake;
 pub mod ipc;
 pub mod kcmp;

@@ -70,6 +70,8 @@ pub struct Info {
     pub unacknowledged: u32,
     /// Of a listener, the backlog.
     pub backlog: u32,
+    /// Segments that may be on their way at once.
+    pub congestion_window: u32,
 }
 
 /// Reads TCP_INFO.
@@ -84,6 +86,7 @@ pub fn info(socket: impl AsFd) -> io::Result<Info> {
         receive_wscale: raw[6] >> 4,
         unacknowledged: word(24),
         backlog: word(28),
+        congestion_window: word(80),
     })
 }
 

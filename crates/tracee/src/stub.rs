@@ -274,14 +274,24 @@ impl Stub {
         self.call_at(at, "rt_sigaction of SIGTRAP", nr, args, (ptrace::to_system_call, 2))?;
         let args = [self.gadget, GADGET_SIZE, 0, 0, 0, 0];
         let (name, nr) = ("munmap of the gadget", libc::SYS_munmap);
-        self.call_at(at, name, nr, args, (ptrace::to_system_call, 2))?;
-        // The task goes on from a stop that looks at interrupted calls.
-        ptrace::interrupt(self.tid).map_err(TraceeError::request(self.tid, "interrupt"))?;
-        ptrace::cont(self.tid, 0).map_err(TraceeError::request(self.tid, "resume"))?;
-        match ptrace::wait(self.tid).map_err(TraceeError::request(self.tid, "wait"))? {
-            WaitStatus::Event { event: EVENT_STOP, .. } => Ok(()),
-            other => Err(self.unexpected(other)),
+        self.call_at(at, name, nr, args, (ptrace::to_system_call, 2)).map(drop)
+    }
+
+    /// Brings finished threads from whatever stop they are in into one after which they go on without
+    /// a signal, also if nobody lets them go but the tracer's death.
+    pub fn settle<'a>(all: impl Iterator<Item = &'a Stub> + Clone) -> Result<(), TraceeError> {
+        for stub in all.clone() {
+            let tid = stub.tid;
+            ptrace::interrupt(tid).map_err(TraceeError::request(tid, "interrupt"))?;
+            ptrace::cont(tid, 0).map_err(TraceeError::request(tid, "resume"))?;
         }
+        for stub in all {
+            match ptrace::wait(stub.tid).map_err(TraceeError::request(stub.tid, "wait"))? {
+                WaitStatus::Event { event: EVENT_STOP, .. } => {}
+                other => return Err(stub.unexpected(other)),
+            }
+        }
+        Ok(())
     }
 
     fn block_signals(&self) -> Result<(), TraceeError> {

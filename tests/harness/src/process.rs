@@ -130,13 +130,15 @@ pub fn with_argument(program: &str, argument: &str) -> Vec<i32> {
 }
 
 /// Reaps every child of this process that ends within the limit: orphans of a killed program are
-/// this process's to reap, and hold their pids until then.
+/// this process's to reap, and hold their pids until then. So are their orphans.
 pub fn reap_orphans(limit: Duration) {
-    for task in fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
-        let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-        for pid in children.split_whitespace().filter_map(|pid| pid.parse().ok()) {
-            if let Ok(process) = Process::open(pid) {
-                let _ = process.gone(limit);
+    let mut reaped = true;
+    while reaped {
+        reaped = false;
+        for task in fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
+            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            for pid in children.split_whitespace().filter_map(|pid| pid.parse().ok()) {
+                reaped |= Process::open(pid).is_ok_and(|process| process.gone(limit).is_ok());
             }
         }
     }

@@ -167,6 +167,63 @@ fn killed_capture_leaves_connections_unharmed() -> Result<()> {
 }
 
 #[test]
+fn capture_that_is_killed_while_it_reads_a_connection_leaves_it_whole() -> Result<()> {
+    for workload in ["tcp-queues", "tcp-closing", "tcp-options"] {
+        for point in ["in-repair", "release"] {
+            let run = Run::start(workload)?;
+            let images = run.images("images")?;
+            let mut command = Engine::dump_command(Arctern, run.pid(), &images, false)?;
+            let killed = command.env("ARCTERN_FAULT", format!("kill-capture:{point}")).status()?;
+            ensure!(killed.code().is_none(), "the capture was not killed but ended with {killed}");
+            // Its guard is an orphan now, which ends when it is done.
+            reap_orphans(Duration::from_millis(300));
+            run.unharmed().with_context(|| format!("{workload}, killed at {point}"))?;
+            run.verify().with_context(|| format!("{workload}, killed at {point}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Kills a restore at the beginning of a step; what is left of the tree.
+fn restore_killed_at(step: &str, run: &Run, images: &Path) -> Result<Vec<i32>> {
+    let mut command = Engine::restore_command(Arctern, images)?;
+    let killed = command.env("ARCTERN_FAULT", format!("kill-restore:{step}")).status()?;
+    ensure!(killed.code().is_none(), "not killed at {step}, but ended with {killed}");
+    reap_orphans(Duration::from_millis(500));
+    Ok(processes_below(&run.work()))
+}
+
+#[test]
+fn restore_that_is_killed_leaves_nothing_or_whole_connections() -> Result<()> {
+    for workload in [
+        "tcp-queues",
+        "tcp-half-closed",
+        "tcp-closing",
+        "tcp-both-ends",
+        "tcp-syn-sent",
+        "sessions",
+    ] {
+        for last in ["unlock", "release"] {
+            let mut run = Run::start(workload)?;
+            let images = run.images("images")?;
+            let (tree, pid) = (run.tree()?, run.pid());
+            Arctern.dump(pid, &images, false)?;
+            run.wait_for_kill(tree)?;
+            for step in ["connections", "registers 0", "secure"] {
+                let left = restore_killed_at(step, &run, &images)?;
+                ensure!(left.is_empty(), "{workload}, killed at {step}, left {left:?}");
+            }
+            let left = restore_killed_at(last, &run, &images)?;
+            ensure!(left.contains(&pid), "{workload}, killed at {last}: {pid} is not in {left:?}");
+            run.restored(pid)?;
+            run.unharmed().with_context(|| format!("{workload}, killed at {last}"))?;
+            run.verify().with_context(|| format!("{workload}, killed at {last}"))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn killed_capture_leaves_threads_unharmed() -> Result<()> {
     captures("threads", true)
 }

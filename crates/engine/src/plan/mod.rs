@@ -89,7 +89,9 @@ pub enum Step {
     Timers(usize),
     /// Registers.
     Registers(usize),
-    /// Connections come to life, the network is unlocked.
+    /// All that is left is to go on: whoever dies now takes nobody along.
+    Secure,
+    /// The network is unlocked, connections send.
     Unlock,
     /// Let go.
     Release,
@@ -138,6 +140,7 @@ impl fmt::Display for Step {
             Step::Hook => write!(f, "hook"),
             Step::Timers(t) => write!(f, "timers {t}"),
             Step::Registers(t) => write!(f, "registers {t}"),
+            Step::Secure => write!(f, "secure"),
             Step::Unlock => write!(f, "unlock"),
             Step::Release => write!(f, "release"),
         }
@@ -198,7 +201,7 @@ impl Planner<'_> {
         self.steps.push(Step::Hook);
         self.steps.extend(alive.iter().copied().map(Step::Timers));
         self.steps.extend(alive.iter().copied().map(Step::Registers));
-        self.steps.extend([Step::Unlock, Step::Release]);
+        self.steps.extend([Step::Secure, Step::Unlock, Step::Release]);
         if self.refusals.is_empty() { Ok(self.steps) } else { Err(self.refusals) }
     }
 

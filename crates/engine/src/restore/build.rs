@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use arctern_image::images::ImageDir;
+use arctern_sys::guard::Guard;
 use arctern_sys::{Pid, ptrace};
 use arctern_tracee::TraceeError;
 use arctern_tracee::stub::Stub;
@@ -40,6 +41,8 @@ pub(super) struct Build<'a, 'n> {
     pub(super) threads: BTreeMap<usize, Vec<(i32, Stub)>>,
     pub(super) helpers: Vec<(i32, Stub, usize)>,
     pub(super) finals: Vec<(Stub, task_state::FinalState)>,
+    /// Finishes what [`Step::Secure`] begins, if we are killed.
+    pub(super) guard: Option<Guard>,
     pub(super) root_pid: Option<Pid>,
     /// Every process that was made, zombies and helpers too.
     pub(super) made: Vec<Pid>,
@@ -139,8 +142,16 @@ impl Build<'_, '_> {
                 }
             }
             Step::Registers(task) => self.registers(task),
-            Step::Unlock => self.files.wake_connections(hooks.network.as_deref_mut()),
-            Step::Release => self.release(options.leave_stopped),
+            Step::Secure => self.secure(options.leave_stopped, hooks),
+            Step::Unlock => {
+                self.files.open_connections(hooks.network.as_deref_mut())?;
+                self.guard = None;
+                Ok(())
+            }
+            Step::Release => {
+                self.release();
+                Ok(())
+            }
         }
     }
 

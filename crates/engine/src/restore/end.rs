@@ -2,11 +2,14 @@
 
 use std::collections::BTreeSet;
 
+use arctern_sys::guard::Guard;
 use arctern_sys::pidfd::PidFd;
 use arctern_sys::{Pid, ptrace};
 use arctern_tracee::TraceeError;
+use arctern_tracee::stub::Stub;
 
 use super::build::Build;
+use super::{Hooks, whole_tree};
 use crate::error::RestoreError;
 use crate::state::memory::space::AddressSpace;
 use crate::state::task::restore as task_state;
@@ -36,7 +39,14 @@ impl Build<'_, '_> {
         Ok(())
     }
 
-    pub(super) fn release(&mut self, leave_stopped: bool) -> Result<(), RestoreError> {
+    /// Gives every task its final state, and lets it live on if we die. From here on all that is in
+    /// a connection is in the kernel, and a guard finishes what we have begun.
+    pub(super) fn secure(
+        &mut self,
+        leave_stopped: bool,
+        hooks: &mut Hooks<'_>,
+    ) -> Result<(), RestoreError> {
+        Stub::settle(self.finals.iter().map(|(stub, _)| stub))?;
         for (stub, state) in &self.finals {
             task_state::set_final_state(stub, state)?;
         }
@@ -54,21 +64,52 @@ impl Build<'_, '_> {
                     .map_err(TraceeError::request(pid, "stop it"))?;
             }
         }
-        // From here on nothing can fail but the death of a task.
+        self.files.ready_connections()?;
+        if self.files.needs_guard(hooks.network.is_some()) {
+            self.guard = Some(self.guard(hooks)?);
+        }
         for (stub, _) in &self.finals {
-            // Death of the controller no longer takes the tasks along.
+            // It fails only for a task that is dead.
             let _ = ptrace::set_options(stub.tid(), 0);
         }
+        match &self.guard {
+            Some(guard) => guard.commit().map_err(guard_failed),
+            None => Ok(()),
+        }
+    }
+
+    /// Until all tasks would go on without us it kills them, should we die; then it lets their
+    /// connections go.
+    fn guard(&mut self, hooks: &mut Hooks<'_>) -> Result<Guard, RestoreError> {
+        // Helpers among them are gone.
+        let tasks: Vec<PidFd> = self.made.iter().filter_map(|pid| PidFd::open(*pid).ok()).collect();
+        let files = &self.files;
+        let network = hooks.network.as_deref_mut();
+        Guard::start(move |committed| match committed {
+            true => files.rescue_connections(network),
+            false => {
+                files.silence_connections();
+                for task in &tasks {
+                    let _ = task.send_signal(libc::SIGKILL);
+                }
+            }
+        })
+        .map_err(guard_failed)
+    }
+
+    /// Lets the tasks go; nothing can fail but the death of a task.
+    pub(super) fn release(&mut self) {
         for (stub, _) in self.finals.iter().rev() {
             if let Err(e) = ptrace::detach(stub.tid(), 0) {
                 tracing::warn!("thread {} died at the release: {e}", stub.tid());
             }
         }
-        Ok(())
     }
 
     /// Kills and reaps everything that was made.
     pub(super) fn tear_down(&mut self) {
+        // What it would do is done here.
+        self.guard = None;
         self.files.silence_connections();
         use nix::sys::prctl::{get_child_subreaper, set_child_subreaper};
         // Tasks whose parents die with them come to us, not to an init that may not reap them.
@@ -108,6 +149,10 @@ impl Build<'_, '_> {
         }
         let _ = set_child_subreaper(was_subreaper);
     }
+}
+
+fn guard_failed(source: std::io::Error) -> RestoreError {
+    RestoreError::Kernel { subject: whole_tree(), what: "start its guard".to_owned(), source }
 }
 
 fn is_end(status: ptrace::WaitStatus) -> bool {

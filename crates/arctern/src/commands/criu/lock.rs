@@ -103,6 +103,12 @@ impl NetworkLock for &TreeLock<'_> {
         Ok(())
     }
 
+    fn abandon(&mut self) {
+        if let Err(e) = self.unlock() {
+            tracing::error!("the connections stay locked: {e}");
+        }
+    }
+
     fn run_id(&self) -> Option<String> {
         Some(self.run_id.clone())
     }

@@ -8,15 +8,18 @@ use arctern_image::images::{ImageDir, ImageKind};
 use arctern_image::messages::{TcpOptsEntry, TcpStreamEntry};
 use arctern_sys::diag::TcpSocket;
 use arctern_sys::fd::{set_socket_int, socket_int};
+use arctern_sys::guard::Guard;
 use arctern_sys::handshake::Handshakes;
 use arctern_sys::tcp::{self, Lengths, Queue, Repair, option, state};
 
 use super::shape::shape;
 use super::waiting::can_wait;
 use crate::error::{CaptureError, Subject};
-use crate::options::Connection;
+use crate::faults::Faults;
+use crate::options::{Connection, NetworkLock};
 use crate::state::files::capture::FileCollector;
 use crate::state::files::descriptor::Descriptor;
+use crate::tree::FrozenTree;
 
 const SO_PEEK_OFF: i32 = 42;
 
@@ -29,6 +32,8 @@ pub(super) struct Live {
     pub(super) state: u8,
     pub(super) ends: Connection,
     pub(super) reuse: bool,
+    /// Where the program peeks next, if it moves.
+    pub(super) peek: Option<i32>,
     pub(super) opts: TcpOptsEntry,
 }
 
@@ -87,6 +92,7 @@ impl Collected {
             state,
             ends,
             reuse: socket_int(&d.file, libc::SOL_SOCKET, libc::SO_REUSEADDR).map_err(failed)? != 0,
+            peek: socket_int(&d.file, libc::SOL_SOCKET, SO_PEEK_OFF).ok().filter(|n| *n >= 0),
             opts,
         });
         Ok(())
@@ -118,6 +124,34 @@ impl FileCollector {
         let listed = self.tcp.listing.as_deref().unwrap_or_default();
         let waiting = listed.iter().filter(|s| self.tcp.waits(s)).map(ends_of);
         self.tcp.live.iter().map(|live| live.ends).chain(waiting).collect()
+    }
+
+    /// Somebody who sees to it that connections do not stay in repair mode if we are killed while they
+    /// are read; and, from its commit on, that the tasks do not go on with connections that were made
+    /// silent. None without connections.
+    pub fn guard_connections(
+        &self,
+        tree: &FrozenTree,
+        network: Option<&mut (dyn NetworkLock + '_)>,
+    ) -> Result<Option<Guard>, CaptureError> {
+        let live = &self.tcp.live;
+        if live.is_empty() {
+            return Ok(None);
+        }
+        let guard = Guard::start(|committed| match committed {
+            true => {
+                for task in &tree.tasks {
+                    let _ = task.pidfd.send_signal(libc::SIGKILL);
+                }
+            }
+            false => {
+                live.iter().for_each(Live::wake);
+                if let Some(network) = network {
+                    network.abandon();
+                }
+            }
+        });
+        guard.map(Some).map_err(tree.tasks[0].failed("", "start a guard of its connections"))
     }
 
     /// Writes the images of all connections. The network must be locked; the sockets are as they were
@@ -164,15 +198,11 @@ impl Live {
             return Err(io::Error::other("its state changes while it is looked at"));
         }
         // Peeking moves the place where the program peeks next.
-        let peek = socket_int(&self.socket, libc::SOL_SOCKET, SO_PEEK_OFF).ok().filter(|n| *n >= 0);
-        if peek.is_some() {
+        if self.peek.is_some() {
             set_socket_int(&self.socket, libc::SOL_SOCKET, SO_PEEK_OFF, -1)?;
         }
         let result = Repair::enter(&self.socket).and_then(|repair| self.read_in(&repair, info));
         self.wake();
-        if let Some(peek) = peek {
-            set_socket_int(&self.socket, libc::SOL_SOCKET, SO_PEEK_OFF, peek)?;
-        }
         result
     }
 
@@ -186,6 +216,7 @@ impl Live {
         } else {
             without_fin(self.state, tcp::lengths(&self.socket)?)
         };
+        Faults::point("capture", "in-repair").map_err(io::Error::other)?;
         let window = repair.window()?;
         let has = |bit| info.options & bit != 0;
         let received = repair.peek(Queue::Receive, lengths.unread as usize)?;
@@ -212,12 +243,15 @@ impl Live {
         Ok((entry, received, sent))
     }
 
-    /// Leaves repair mode, which has cleared SO_REUSEADDR.
+    /// Leaves repair mode, which has cleared SO_REUSEADDR, and undoes what reading needs.
     fn wake(&self) {
-        let left = Repair::of(&self.socket).leave().and_then(|()| match self.reuse {
-            true => set_socket_int(&self.socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1),
+        let set = |name, value| set_socket_int(&self.socket, libc::SOL_SOCKET, name, value);
+        let left = Repair::of(&self.socket).leave();
+        let left = left.and_then(|()| match self.reuse {
+            true => set(libc::SO_REUSEADDR, 1),
             false => Ok(()),
         });
+        let left = left.and_then(|()| self.peek.map_or(Ok(()), |peek| set(SO_PEEK_OFF, peek)));
         if let Err(e) = left {
             tracing::error!("{}: cannot leave repair mode: {e}", self.subject);
         }

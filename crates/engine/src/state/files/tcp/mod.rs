@@ -20,7 +20,9 @@ mod packet;
 mod restore;
 mod shape;
 mod waiting;
+mod wake;
 
 pub(super) use capture::Collected;
 pub(super) use collect::options;
-pub(super) use restore::{Built, check, is_clamp, is_live};
+pub(super) use restore::{check, is_clamp, is_live};
+pub(super) use wake::Built;

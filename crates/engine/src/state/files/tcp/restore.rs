@@ -1,11 +1,7 @@
 //! Gives sockets their connections back.
 //!
-//! All of a connection is rebuilt in repair mode, in which it is silent and dies silently. What has to
-//! go out waits for [`FilesRestore::wake_connections`]: data that was not sent, and of the data that
-//! the peer did not acknowledge the last byte. The peer answers to it with what it really has, so
-//! that neither side waits for a timer. Where that byte cannot go out at once it counts as sent, like
-//! all before it, because an answer must not be ahead of what we sent; then the peer is asked by the
-//! probe of a window.
+//! All of a connection is rebuilt in repair mode, in which it is silent and dies silently. How it comes
+//! to life is [`super::wake`]'s.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -13,45 +9,25 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use arctern_image::images::{ImageDir, ImageKind};
 use arctern_image::messages::{InetSkEntry, TcpStreamEntry};
 use arctern_sys::fd::{
-    attach_socket_filter, bind_socket, connect_socket, set_socket_int, set_socket_option,
-    socket_option,
+    bind_socket, connect_socket, set_socket_int, set_socket_option, socket_option,
 };
 use arctern_sys::pidfd::PidFd;
 use arctern_sys::tcp::{self, Agreed, Queue, Repair, Window, option, state};
 use arctern_tracee::stub::Stub;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::socket::{MsgFlags, Shutdown, send, shutdown};
+use nix::sys::socket::{Shutdown, shutdown};
 
 use super::inject::Injector;
 use super::packet::Segment;
 use super::shape::{End, Shape, shape};
 use super::waiting::{self, Waiting};
+use super::wake::{Built, Ready};
 use crate::error::{Refusal, RestoreError, Subject};
 use crate::options::{Connection, NetworkLock, TcpPolicy};
 use crate::state::files::inet::{CLOSE, LISTEN, ends_of, raw_address};
 use crate::state::files::restore::FilesRestore;
-use crate::state::files::sockopts;
 
 /// The kernel's own upper limits of SO_SNDBUFFORCE and SO_RCVBUFFORCE are far above.
 const LARGEST_QUEUE: u32 = 256 << 20;
-
-/// A connection that is complete, and what it has yet to send.
-#[derive(Debug)]
-pub(in crate::state::files) struct Built {
-    subject: Subject,
-    socket: OwnedFd,
-    entry: InetSkEntry,
-    nodelay: bool,
-    cork: bool,
-    /// The last byte that was sent before.
-    last: Option<u8>,
-    /// Data that was not sent before.
-    unsent: Vec<u8>,
-    /// A FIN follows.
-    closes: bool,
-    /// Has yet to connect.
-    connects: bool,
-}
 
 /// Whether an entry is a connection.
 pub(in crate::state::files) fn is_live(socket: &InetSkEntry) -> bool {
@@ -220,45 +196,12 @@ impl FilesRestore {
         let subject = Subject { pid: root.pid, comm: root.comm.clone(), part: String::new() };
         injector.confirm().map_err(failed(&subject, "give connections back to their listeners"))
     }
-
-    /// Lets the connections live: they leave repair mode, the network is unlocked, and what they have
-    /// to send goes out. Nothing may fail after this.
-    ///
-    /// # Errors
-    /// A connection does not leave repair mode, or the network cannot be unlocked.
-    pub fn wake_connections(
-        &mut self,
-        network: Option<&mut (dyn NetworkLock + '_)>,
-    ) -> Result<(), RestoreError> {
-        if self.options.tcp != TcpPolicy::Established {
-            return Ok(());
-        }
-        for built in &self.connections {
-            built.leave_repair().map_err(failed(&built.subject, "leave repair mode"))?;
-        }
-        if let Some(network) = network {
-            network.unlock().map_err(RestoreError::Hook)?;
-        }
-        for built in &self.connections {
-            if let Err(e) = built.resume() {
-                tracing::warn!("{}: cannot send what was not sent before: {e}", built.subject);
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes sure that connections of a restore that failed end without a word to their peers.
-    pub fn silence_connections(&self) {
-        let built = self.connections.iter().map(|built| &built.socket);
-        for socket in built.chain(&self.silenced) {
-            if let Err(e) = Repair::enter(socket) {
-                tracing::warn!("a connection cannot be made silent: {e}");
-            }
-        }
-    }
 }
 
-fn failed(subject: &Subject, what: &str) -> impl FnOnce(io::Error) -> RestoreError + use<> {
+pub(super) fn failed(
+    subject: &Subject,
+    what: &str,
+) -> impl FnOnce(io::Error) -> RestoreError + use<> {
     let (subject, what) = (subject.clone(), what.to_owned());
     move |source| RestoreError::Kernel { subject, what, source }
 }
@@ -329,6 +272,7 @@ fn build(
         unsent: Vec::new(),
         closes: false,
         connects: shape.is_none(),
+        ready: Ready::default(),
     };
     let Some(shape) = shape else { return Ok(built) };
     connect_socket(socket, &raw_address(peer)).map_err(|e| match e.raw_os_error() {
@@ -451,90 +395,6 @@ fn window(stream: &TcpStreamEntry) -> Option<Window> {
         rcv_wnd: stream.rcv_wnd?,
         rcv_wup: stream.rcv_wup?,
     })
-}
-
-impl Built {
-    /// Puts the last things back that repair mode or packets of our own would meet.
-    fn leave_repair(&self) -> io::Result<()> {
-        if !self.entry.opts.so_filter.is_empty() {
-            attach_socket_filter(&self.socket, &sockopts::instructions(&self.entry.opts))?;
-        }
-        let clamp = self.entry.more_opts.iter().find(|o| is_clamp(o.level, o.name));
-        if let Some(clamp) = clamp.filter(|clamp| clamp.value > 0) {
-            set_socket_int(&self.socket, clamp.level, clamp.name, clamp.value)?;
-        }
-        Repair::of(&self.socket).leave()?;
-        self.put_reuse_back()
-    }
-
-    /// Repair mode clears it.
-    fn put_reuse_back(&self) -> io::Result<()> {
-        let reuse = self.entry.opts.reuseaddr().into();
-        set_socket_int(&self.socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, reuse)
-    }
-
-    /// Sends what has to go out, and puts back what stood in its way.
-    fn resume(&self) -> io::Result<()> {
-        let set = |name, on: bool| set_socket_int(&self.socket, libc::IPPROTO_TCP, name, on.into());
-        if self.connects {
-            self.begin()?;
-        }
-        set(libc::TCP_NODELAY, true)?;
-        if let Some(last) = self.last {
-            self.send_all(&[last])?;
-            self.force_out()?;
-        }
-        self.send_all(&self.unsent)?;
-        if self.closes {
-            shutdown(self.socket.as_raw_fd(), Shutdown::Write)?;
-            if self.unsent.is_empty() {
-                // The peer may have had it before.
-                self.force_out()?;
-            }
-        }
-        set(libc::TCP_NODELAY, self.nodelay)?;
-        set(libc::TCP_CORK, self.cork)?;
-        sockopts::put_buffers_back(&self.socket, &self.entry.opts)
-    }
-
-    fn send_all(&self, mut bytes: &[u8]) -> io::Result<()> {
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        while !bytes.is_empty() {
-            let n = send(self.socket.as_raw_fd(), bytes, flags)?;
-            bytes = &bytes[n..];
-        }
-        Ok(())
-    }
-
-    /// Makes sure that what the peer may have had before counts as sent, whether it went out or not:
-    /// the congestion window or the pace may not allow it now, and acknowledgements of what was not
-    /// sent are passed over.
-    fn force_out(&self) -> io::Result<()> {
-        if tcp::lengths(&self.socket)?.unsent == 0 {
-            return Ok(());
-        }
-        let repair = Repair::enter(&self.socket)?;
-        // To set NODELAY pushes what waits.
-        let pushed = repair
-            .pretend_to_send()
-            .and_then(|()| set_socket_int(&self.socket, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1));
-        repair.leave_and_ask()?;
-        self.put_reuse_back()?;
-        pushed
-    }
-
-    /// Asks the peer for a connection again, with the sequence number that it was asked with.
-    fn begin(&self) -> io::Result<()> {
-        let Some((_, peer)) = ends_of(&self.entry) else { return Ok(()) };
-        let flags = OFlag::from_bits_retain(fcntl(&self.socket, FcntlArg::F_GETFL)?);
-        fcntl(&self.socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        let result = connect_socket(&self.socket, &raw_address(peer));
-        fcntl(&self.socket, FcntlArg::F_SETFL(flags))?;
-        match result {
-            Err(e) if e.raw_os_error() != Some(libc::EINPROGRESS) => Err(e),
-            _ => Ok(()),
-        }
-    }
 }
 
 /// TCP_WINDOW_CLAMP: of a connection the kernel's own value too, which means nothing before it is

@@ -165,7 +165,8 @@ fn take(listener: &Listener) -> Result<Option<Live>, CaptureError> {
     subject.part = format!("{}, waiting {} -> {}", subject.part, ends.local, ends.peer);
     let state = tcp::info(&socket).map_err(failed)?.state;
     let opts = TcpOptsEntry::default();
-    Ok(Some(Live { subject, socket, ino: stat.st_ino as u32, state, ends, reuse: false, opts }))
+    let ino = stat.st_ino as u32;
+    Ok(Some(Live { subject, socket, ino, state, ends, reuse: false, peek: None, opts }))
 }
 
 /// Makes a listener take a connection; the network must be locked. Call [`Injector::confirm`] when all
