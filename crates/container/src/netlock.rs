@@ -168,6 +168,10 @@ impl NetworkLock for NetLock {
     fn unlock(&mut self) -> std::result::Result<(), HookError> {
         Ok(self.open()?)
     }
+
+    fn drops(&self) -> bool {
+        matches!(self.way, Way::Host(_))
+    }
 }
 
 /// The lock of a container in the host's network.

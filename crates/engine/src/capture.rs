@@ -4,6 +4,7 @@
 //! capture are collected first and returned together.
 
 mod described;
+mod locked;
 
 use std::path::Path;
 use std::time::Instant;
@@ -16,12 +17,12 @@ use arctern_sys::namespace::Kind;
 use arctern_sys::{PAGE_SIZE, Pid, proc};
 
 use self::described::{Described, conclude, inventory, tree_entries, write_core};
+use self::locked::Locked;
 use crate::error::{CaptureError, Refusal, Remedy, Subject};
 use crate::faults::Faults;
 use crate::freeze::{Depth, Frozen, freeze};
 use crate::options::{
-    AfterCapture, CaptureOptions, CaptureReport, Event, Events, Fate, HookError, NetworkLock,
-    TcpPolicy,
+    AfterCapture, CaptureOptions, CaptureReport, Event, Events, Fate, HookError, TcpPolicy,
 };
 use crate::park::Parked;
 use crate::plan::{PlannedTask, plan};
@@ -253,13 +254,13 @@ fn attempt_capture(
     let mut guard = None;
     let run_id = options.network.as_ref().and_then(|network| network.run_id());
     if options.tcp == TcpPolicy::Established {
-        lock.lock(options.network.as_deref_mut(), &files)?;
+        lock.lock(options.network.as_deref_mut(), &files, tree.tasks[0].pid)?;
         // Nothing reaches the listeners any more.
         let late = files.late_arrivals(tree)?;
         if !late.is_empty() {
             return Err(CaptureError::Refused(late));
         }
-        guard = files.guard_connections(tree, lock.network.as_deref_mut())?;
+        guard = files.guard_connections(tree, lock.network())?;
         files.write_connections(&images)?;
         files.write_waiting(tree, &images)?;
         if options.after != AfterCapture::Kill {
@@ -414,40 +415,6 @@ pub(crate) fn uptime() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/uptime").ok()?;
     let seconds: f64 = text.split_ascii_whitespace().next()?.parse().ok()?;
     Some((seconds * 1e6) as u64)
-}
-
-/// The lock of the network; dropped, it is unlocked, before the tasks go on.
-#[derive(Default)]
-struct Locked<'l, 'n> {
-    network: Option<&'l mut (dyn NetworkLock + 'n)>,
-}
-
-impl<'l, 'n> Locked<'l, 'n> {
-    fn lock(
-        &mut self,
-        network: Option<&'l mut (dyn NetworkLock + 'n)>,
-        files: &FileCollector,
-    ) -> Result<(), CaptureError> {
-        let Some(network) = network else { return Ok(()) };
-        // Also after an error: it may have been half done.
-        let network = self.network.insert(network);
-        network.lock(&files.connections()).map_err(CaptureError::Hook)
-    }
-
-    /// Leaves the network locked.
-    fn keep(&mut self) {
-        self.network = None;
-    }
-}
-
-impl Drop for Locked<'_, '_> {
-    fn drop(&mut self) {
-        if let Some(network) = &mut self.network
-            && let Err(e) = network.unlock()
-        {
-            tracing::error!("the network stays locked: {e}");
-        }
-    }
 }
 
 fn release(frozen: Frozen, after: AfterCapture) -> Result<(), CaptureError> {

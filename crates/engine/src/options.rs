@@ -114,8 +114,8 @@ pub struct Connection {
 }
 
 /// Mark (SO_MARK) of packets that a lock of the network lets pass: those that stand for a peer while
-/// its connection is rebuilt. They pass the loopback device of the tree's namespace only. The number
-/// is CRIU's.
+/// its connection is rebuilt, which pass the loopback device of the tree's namespace only; and those
+/// that tell peers of a closed window ([`NetworkLock::drops`]). The number is CRIU's.
 pub const PASSING_MARK: u32 = 0xc114;
 
 /// Keeps packets away from connections while there is no socket that could answer them rightly.
@@ -137,6 +137,11 @@ pub trait NetworkLock {
     /// The program was killed in a capture, and the tasks go on: ends a lock that would outlive it.
     /// Another process of the program's calls this, which ends then.
     fn abandon(&mut self) {}
+    /// Whether what peers send is lost while the lock stands, and packets with [`PASSING_MARK`] go out
+    /// to them all the same: then they are told not to send.
+    fn drops(&self) -> bool {
+        false
+    }
     /// Id under which CRIU finds and ends this lock (`dump_criu_run_id` of the images), if it can.
     fn run_id(&self) -> Option<String> {
         None

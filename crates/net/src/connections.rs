@@ -8,12 +8,13 @@
 //!   chain out  filter output -1000   likewise
 //! ```
 //!
-//! Packets with a mark pass: they stand for a peer while its connection is rebuilt.
+//! Packets with a mark pass: they stand for a peer while its connection is rebuilt, or tell one of a
+//! closed window.
 //!
 //! For trees that share a network namespace with others, where the address cannot be locked as a
 //! whole: processes that are no container, and containers in the host's network. Segments are dropped
-//! and not held, so a peer that sent meanwhile goes on when its timer fires. The table stays when the
-//! program ends; whoever restores the connections removes it.
+//! and not held: peers are to be told not to send. The table stays when the program ends; whoever
+//! restores the connections removes it.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};

@@ -111,6 +111,74 @@ fn clients_of_a_tree_that_moves_lose_nothing() -> Result<()> {
     })
 }
 
+/// What a client does while the tree does not stand.
+#[derive(Clone, Copy, Debug)]
+enum Meanwhile {
+    /// Its first request.
+    Asks,
+    /// It goes on to fill a window that was full before.
+    Fills,
+}
+
+/// The lock of a tree that shares its network namespace drops what is sent to it. A client is told not
+/// to send, so it need not wait for its timer, which by then is as long as the tree was away.
+fn goes_on_at_once(what: Meanwhile, stays: bool) -> Result<()> {
+    // Its timer rings after 0.2, 0.6, 1.4, 3 and 6.2 seconds.
+    const AWAY: Duration = Duration::from_secs(4);
+    let mut run = Run::start_with(&["load", "echo", "1"])?;
+    let (port, images) = (port(&run)?, run.images("images")?);
+    let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    client.set_read_timeout(Some(Duration::from_secs(30)))?;
+    client.write_all(b"x")?;
+    client.read_exact(&mut [0])?;
+    let mut sent = 0;
+    if let Meanwhile::Fills = what {
+        // Nobody takes the answers, so nobody takes the requests.
+        client.set_write_timeout(Some(Duration::from_millis(200)))?;
+        while let Ok(n) = client.write(&[7; 10_000]) {
+            sent += n;
+        }
+        client.set_write_timeout(None)?;
+    }
+    let tree = run.tree()?;
+    Arctern.dump(run.pid(), &images, stays)?;
+    if let Meanwhile::Asks = what {
+        client.write_all(b"y")?;
+        sent += 1;
+    }
+    if !stays {
+        run.wait_for_kill(tree)?;
+        if let Meanwhile::Asks = what {
+            std::thread::sleep(AWAY);
+        }
+        let pid = Arctern.restore(&images)?;
+        run.restored(pid)?;
+    }
+    let begin = Instant::now();
+    let mut left = vec![0; sent];
+    client.read_exact(&mut left)?;
+    let took = begin.elapsed();
+    println!("{what:?}: {sent} bytes came back within {took:?}");
+    ensure!(took < AWAY / 4, "{sent} bytes came back within {took:?} only");
+    client.shutdown(Shutdown::Write)?;
+    run.verify()
+}
+
+#[test]
+fn a_client_that_asked_while_the_tree_was_away_has_its_answer_at_once() -> Result<()> {
+    goes_on_at_once(Meanwhile::Asks, false)
+}
+
+#[test]
+fn a_client_that_waited_for_room_goes_on_at_once() -> Result<()> {
+    goes_on_at_once(Meanwhile::Fills, false)
+}
+
+#[test]
+fn a_client_of_a_tree_that_stays_goes_on_at_once() -> Result<()> {
+    goes_on_at_once(Meanwhile::Fills, true)
+}
+
 fn port(run: &Run) -> Result<u16> {
     Ok(std::fs::read_to_string(run.work().join("port"))?.parse()?)
 }

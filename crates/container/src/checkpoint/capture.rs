@@ -377,6 +377,10 @@ impl NetworkLock for SharedLock<'_, '_> {
     fn unlock(&mut self) -> std::result::Result<(), HookError> {
         self.0.borrow_mut().unlock()
     }
+
+    fn drops(&self) -> bool {
+        self.0.borrow().drops()
+    }
 }
 
 /// Takes back what the database was told of a checkpoint.

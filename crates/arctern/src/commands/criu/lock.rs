@@ -109,6 +109,10 @@ impl NetworkLock for &TreeLock<'_> {
         }
     }
 
+    fn drops(&self) -> bool {
+        true
+    }
+
     fn run_id(&self) -> Option<String> {
         Some(self.run_id.clone())
     }

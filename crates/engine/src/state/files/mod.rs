@@ -55,4 +55,5 @@ mod unix_senders;
 
 pub use capture::{FileCollector, FileOptions};
 pub use restore::{FileRestoreOptions, FilesRestore};
+pub(crate) use tcp::ClosedWindows;
 pub use tty_restore::orphans as orphan_terminals;

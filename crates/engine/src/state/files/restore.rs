@@ -85,6 +85,8 @@ pub struct FilesRestore {
     pub(super) connections: Vec<tcp::Built>,
     /// Sockets of connections that could not be built.
     pub(super) silenced: Vec<OwnedFd>,
+    /// Speaks for the connections in their namespace.
+    pub(super) injector: Option<tcp::Injector>,
 }
 
 impl FilesRestore {
@@ -135,6 +137,7 @@ impl FilesRestore {
             options,
             connections: Vec::new(),
             silenced: Vec::new(),
+            injector: None,
         };
         for file in images.read_all::<FileEntry>(ImageKind::Files, 0)? {
             restore.files.insert(file.id, file);

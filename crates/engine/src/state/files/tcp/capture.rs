@@ -62,7 +62,7 @@ pub(super) fn ends_of(socket: &TcpSocket) -> Connection {
 /// The TCP sockets of a frozen tree for which the network matters.
 #[derive(Debug, Default)]
 pub(in crate::state::files) struct Collected {
-    live: Vec<Live>,
+    pub(super) live: Vec<Live>,
     pub(super) listeners: Vec<Listener>,
     /// All TCP sockets of the tree's network namespace, once somebody asked.
     pub(super) listing: Option<Vec<TcpSocket>>,
@@ -244,7 +244,7 @@ impl Live {
     }
 
     /// Leaves repair mode, which has cleared SO_REUSEADDR, and undoes what reading needs.
-    fn wake(&self) {
+    pub(super) fn wake(&self) {
         let set = |name, value| set_socket_int(&self.socket, libc::SOL_SOCKET, name, value);
         let left = Repair::of(&self.socket).leave();
         let left = left.and_then(|()| match self.reuse {

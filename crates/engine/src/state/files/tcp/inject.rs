@@ -14,7 +14,8 @@ use super::packet::{self, Segment};
 use crate::options::Connection;
 
 /// Raw sockets of a network namespace, made when the first segment needs one.
-pub(super) struct Injector {
+#[derive(Debug)]
+pub(in crate::state::files) struct Injector {
     /// A process of the namespace.
     root: Pid,
     handshakes: Option<Handshakes>,
@@ -24,6 +25,7 @@ pub(super) struct Injector {
 }
 
 /// What a peer had sent on a connection that nobody has accepted.
+#[derive(Debug)]
 pub(super) struct Stream {
     pub ends: Connection,
     /// The segment of its first byte.
@@ -41,23 +43,36 @@ impl Stream {
 }
 
 impl Injector {
-    pub fn new(root: Pid, handshakes: Option<Handshakes>) -> Self {
+    pub(super) fn new(root: Pid, handshakes: Option<Handshakes>) -> Self {
         Injector { root, handshakes, sockets: [None, None], streams: Vec::new() }
     }
 
     /// Delivers a segment to our end.
-    pub fn send(&mut self, ends: &Connection, segment: Segment, data: &[u8]) -> io::Result<()> {
+    pub(super) fn send(
+        &mut self,
+        ends: &Connection,
+        segment: Segment,
+        data: &[u8],
+    ) -> io::Result<()> {
+        packet::deliver(self.raw(ends)?, ends, segment, data)
+    }
+
+    /// Sends a segment of ours to the peer.
+    pub(super) fn answer(&mut self, ends: &Connection, segment: Segment) -> io::Result<()> {
+        packet::answer(self.raw(ends)?, ends, segment)
+    }
+
+    fn raw(&mut self, ends: &Connection) -> io::Result<&OwnedFd> {
         let v6 = ends.local.is_ipv6();
-        let raw = match &mut self.sockets[usize::from(v6)] {
+        Ok(match &mut self.sockets[usize::from(v6)] {
             Some(raw) => raw,
             empty => empty.insert(make(self.root, v6)?),
-        };
-        packet::deliver(raw, ends, segment, data)
+        })
     }
 
     /// Delivers the last segment of a handshake to a listener, which takes the connection from it, and
     /// waits until it is `done`.
-    pub fn shake_hands(
+    pub(super) fn shake_hands(
         &mut self,
         ends: &Connection,
         agreement: &Agreement,
@@ -85,7 +100,7 @@ impl Injector {
     }
 
     /// Notes what was sent on a connection that waits: [`Injector::confirm`] delivers it.
-    pub fn stream(&mut self, stream: Stream) {
+    pub(super) fn stream(&mut self, stream: Stream) {
         if stream.length() != 0 {
             self.streams.push(stream);
         }
@@ -106,7 +121,7 @@ impl Injector {
 
     /// Delivers the streams, and makes sure that every byte is in its receive queue: a busy loopback
     /// device drops packets. Not before all hands are shaken, whose programs would meet the packets.
-    pub fn confirm(&mut self) -> io::Result<()> {
+    pub(super) fn confirm(&mut self) -> io::Result<()> {
         const ATTEMPTS: u32 = 100;
         let mut missing = std::mem::take(&mut self.streams);
         missing.iter().try_for_each(|stream| self.send_stream(stream))?;
@@ -137,7 +152,7 @@ impl Injector {
 
     /// Waits until a segment has had its effect. It passes the loopback device, mostly before its
     /// sender returns; the kernel has no event for it.
-    pub fn settled(&self, mut done: impl FnMut() -> io::Result<bool>) -> io::Result<()> {
+    pub(super) fn settled(&self, mut done: impl FnMut() -> io::Result<bool>) -> io::Result<()> {
         const ATTEMPTS: u32 = 100;
         for _ in 0..ATTEMPTS {
             if done()? {

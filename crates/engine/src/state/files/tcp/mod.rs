@@ -21,8 +21,11 @@ mod restore;
 mod shape;
 mod waiting;
 mod wake;
+mod window;
 
 pub(super) use capture::Collected;
 pub(super) use collect::options;
+pub(super) use inject::Injector;
 pub(super) use restore::{check, is_clamp, is_live};
 pub(super) use wake::Built;
+pub(crate) use window::ClosedWindows;

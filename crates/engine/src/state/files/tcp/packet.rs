@@ -1,8 +1,9 @@
-//! Segments that come as if from the peer: a FIN, or an acknowledgement of ours.
+//! Segments that come as if from the peer: a FIN, or an acknowledgement of ours. And acknowledgements
+//! that go to it, as if our socket had sent them.
 //!
-//! They are sent through a raw socket of the tree's namespace to an address that is local there, so
-//! they pass the loopback device and nothing else sees them. Their mark lets them through the lock of
-//! the network (CRIU's lock knows it too).
+//! They are sent through a raw socket of the tree's namespace. Those from the peer go to an address
+//! that is local there, so they pass the loopback device and nothing else sees them. Their mark lets
+//! them through the lock of the network (CRIU's lock knows it too).
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -26,8 +27,10 @@ pub(super) struct Segment {
     pub acknowledges: u32,
     /// The window as the header has it, not scaled.
     pub window: u16,
-    /// Whether it ends the peer's direction.
+    /// Whether it ends its sender's direction.
     pub fin: bool,
+    /// Its sender's clock, if it has the option.
+    pub timestamp: Option<u32>,
 }
 
 /// Tells our packets from those of another capture or restore in the same namespace (SO_PRIORITY).
@@ -60,17 +63,34 @@ pub(super) fn deliver(
     send_packet(socket, &packet, &to)
 }
 
-/// The whole packet; None if the addresses are of different kinds.
+/// Sends a segment of ours to the peer.
+pub(super) fn answer(socket: &OwnedFd, ends: &Connection, segment: Segment) -> io::Result<()> {
+    let theirs = Connection { local: ends.peer, peer: ends.local };
+    let packet = packet(&theirs, segment, &[]).ok_or(io::ErrorKind::InvalidInput)?;
+    let address = |ip| inet::raw_address(SocketAddr::new(ip, 0));
+    arctern_sys::fd::bind_socket(socket, &address(ends.local.ip()))?;
+    send_packet(socket, &packet, &address(ends.peer.ip()))
+}
+
+/// The whole packet, from `peer` to `local`; None if the addresses are of different kinds.
 fn packet(ends: &Connection, segment: Segment, data: &[u8]) -> Option<Vec<u8>> {
-    let mut tcp = Vec::with_capacity(20 + data.len());
+    let mut options = Vec::new();
+    if let Some(timestamp) = segment.timestamp {
+        // Two of no meaning, so that words stay words; nothing of the other's clock is echoed.
+        options.extend([1, 1, 8, 10]);
+        options.extend(timestamp.to_be_bytes());
+        options.extend([0; 4]);
+    }
+    let words = 5 + options.len() as u8 / 4;
+    let mut tcp = Vec::with_capacity(32 + data.len());
     tcp.extend(ends.peer.port().to_be_bytes());
     tcp.extend(ends.local.port().to_be_bytes());
     tcp.extend(segment.sequence.to_be_bytes());
     tcp.extend(segment.acknowledges.to_be_bytes());
-    // Five words of header.
-    tcp.extend([5 << 4, if segment.fin { FIN | ACK } else { ACK }]);
+    tcp.extend([words << 4, if segment.fin { FIN | ACK } else { ACK }]);
     tcp.extend(segment.window.to_be_bytes());
     tcp.extend([0; 4]);
+    tcp.extend(options);
     tcp.extend(data);
     let total = u16::try_from(20 + tcp.len()).ok()?.to_be_bytes();
     let length = u16::try_from(tcp.len()).ok()?.to_be_bytes();
@@ -115,7 +135,8 @@ fn checksum(bytes: &[u8]) -> u16 {
 mod tests {
     use super::*;
 
-    const SEGMENT: Segment = Segment { sequence: 7, acknowledges: 9, window: 512, fin: true };
+    const SEGMENT: Segment =
+        Segment { sequence: 7, acknowledges: 9, window: 512, fin: true, timestamp: None };
 
     #[test]
     fn a_segment_carries_a_right_checksum() {
@@ -136,8 +157,14 @@ mod tests {
             local: "[::1]:80".parse().unwrap(),
             peer: "[2001:db8::1]:4711".parse().unwrap(),
         };
-        assert_eq!(packet(&ends, SEGMENT, &[]).unwrap().len(), 60);
+        assert_eq!(super::packet(&ends, SEGMENT, &[]).unwrap().len(), 60);
+        let clock = Segment { timestamp: Some(5), ..SEGMENT };
+        let packet = super::packet(&ends, clock, &[]).unwrap();
+        assert_eq!(
+            (packet.len(), packet[52] >> 4, &packet[60..68]),
+            (72, 8, &[1, 1, 8, 10, 0, 0, 0, 5][..])
+        );
         let mixed = Connection { peer: "10.0.0.2:1".parse().unwrap(), ..ends };
-        assert_eq!(packet(&mixed, SEGMENT, &[]), None);
+        assert_eq!(super::packet(&mixed, SEGMENT, &[]), None);
     }
 }

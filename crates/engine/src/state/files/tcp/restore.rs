@@ -20,7 +20,8 @@ use super::inject::Injector;
 use super::packet::Segment;
 use super::shape::{End, Shape, shape};
 use super::waiting::{self, Waiting};
-use super::wake::{Built, Ready};
+use super::wake::Built;
+use super::window;
 use crate::error::{Refusal, RestoreError, Subject};
 use crate::options::{Connection, NetworkLock, TcpPolicy};
 use crate::state::files::inet::{CLOSE, LISTEN, ends_of, raw_address};
@@ -115,6 +116,7 @@ impl FilesRestore {
         }
         let Some((_, root)) = stubs.first() else { return Ok(()) };
         let mut injector = Injector::new(root.tid(), None);
+        self.injector = Some(Injector::new(root.tid(), None));
         let mut refusals = Vec::new();
         for (id, entry) in live {
             let (Some(ends), Some(holder)) = (wire(&entry), self.holders[&id].first()) else {
@@ -272,7 +274,8 @@ fn build(
         unsent: Vec::new(),
         closes: false,
         connects: shape.is_none(),
-        ready: Ready::default(),
+        asks: false,
+        window: shape.filter(|shape| !shape.peer_closed).and_then(|_| window::of(ends, &stream)),
     };
     let Some(shape) = shape else { return Ok(built) };
     connect_socket(socket, &raw_address(peer)).map_err(|e| match e.raw_os_error() {
@@ -328,6 +331,7 @@ fn build(
         acknowledges: first_sent,
         window: (stream.snd_wnd.unwrap_or(0) >> stream.snd_wscale.min(14)) as u16,
         fin: true,
+        timestamp: None,
     };
     if shape.peer_first {
         deliver(injector, socket, &ends, arriving, state::CLOSE_WAIT)?;

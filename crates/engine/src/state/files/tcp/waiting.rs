@@ -195,6 +195,7 @@ pub(super) fn give_back(
         acknowledges: entry.outq_seq,
         window: (entry.snd_wnd.unwrap_or(0) >> entry.snd_wscale.min(14)) as u16,
         fin: false,
+        timestamp: None,
     };
     let before = tcp::info(listener)?.unacknowledged;
     let taken = || Ok(tcp::info(listener)?.unacknowledged > before);

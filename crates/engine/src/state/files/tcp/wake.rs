@@ -1,12 +1,14 @@
 //! Connections that were rebuilt come to life.
 //!
 //! First ([`FilesRestore::ready_connections`]), under the lock, everything is put into the kernel:
-//! whoever is killed afterwards takes nothing with him. Data that was not sent waits behind a window of
-//! the peer's that is closed, and with it the last byte of what the peer did not acknowledge. Then
-//! ([`FilesRestore::open_connections`]) the network is unlocked and the window is what it was. The peer
-//! answers to the byte with what it really has, so that neither side waits for a timer. Where a window
-//! would not let that byte go it counts as sent, like all before it, because an answer
-//! must not be ahead of what we sent; then the peer is asked by the probe of a window.
+//! whoever is killed afterwards takes nothing with him. Data that was not sent waits in its queue, and
+//! with it the last byte of what the peer did not acknowledge: they get there while the window of the
+//! peer's seems closed, and nothing pushes them when it is what it was again. Then
+//! ([`FilesRestore::open_connections`]) the network is unlocked and they are pushed. The peer answers to
+//! the byte with what it really has, so that neither side waits for a timer. Where a window would not
+//! let that byte go it counts as sent, like all before it, because an answer must not be ahead of what we
+//! sent; then the peer is asked by the probe of a window. Last of all it is told of our window
+//! ([`super::window`]).
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -17,7 +19,10 @@ use arctern_sys::tcp::{self, Queue, Repair, Window};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{MsgFlags, Shutdown, send, shutdown};
 
+use super::inject::Injector;
+use super::packet::Segment;
 use super::restore::{failed, is_clamp};
+use super::window::Announcement;
 use crate::error::{RestoreError, Subject};
 use crate::options::{NetworkLock, TcpPolicy};
 use crate::state::files::inet::{ends_of, raw_address};
@@ -40,17 +45,10 @@ pub(in crate::state::files) struct Built {
     pub(super) closes: bool,
     /// Has yet to connect.
     pub(super) connects: bool,
-    /// How it goes on, once everything is in the kernel.
-    pub(super) ready: Ready,
-}
-
-/// What a connection waits for whose data is in the kernel.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Ready {
-    /// The peer's window, if it is closed for the time being.
-    window: Option<u32>,
-    /// Whether the peer has to be asked what it has.
-    asks: bool,
+    /// Whether the peer has to be asked what it has; known when everything is in the kernel.
+    pub(super) asks: bool,
+    /// What its peer is told of our window, if it may send.
+    pub(super) window: Option<Announcement>,
 }
 
 impl FilesRestore {
@@ -73,19 +71,24 @@ impl FilesRestore {
     /// # Errors
     /// The network cannot be unlocked.
     pub fn open_connections(
-        &self,
+        &mut self,
         network: Option<&mut (dyn NetworkLock + '_)>,
     ) -> Result<(), RestoreError> {
         if self.options.tcp != TcpPolicy::Established {
             return Ok(());
         }
+        let mut tells = false;
         if let Some(network) = network {
             network.unlock().map_err(RestoreError::Hook)?;
+            tells = network.drops();
         }
         for built in &self.connections {
             if let Err(e) = built.open() {
                 tracing::warn!("{}: cannot send what was not sent before: {e}", built.subject);
             }
+        }
+        if let (true, Some(injector)) = (tells, &mut self.injector) {
+            self.connections.iter().for_each(|built| built.tell_window(injector));
         }
         Ok(())
     }
@@ -138,29 +141,33 @@ impl Built {
         let window = repair.window()?;
         let fits = info.unacknowledged < info.congestion_window
             && tcp::lengths(&self.socket)?.unacknowledged < window.snd_wnd;
-        self.ready.asks = sent_before && !fits;
+        self.asks = sent_before && !fits;
         let mut last = self.last;
-        if self.ready.asks {
+        if self.asks {
             repair.fill(Queue::Send, last.take().as_slice())?;
         }
-        if self.ready.asks && fin && self.unsent.is_empty() {
+        if self.asks && fin && self.unsent.is_empty() {
             repair.pretend_to_send()?;
             shutdown(self.socket.as_raw_fd(), Shutdown::Write)?;
             fin = false;
         }
-        if last.is_some() || !self.unsent.is_empty() || fin {
+        let sends = last.is_some() || !self.unsent.is_empty() || fin;
+        if sends {
             repair.set_window(&Window { snd_wnd: 0, ..window })?;
-            self.ready.window = Some(window.snd_wnd);
         }
         repair.leave()?;
-        self.put_reuse_back()?;
-        // A segment of its own, which goes out whether there is room for what follows or not.
-        self.send_all(last.as_slice(), MsgFlags::MSG_EOR)?;
-        self.send_all(&self.unsent, MsgFlags::empty())?;
-        if fin {
-            shutdown(self.socket.as_raw_fd(), Shutdown::Write)?;
+        if sends {
+            // A segment of its own, which goes out whether there is room for what follows or not.
+            self.send_all(last.as_slice(), MsgFlags::MSG_EOR)?;
+            self.send_all(&self.unsent, MsgFlags::empty())?;
+            if fin {
+                shutdown(self.socket.as_raw_fd(), Shutdown::Write)?;
+            }
+            let repair = Repair::enter(&self.socket)?;
+            repair.set_window(&window)?;
+            repair.leave()?;
         }
-        Ok(())
+        self.put_reuse_back()
     }
 
     /// Repair mode clears it.
@@ -174,13 +181,8 @@ impl Built {
         if self.connects {
             self.begin()?;
         }
-        if self.ready.window.is_some() || self.ready.asks {
-            let repair = Repair::enter(&self.socket)?;
-            self.open_window(&repair)?;
-            match self.ready.asks {
-                true => repair.leave_and_ask()?,
-                false => repair.leave()?,
-            }
+        if self.asks {
+            Repair::enter(&self.socket)?.leave_and_ask()?;
             self.put_reuse_back()?;
         }
         self.put_options_back()
@@ -194,7 +196,6 @@ impl Built {
             return self.put_options_back();
         }
         let repair = Repair::enter(&self.socket)?;
-        self.open_window(&repair)?;
         if tcp::lengths(&self.socket)?.unsent != 0 {
             repair.pretend_to_send()?;
             self.push()?;
@@ -204,13 +205,16 @@ impl Built {
         self.put_options_back()
     }
 
-    /// Gives the peer the window that it had, if it has said nothing new.
-    fn open_window(&self, repair: &Repair<'_>) -> io::Result<()> {
-        let now = repair.window()?;
-        match self.ready.window {
-            Some(snd_wnd) if now.snd_wnd == 0 => repair.set_window(&Window { snd_wnd, ..now }),
-            _ => Ok(()),
-        }
+    /// Tells the peer of our window: it may think that it is closed.
+    fn tell_window(&self, injector: &mut Injector) {
+        let Some(announcement) = self.window else { return };
+        // A clock does not go back.
+        let timestamp = match announcement.segment.timestamp {
+            Some(_) => Repair::of(&self.socket).timestamp().ok(),
+            None => None,
+        };
+        let segment = Segment { timestamp, ..announcement.segment };
+        Announcement { segment, ..announcement }.tell(injector);
     }
 
     /// To set NODELAY pushes what waits.
