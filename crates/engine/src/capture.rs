@@ -67,7 +67,7 @@ const NFTABLES: u32 = 1;
 const NO_LOCK: u32 = 2;
 
 /// How often a capture is tried when all that is in its way is a matter of moments.
-const ATTEMPTS: u32 = 8;
+pub(crate) const ATTEMPTS: u32 = 8;
 
 /// Captures the tree under `pid` into `images_dir`, which is made if it does not exist.
 ///
@@ -180,19 +180,7 @@ fn attempt_capture(
     let cgroups = CgroupCollector::collect(tree, options.freeze_cgroup.as_deref())?;
 
     step(events, 2)?;
-    let mut files = FileCollector::new(&FileOptions {
-        shell_job: options.shell_job,
-        orphan_terminals: options.orphan_terminals && namespaces.is_nested(Kind::Mount),
-        file_locks: options.file_locks,
-        ghost_limit: options.ghost_limit,
-        externals: options.externals.clone(),
-        external_unix: options.external_unix,
-        mount_namespace: namespaces.is_nested(Kind::Mount),
-        net_ns_id: namespaces.number(Kind::Net).unwrap_or(0),
-        tcp: options.tcp,
-        skip_in_flight: options.skip_in_flight,
-        takes_waiting: options.tcp == TcpPolicy::Established && options.network.is_some(),
-    });
+    let mut files = FileCollector::new(&file_options(options, &namespaces));
     files.collect_descriptors(tree, &mut refusals)?;
     let moves = options.tcp == TcpPolicy::Established && options.after.moves();
     if moves && !options.skip_in_flight {
@@ -395,6 +383,27 @@ fn attempt_capture(
     Ok(report)
 }
 
+/// What the caller decided about files.
+pub(crate) fn file_options(
+    options: &CaptureOptions<'_>,
+    namespaces: &NamespaceCollector,
+) -> FileOptions {
+    FileOptions {
+        shell_job: options.shell_job,
+        orphan_terminals: options.orphan_terminals && namespaces.is_nested(Kind::Mount),
+        file_locks: options.file_locks,
+        ghost_limit: options.ghost_limit,
+        externals: options.externals.clone(),
+        external_unix: options.external_unix,
+        mount_namespace: namespaces.is_nested(Kind::Mount),
+        net_ns_id: namespaces.number(Kind::Net).unwrap_or(0),
+        tcp: options.tcp,
+        skip_in_flight: options.skip_in_flight,
+        takes_waiting: options.tcp == TcpPolicy::Established && options.network.is_some(),
+        observing: false,
+    }
+}
+
 /// Begins to track anew at this moment, with what the images hold as what was stored.
 fn go_on_tracking(
     tracking: &mut Tracking,
@@ -463,7 +472,7 @@ fn hand_over(
     }
 }
 
-fn planned_tasks(tree: &FrozenTree) -> Vec<PlannedTask> {
+pub(crate) fn planned_tasks(tree: &FrozenTree) -> Vec<PlannedTask> {
     let inner = |ids: &[i32], outer: i32| ids.last().copied().unwrap_or(outer);
     let planned = |task: &FrozenTask| PlannedTask {
         pid: task.inner_pid,
@@ -478,7 +487,7 @@ fn planned_tasks(tree: &FrozenTree) -> Vec<PlannedTask> {
 }
 
 /// Refusals about tasks as such.
-fn check_tree(tree: &FrozenTree, refusals: &mut Vec<Refusal>) {
+pub(crate) fn check_tree(tree: &FrozenTree, refusals: &mut Vec<Refusal>) {
     for (index, task) in tree.tasks.iter().enumerate() {
         if task.is_zombie() {
             continue;
@@ -496,7 +505,7 @@ fn check_tree(tree: &FrozenTree, refusals: &mut Vec<Refusal>) {
 }
 
 /// The mappings of a task as its image, without pages.
-fn mappings(
+pub(crate) fn mappings(
     tree: &FrozenTree,
     index: usize,
     files: &mut FileCollector,

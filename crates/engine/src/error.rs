@@ -167,6 +167,15 @@ pub enum CaptureError {
     Injected(String),
 }
 
+impl CaptureError {
+    /// Whether it says that a task or a descriptor of it is not there any more.
+    pub(crate) fn is_gone(&self) -> bool {
+        let CaptureError::Kernel { source, .. } = self else { return false };
+        let gone = [libc::ENOENT, libc::ESRCH, libc::EBADF];
+        source.raw_os_error().is_some_and(|error| gone.contains(&error))
+    }
+}
+
 /// Why a restore did not happen. Nothing of it is left.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {

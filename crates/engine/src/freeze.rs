@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use arctern_sys::freezer::Freezer;
 use arctern_sys::kcmp::{Kind, kcmp};
+use arctern_sys::memory::{self, RemoteAddr};
 use arctern_sys::pidfd::PidFd;
 use arctern_sys::proc::{self, smaps, stat, status};
 use arctern_sys::ptrace::WaitStatus;
@@ -21,7 +22,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use crate::error::{CaptureError, Refusal, Subject};
+use crate::error::{CaptureError, Refusal, Remedy, Subject};
 use crate::park::Parked;
 use crate::state::sleep::Sleepers;
 use crate::tree::{FrozenTask, FrozenTree, SharedIds};
@@ -191,6 +192,8 @@ struct Seized {
     parents: BTreeMap<Pid, Pid>,
     order: Vec<Pid>,
     stopped: BTreeSet<Pid>,
+    /// Threads that somebody else traces.
+    traced: BTreeSet<Pid>,
 }
 
 impl Seized {
@@ -308,7 +311,7 @@ pub fn freeze(
 }
 
 /// Wraps an error of the kernel's about a process.
-fn failed(pid: Pid, what: &'static str) -> impl FnOnce(io::Error) -> CaptureError {
+pub(crate) fn failed(pid: Pid, what: &'static str) -> impl FnOnce(io::Error) -> CaptureError {
     move |source| CaptureError::Kernel {
         subject: Subject { pid: pid.0, comm: comm(pid), part: String::new() },
         what: what.to_owned(),
@@ -316,7 +319,7 @@ fn failed(pid: Pid, what: &'static str) -> impl FnOnce(io::Error) -> CaptureErro
     }
 }
 
-fn comm(pid: Pid) -> String {
+pub(crate) fn comm(pid: Pid) -> String {
     proc::read_single(pid, "comm").map(|c| c.trim_end().to_owned()).unwrap_or_default()
 }
 
@@ -331,7 +334,7 @@ fn seize_threads(seized: &mut Seized, pid: Pid, refusals: &mut Vec<Refusal>) -> 
     let mut grown = false;
     for tid in tids {
         let known = seized.threads.entry(pid).or_default();
-        if known.contains(&tid) || seized.zombies.contains(&tid) {
+        if known.contains(&tid) || seized.zombies.contains(&tid) || seized.traced.contains(&tid) {
             continue;
         }
         if tid == pid && is_halted(pid) {
@@ -354,13 +357,8 @@ fn seize_threads(seized: &mut Seized, pid: Pid, refusals: &mut Vec<Refusal>) -> 
                 if state.tracer == 0 {
                     return Err(e);
                 }
-                let subject =
-                    Subject { pid: pid.0, comm: comm(pid), part: format!("thread {tid}") };
-                refusals.push(Refusal {
-                    subject,
-                    cause: format!("is traced by process {} ({e})", state.tracer),
-                    remedy: "detach the debugger".into(),
-                });
+                seized.traced.insert(tid);
+                refusals.push(traced(pid, tid, state.tracer));
                 continue;
             }
         }
@@ -371,8 +369,17 @@ fn seize_threads(seized: &mut Seized, pid: Pid, refusals: &mut Vec<Refusal>) -> 
     Ok(grown)
 }
 
+/// The refusal of a thread that somebody else traces.
+pub(crate) fn traced(pid: Pid, tid: Pid, tracer: i32) -> Refusal {
+    Refusal {
+        subject: Subject { pid: pid.0, comm: comm(pid), part: format!("thread {tid}") },
+        cause: format!("is traced by process {tracer}"),
+        remedy: "detach the debugger".into(),
+    }
+}
+
 /// Whether an error about a process means that it is gone.
-fn is_gone(e: &io::Error) -> bool {
+pub(crate) fn is_gone(e: &io::Error) -> bool {
     e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH)
 }
 
@@ -486,6 +493,7 @@ fn build(
             pidfd: PidFd::open(pid).map_err(failed("open it"))?,
             stat,
             status,
+            observed: false,
             threads: Vec::with_capacity(tids.len()),
             thread_status: Vec::with_capacity(tids.len()),
             mappings: Vec::new(),
@@ -493,11 +501,7 @@ fn build(
             ids: SharedIds::default(),
         };
         if leader_is_dead && !tids.is_empty() {
-            refusals.push(task.refuse(
-                "",
-                "its main thread has exited while others run",
-                "wait until the other threads exit",
-            ));
+            refusals.push(without_leader(&task));
         }
         let mut tids = tids;
         tids.sort_by_key(|tid| (*tid != pid, *tid));
@@ -537,13 +541,21 @@ fn open_session(task: &mut FrozenTask, refusals: &mut Vec<Refusal>) -> Result<()
         return Ok(());
     }
     task.mappings = smaps::read(task.pid).map_err(task.failed("", "read its mappings"))?;
+    if let Some(thread) = task.threads.iter().find(|thread| catches_calls(thread)) {
+        refusals.push(task.refuse(
+            format!("thread {}", thread.tid),
+            "catches its system calls itself at this moment (syscall user dispatch)",
+            Remedy::try_again("when it lets them through"),
+        ));
+        return Ok(());
+    }
     // cs 0x33 is the 64-bit user segment; a 32-bit program runs in 0x23.
     if task.threads.iter().any(|t| t.registers.cs != 0x33) {
-        refusals.push(task.refuse("", "runs 32-bit code", "only 64-bit programs can be captured"));
+        refusals.push(narrow(task));
         return Ok(());
     }
     let Some(vdso) = task.mappings.iter().find(|m| m.name == "[vdso]") else {
-        refusals.push(task.refuse("", "has no vDSO mapped", "start it with vdso enabled"));
+        refusals.push(without_vdso(task));
         return Ok(());
     };
     let vdso = Vdso { start: vdso.start, end: vdso.end };
@@ -552,8 +564,35 @@ fn open_session(task: &mut FrozenTask, refusals: &mut Vec<Refusal>) -> Result<()
     Ok(())
 }
 
+/// The refusal of a process whose leader has ended.
+pub(crate) fn without_leader(task: &FrozenTask) -> Refusal {
+    let remedy = "wait until the other threads exit";
+    task.refuse("", "its main thread has exited while others run", remedy)
+}
+
+/// The refusal of a 32-bit program.
+pub(crate) fn narrow(task: &FrozenTask) -> Refusal {
+    task.refuse("", "runs 32-bit code", "only 64-bit programs can be captured")
+}
+
+/// The refusal of a program without the kernel's code.
+pub(crate) fn without_vdso(task: &FrozenTask) -> Refusal {
+    task.refuse("", "has no vDSO mapped", "start it with vdso enabled")
+}
+
+/// Whether our calls would go to the thread's own handler.
+fn catches_calls(thread: &StoppedThread) -> bool {
+    let Ok(dispatch) = ptrace::user_dispatch(thread.tid) else { return false };
+    let mut selector = [1];
+    if dispatch.mode != 0 && dispatch.selector != 0 {
+        // Unreadable: the kernel would end the thread at its next call.
+        let _ = memory::read(thread.tid, RemoteAddr(dispatch.selector), &mut selector);
+    }
+    dispatch.mode != 0 && selector != [0]
+}
+
 /// Gives equal ids to tasks that share an object.
-fn share(tree: &mut FrozenTree) -> Result<(), CaptureError> {
+pub(crate) fn share(tree: &mut FrozenTree) -> Result<(), CaptureError> {
     let alive: Vec<usize> = (0..tree.tasks.len()).filter(|i| !tree.tasks[*i].is_zombie()).collect();
     for kind in [Kind::Vm, Kind::Files, Kind::Fs, Kind::Sighand] {
         // Sorted by the kernel's order: equal ones are found in logarithmic time.

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod capture;
+mod check;
 pub mod error;
 mod faults;
 pub mod freeze;
@@ -18,6 +19,7 @@ pub mod tree;
 mod writer;
 
 pub use capture::{STEPS as CAPTURE_STEPS, capture};
+pub use check::check;
 pub use error::{CaptureError, Refusal, Remedy, RestoreError, Subject};
 pub use precopy::{PageDirectory, PageSink, Precopy, RoundFigures};
 pub use restore::{describe_plan, restore};

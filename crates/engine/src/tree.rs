@@ -41,9 +41,11 @@ pub struct FrozenTask {
     pub status: Status,
     /// Handle; duplicates descriptors.
     pub pidfd: PidFd,
+    /// Whether it runs and is only looked at ([`crate::check()`]): then no thread of it is stopped.
+    pub observed: bool,
     /// Its threads, leader first. Empty for a zombie.
     pub threads: Vec<StoppedThread>,
-    /// Their status at the freeze, in the same order.
+    /// The status of each thread, in the same order.
     pub thread_status: Vec<Status>,
     /// Its mappings, without the session's own. Empty for a zombie.
     pub mappings: Vec<Mapping>,
@@ -57,7 +59,7 @@ pub struct FrozenTask {
 impl FrozenTask {
     /// Whether the task has exited and waits for its parent.
     pub fn is_zombie(&self) -> bool {
-        self.threads.is_empty()
+        self.threads.is_empty() && !self.observed
     }
 
     /// The task with a part of it, for errors.

@@ -70,6 +70,7 @@ impl Program {
             stat: proc::stat::read(self.pid).unwrap(),
             status,
             pidfd: PidFd::open(self.pid).unwrap(),
+            observed: false,
             threads: vec![StoppedThread::take(self.pid, inner_pid).unwrap()],
             thread_status: Vec::new(),
             mappings: Vec::new(),

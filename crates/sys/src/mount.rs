@@ -5,7 +5,7 @@
 //! built; here are their numbers and structures, and the few calls that a controller makes itself.
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
 use nix::NixPath;
@@ -120,6 +120,22 @@ pub fn clone_mount(path: &Path) -> io::Result<OwnedFd> {
     })??;
     // SAFETY: the kernel has just given us this descriptor, nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// The root of a file system that is made without a device and mounted nowhere (fsopen(2),
+/// fsmount(2)): `mqueue` is that of the calling thread's IPC namespace.
+pub fn detached(name: &std::ffi::CStr) -> io::Result<OwnedFd> {
+    // SAFETY: `name` is a C string that lives across the call.
+    let context = check(unsafe { libc::syscall(libc::SYS_fsopen, name.as_ptr(), FSOPEN_CLOEXEC) })?;
+    // SAFETY: the kernel has just given us this descriptor, nobody else owns it.
+    let context = unsafe { OwnedFd::from_raw_fd(context as i32) };
+    let (fd, none) = (context.as_raw_fd(), std::ptr::null::<libc::c_char>());
+    // SAFETY: this command takes no key and no value.
+    check(unsafe { libc::syscall(libc::SYS_fsconfig, fd, FSCONFIG_CMD_CREATE, none, none, 0) })?;
+    // SAFETY: fsmount takes integers and touches no memory of ours.
+    let mount = check(unsafe { libc::syscall(libc::SYS_fsmount, fd, FSMOUNT_CLOEXEC, 0) })?;
+    // SAFETY: as above.
+    Ok(unsafe { OwnedFd::from_raw_fd(mount as i32) })
 }
 
 #[cfg(test)]

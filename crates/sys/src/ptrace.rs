@@ -17,6 +17,8 @@ const PTRACE_PEEKSIGINFO: libc::c_uint = 0x4209;
 const PTRACE_GETSIGMASK: libc::c_uint = 0x420a;
 const PTRACE_SETSIGMASK: libc::c_uint = 0x420b;
 const PTRACE_SECCOMP_GET_FILTER: libc::c_uint = 0x420c;
+const PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG: libc::c_uint = 0x4210;
+const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: libc::c_uint = 0x4211;
 /// Kill the tracee when the tracer dies.
 pub const O_EXITKILL: u64 = 0x0010_0000;
 /// Suspend the tracee's seccomp filters while it is traced.
@@ -190,6 +192,44 @@ pub fn rseq_configuration(tid: Pid) -> io::Result<RseqConfiguration> {
         &raw mut conf as u64,
     )?;
     Ok(conf)
+}
+
+/// Which system calls a thread catches itself (`struct ptrace_sud_config`, prctl(2),
+/// PR_SET_SYSCALL_USER_DISPATCH): those from outside of a range, while a byte of its memory says so.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UserDispatch {
+    /// 0 off, 1 on.
+    pub mode: u64,
+    /// Address of the byte, or 0: always.
+    pub selector: u64,
+    /// Start of the range whose calls are let through.
+    pub offset: u64,
+    /// Its length in bytes.
+    pub length: u64,
+}
+
+/// Reads the thread's dispatch (kernel 6.4).
+pub fn user_dispatch(tid: Pid) -> io::Result<UserDispatch> {
+    let mut config = UserDispatch::default();
+    request(
+        PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG,
+        tid,
+        size_of::<UserDispatch>() as u64,
+        &raw mut config as u64,
+    )?;
+    Ok(config)
+}
+
+/// Sets it.
+pub fn set_user_dispatch(tid: Pid, config: &UserDispatch) -> io::Result<()> {
+    request(
+        PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG,
+        tid,
+        size_of::<UserDispatch>() as u64,
+        std::ptr::from_ref(config) as u64,
+    )
+    .map(drop)
 }
 
 /// Reads the `index`-th seccomp filter, counted from the oldest (kernel/seccomp.c, `get_nth_filter`;

@@ -41,6 +41,14 @@ pub fn read(tid: Pid) -> io::Result<Scheduling> {
     Ok(Scheduling { policy: attr.policy, nice: 20 - less as i32, priority: attr.priority })
 }
 
+/// Class and level of the thread's I/O (ioprio_get(2)), 0 if none was set.
+pub fn io_priority(tid: Pid) -> io::Result<i32> {
+    const IOPRIO_WHO_PROCESS: i32 = 1; // linux/ioprio.h
+    // SAFETY: ioprio_get takes two integers and touches no memory of ours.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_get, IOPRIO_WHO_PROCESS, tid.0) })
+        .map(|priority| priority as i32)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

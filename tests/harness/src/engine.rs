@@ -93,10 +93,18 @@ impl Engine {
         if leave_running {
             command.arg("-R");
         }
-        command.args(["--tcp-established", "--network-lock", "nftables"]);
+        command.args(["--tcp-established", "--network-lock", "nftables", "--ghost-limit", "64M"]);
         if self == Self::Criu {
-            command.args(["--link-remap", "--ghost-limit", "64M"]);
+            command.arg("--link-remap");
         }
+        Ok(command)
+    }
+
+    /// Asks Arctern what stands in the way of [`Engine::dump`], with the same options.
+    pub fn check_command(self, pid: i32) -> Result<Command> {
+        let mut command = self.command()?;
+        command.args(["dump", "--check", "--file-locks", "--tcp-established"]);
+        command.args(["--ghost-limit", "64M", "-t"]).arg(pid.to_string());
         Ok(command)
     }
 

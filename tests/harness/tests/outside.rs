@@ -1,7 +1,8 @@
-//! Unix sockets that are connected to a program outside of the tree: refused, connected again, closed.
+//! What belongs to somebody outside of the tree as well. Unix sockets that are connected to a program
+//! there: refused, connected again, closed. Files that changed between capture and restore.
 #![forbid(unsafe_code)]
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use arctern_harness::engine::Engine::Arctern;
 use arctern_harness::workload::Run;
 use std::io::{Read, Write};
@@ -98,4 +99,39 @@ fn sockets_outside_are_connected_again() -> Result<()> {
 fn sockets_outside_are_closed() -> Result<()> {
     let _server = Server::start()?;
     through("unix-closed", "--ext-unix-sk=close")
+}
+
+/// Captures and kills a workload, lets `meanwhile` work on its directory, and restores.
+fn meanwhile(
+    workload: &str,
+    work: impl FnOnce(PathBuf) -> Result<()>,
+) -> Result<(Run, Result<i32>)> {
+    let run = Run::start(workload)?;
+    let tree = run.tree()?;
+    let output = dump(&run, None)?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    run.wait_for_kill(tree)?;
+    work(run.work())?;
+    let restored = Arctern.restore(&run.images("images")?);
+    Ok((run, restored))
+}
+
+fn append(path: PathBuf) -> Result<()> {
+    Ok(std::fs::File::options().append(true).open(path)?.write_all(b"meanwhile\n")?)
+}
+
+#[test]
+fn a_log_may_have_grown() -> Result<()> {
+    let (mut run, restored) = meanwhile("grown-log", |work| append(work.join("log")))?;
+    run.restored(restored?)?;
+    run.verify()
+}
+
+#[test]
+fn another_file_may_not_have_grown() -> Result<()> {
+    let (_run, restored) = meanwhile("grown-file", |work| append(work.join("file")))?;
+    let Err(error) = restored else { bail!("the file has changed, and nobody noticed") };
+    let text = format!("{error:#}");
+    ensure!(text.contains("work/file") && text.contains("17"), "{text}");
+    Ok(())
 }

@@ -54,3 +54,25 @@ pub fn closed(stage: &Stage, checks: &mut Checks) {
     let error = mailbox.send(b"after").map_err(|error| error.kind());
     checks.eq("a datagram", Err(ErrorKind::ConnectionRefused), error);
 }
+
+/// A log that somebody else writes to as well, while this program is in its images.
+pub fn grown_log(stage: &Stage, checks: &mut Checks) {
+    let log = std::fs::File::options().append(true).create(true).open("log");
+    let mut log = log.expect("the log can be made");
+    log.write_all(b"before\n").expect("write");
+    stage.ready();
+    stage.wait_for_verify();
+    log.write_all(b"after\n").expect("write");
+    let text = std::fs::read_to_string("log").ok();
+    checks.eq("the log", Some("before\nmeanwhile\nafter\n".to_owned()), text);
+}
+
+/// A file that the program reads and writes where it likes: nobody else may have changed it.
+pub fn grown_file(stage: &Stage, checks: &mut Checks) {
+    let file = std::fs::File::options().read(true).write(true).create_new(true).open("file");
+    let mut file = file.expect("the file can be made");
+    file.write_all(b"before\n").expect("write");
+    stage.ready();
+    stage.wait_for_verify();
+    checks.that("never restored", false);
+}

@@ -170,3 +170,64 @@ pub fn queued_signals(stage: &Stage, checks: &mut Checks) {
     checks.eq("queued", Some((libc::SIGUSR2, libc::SI_QUEUE, me, 33)), next(&[libc::SIGUSR2]));
     checks.eq("nothing left", None, next(&all));
 }
+
+static GO_ON: [AtomicI32; 2] = [AtomicI32::new(-1), AtomicI32::new(-1)];
+static INSIDE: AtomicI32 = AtomicI32::new(0);
+
+extern "C" fn stays_inside(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    INSIDE.store(1, Ordering::SeqCst);
+    let mut byte = [0u8];
+    // SAFETY: read(2) may be called in a handler; the descriptor was stored before the signal.
+    let got = unsafe { libc::read(GO_ON[0].load(Ordering::SeqCst), byte.as_mut_ptr().cast(), 1) };
+    INSIDE.store(if got == 1 { 2 } else { 3 }, Ordering::SeqCst);
+}
+
+/// A thread that stands in a handler, on the alternate stack, and then returns to code whose registers
+/// the kernel keeps on that stack.
+pub fn inside_handler(stage: &Stage, checks: &mut Checks) {
+    let mut ends = [0; 2];
+    must!(libc::pipe(ends.as_mut_ptr()));
+    GO_ON[0].store(ends[0], Ordering::SeqCst);
+    let handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) = stays_inside;
+    let action = libc::sigaction {
+        sa_sigaction: handler as usize,
+        sa_mask: sigset(&[libc::SIGHUP]),
+        sa_flags: libc::SA_SIGINFO | libc::SA_ONSTACK,
+        sa_restorer: None,
+    };
+    must!(libc::sigaction(libc::SIGURG, &action, std::ptr::null_mut()));
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let tid = std::sync::Arc::new(AtomicI32::new(0));
+    let thread = {
+        let (stop, tid) = (stop.clone(), tid.clone());
+        std::thread::spawn(move || {
+            let size = 64 * 1024;
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            let stack = crate::memory::map(size, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
+            let alternate = libc::stack_t { ss_sp: stack.cast(), ss_flags: 0, ss_size: size };
+            must!(libc::sigaltstack(&alternate, std::ptr::null_mut()));
+            tid.store(crate::stage::gettid(), Ordering::SeqCst);
+            let mut wrong = 0;
+            while !stop.load(Ordering::SeqCst) {
+                wrong += crate::threads::compare_registers(3);
+            }
+            wrong
+        })
+    };
+    while tid.load(Ordering::SeqCst) == 0 {
+        std::thread::yield_now();
+    }
+    let tid = tid.load(Ordering::SeqCst);
+    must!(libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, libc::SIGURG));
+    crate::stage::wait_until_blocked(tid, libc::SYS_read);
+    stage.ready();
+    stage.wait_for_verify();
+    checks.eq("inside the handler", 1, INSIDE.load(Ordering::SeqCst));
+    must!(libc::write(ends[1], b"x".as_ptr().cast(), 1));
+    while INSIDE.load(Ordering::SeqCst) == 1 {
+        std::thread::yield_now();
+    }
+    checks.eq("the read in the handler", 2, INSIDE.load(Ordering::SeqCst));
+    stop.store(true, Ordering::SeqCst);
+    checks.eq("registers that changed", Some(0), thread.join().ok());
+}

@@ -231,3 +231,24 @@ pub fn clocks(stage: &Stage, checks: &mut Checks) {
         checks.between(&format!("clock {id}"), after, before, before + Duration::from_secs(600));
     }
 }
+
+/// A timer whose signal is blocked and pending: how often it expired since is told with the signal.
+pub fn timer_overruns(stage: &Stage, checks: &mut Checks) {
+    let signal = libc::SIGRTMIN() + 3;
+    block(&[signal]);
+    let timer = Posix::new(libc::CLOCK_MONOTONIC, libc::SIGEV_SIGNAL, signal, 7, 0);
+    let began = clock(libc::CLOCK_MONOTONIC);
+    timer.set(0, span(0, 1_000_000), span(0, 1_000_000));
+    while clock(libc::CLOCK_MONOTONIC) < began + Duration::from_millis(300) {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    stage.ready();
+    stage.wait_for_verify();
+    let Some(info) = wait_for(signal, 2) else { return checks.fail("the signal is not pending") };
+    // siginfo_t: signo, errno, code, padding, timer, overrun.
+    // SAFETY: siginfo_t is 128 bytes of plain data.
+    let words = unsafe { std::mem::transmute::<libc::siginfo_t, [i32; 32]>(info) };
+    checks.eq("code", libc::SI_TIMER, words[2]);
+    checks.that(format!("{} overruns of at least 290", words[5]), words[5] >= 290);
+    checks.that("the timer goes on", wait_for(signal, 2).is_some());
+}

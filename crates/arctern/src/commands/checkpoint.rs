@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::engine_args::EngineArgs;
 use super::select::{Select, running};
-use super::{Context, for_each};
+use super::{Context, blockers, for_each};
 use crate::interrupt;
 use crate::progress::Progress;
 use crate::report::{Cannot, CommandResult, Failure};
@@ -29,6 +29,7 @@ use crate::ui::{duration, size};
 ///   arctern container checkpoint --leave-running web --create-image registry.example/team/web-checkpoint
 ///   arctern container checkpoint web --file web.tar.gz
 ///   arctern container checkpoint --all
+///   arctern container checkpoint --dry-run other
 ///
 /// With --tcp-established, nothing reaches or leaves the container's address until a restore, and what
 /// is sent to it is held and arrives then: whoever has a connection to it waits and notices nothing
@@ -92,6 +93,12 @@ pub struct Args {
         requires = "tcp_established"
     )]
     pub lock_timeout: Limit,
+    /// Tell what stands in the way, all of it, and stop nobody: the container runs on, nothing is written
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Tell it as JSON
+    #[arg(long, requires = "dry_run")]
+    pub json: bool,
     #[command(flatten)]
     pub engine: EngineArgs,
     #[command(flatten)]
@@ -152,6 +159,9 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         lock_limit: args.lock_timeout.0,
         cancel: interrupt::listen().cannot(|| "catch signals")?,
     };
+    if args.dry_run {
+        return dry_run(&mut host, &names, &options, args.json);
+    }
     let begin = Instant::now();
     let mut statistics = Vec::new();
     let code = for_each(&names, |name| {
@@ -201,6 +211,27 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         outln!("{}", serde_json::to_string_pretty(&all).cannot(|| "write JSON")?);
     }
     Ok(code)
+}
+
+/// Tells of each container what stands in the way; 1 if anything does.
+fn dry_run(
+    host: &mut Host,
+    names: &[String],
+    options: &CheckpointOptions,
+    as_json: bool,
+) -> CommandResult {
+    let mut blocked = 0;
+    let code = for_each(names, |name| {
+        let found = host.checkpoint_dry_run(name, options);
+        let found = found.cannot(|| format!("check container `{name}`"))?;
+        if names.len() > 1 && !as_json {
+            outln!("{name}:");
+        }
+        let code = blockers::print(&found, as_json).cannot(|| "write JSON")?;
+        blocked = blocked.max(code);
+        Ok(())
+    })?;
+    Ok(code.max(blocked))
 }
 
 /// Statistics in the shape of Podman's; times in microseconds.

@@ -72,6 +72,12 @@ struct Criu {
     #[arg(short = 'V', long)]
     version: bool,
 
+    /// Tell what a dump would refuse, all of it, and stop nobody
+    #[arg(long)]
+    check: bool,
+    /// Tell it as JSON
+    #[arg(long, requires = "check")]
+    json: bool,
     /// Let the tasks go on after a dump
     #[arg(short = 'R', long)]
     leave_running: bool,
@@ -183,6 +189,10 @@ pub fn main(arguments: Vec<std::ffi::OsString>) -> CommandResult {
         return Ok(0);
     }
     match args.command {
+        Some(Command::Dump) if args.check => {
+            let tree = args.tree.map_or_else(String::new, |pid| format!(" {pid}"));
+            check(&args).map_err(|e| fail(&format!("check process tree{tree}"), e))
+        }
         Some(Command::Dump) => {
             let tree = args.tree.map_or_else(String::new, |pid| format!(" {pid}"));
             dump(args).map_err(|e| fail(&format!("dump process tree{tree}"), e))
@@ -222,20 +232,30 @@ fn expand_verbosity(argument: std::ffi::OsString) -> std::ffi::OsString {
     }
 }
 
-fn dump(args: Criu) -> anyhow::Result<u8> {
+/// `criu dump --check`: nothing is stopped, nothing is written.
+fn check(args: &Criu) -> anyhow::Result<u8> {
     let pid = args.tree.context("no process is named: give -t PID")?;
-    let mut log = open_log(&args)?;
+    let root = OnceCell::from(pid);
+    let network = TreeLock::new(&root).context("make an id for the lock")?;
+    let mut lock = &network;
+    let network_lock = args.locks().then_some(&mut lock as &mut dyn NetworkLock);
+    let options = capture_options(args, network_lock)?;
+    let refusals = arctern_engine::check(arctern_sys::Pid(pid), &options)?;
+    super::blockers::print(&refusals, args.json)
+}
+
+/// What the command line says of a dump.
+fn capture_options<'a>(
+    args: &Criu,
+    network: Option<&'a mut dyn NetworkLock>,
+) -> anyhow::Result<CaptureOptions<'a>> {
     let externals =
         args.external.iter().map(|s| spec::parse_dump(s)).collect::<Result<Vec<_>, _>>()?;
-    let (others, sockets) = match args.ext_unix_sk.as_deref() {
+    let (external_unix, sockets) = match args.ext_unix_sk.as_deref() {
         None => (ExternalUnix::Refuse, Vec::new()),
         Some(text) => spec::parse_sockets(text)?,
     };
-    let root = OnceCell::from(pid);
-    let network = TreeLock::new(&root).context("make an id for the lock")?;
-    let (mut lock, stops) = (&network, !args.leave_running && !args.leave_stopped);
-    let mut before_release = || if stops { network.keep() } else { Ok(()) };
-    let options = CaptureOptions {
+    Ok(CaptureOptions {
         after: match (args.leave_running, args.leave_stopped) {
             (true, _) => AfterCapture::Resume,
             (_, true) => AfterCapture::Stop,
@@ -247,17 +267,31 @@ fn dump(args: Criu) -> anyhow::Result<u8> {
             .collect(),
         shell_job: args.shell_job,
         orphan_terminals: false,
-        external_unix: others,
+        external_unix,
         file_locks: args.file_locks,
         ghost_limit: args.ghost_limit,
         timeout: Duration::from_secs(args.timeout),
         freeze_cgroup: args.freeze_cgroup.clone(),
         tcp: args.tcp(),
         skip_in_flight: args.skip_in_flight,
-        network: args.locks().then_some(&mut lock),
+        network,
         while_frozen: None,
-        before_release: Some(&mut before_release),
+        before_release: None,
         hand_over: None,
+    })
+}
+
+fn dump(args: Criu) -> anyhow::Result<u8> {
+    let pid = args.tree.context("no process is named: give -t PID")?;
+    let mut log = open_log(&args)?;
+    let root = OnceCell::from(pid);
+    let network = TreeLock::new(&root).context("make an id for the lock")?;
+    let (mut lock, stops) = (&network, !args.leave_running && !args.leave_stopped);
+    let mut before_release = || if stops { network.keep() } else { Ok(()) };
+    let network_lock = args.locks().then_some(&mut lock as &mut dyn NetworkLock);
+    let options = CaptureOptions {
+        before_release: Some(&mut before_release),
+        ..capture_options(&args, network_lock)?
     };
     match ahead::capture(&args, pid, options, &mut log) {
         Ok(report) => {

@@ -1,6 +1,7 @@
 //! One command a file: its options, which are its help page, and what it does with them.
 
 pub mod attach;
+mod blockers;
 pub mod check;
 pub mod checkpoint;
 pub mod checkpoint_diff;

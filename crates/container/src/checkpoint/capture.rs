@@ -27,11 +27,11 @@ use crate::time::Timestamp;
 use crate::transfer::{Marker, Peer, Phase};
 
 /// How long tasks may take to stop.
-const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Largest deleted file that goes into the images: as much as a container may reasonably hold; the
 /// engine names the file when it is larger.
-const GHOST_LIMIT: u64 = 1 << 30;
+pub(super) const GHOST_LIMIT: u64 = 1 << 30;
 
 /// Smallest changed file, in bytes, that is copied before the freeze instead of in it.
 const EARLY_FILES: u64 = 1 << 20;
@@ -417,7 +417,7 @@ fn strangers(groups: &Hierarchies, id: &str, init: i32) -> Vec<String> {
 
 /// What stays outside the images, as runc names it: bind mounts by their destination, and the
 /// network namespace, which is set up anew for the restored container.
-fn externals(
+pub(super) fn externals(
     record: &Record,
     pid: i32,
     binds: &[(std::path::PathBuf, std::path::PathBuf)],

@@ -22,7 +22,8 @@
 pub(crate) mod archive;
 mod as_image;
 pub(crate) mod capture;
-pub(crate) mod durable;
+pub(crate) mod dry_run;
+mod durable;
 mod foreign;
 mod image;
 pub(crate) mod import;

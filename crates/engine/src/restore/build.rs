@@ -19,7 +19,7 @@ use crate::state::cgroup::CgroupRestore;
 use crate::state::files::FilesRestore;
 use crate::state::memory::rebuild::{Memory, set_mm};
 use crate::state::namespaces::NamespaceRestore;
-use crate::state::task::restore as task_state;
+use crate::state::task::{restore as task_state, settings};
 
 /// A restore in progress.
 pub(super) struct Build<'a, 'n> {
@@ -136,8 +136,11 @@ impl Build<'_, '_> {
             Step::Timers(task) => {
                 let tc = self.loaded.core(self.loaded.nodes[task].pid)?.tc.as_ref();
                 let dumpable = self.loaded.spaces[task].as_ref().and_then(|s| s.mm.dumpable);
+                let pid = self.loaded.nodes[task].pid;
+                let mut no_new_code = self.loaded.restarts.no_new_code.iter();
+                let no_new_code = no_new_code.find(|(p, _)| *p == pid).map(|(_, bits)| *bits);
                 match tc {
-                    Some(tc) => task_state::timers(&self.stub(task)?, tc, dumpable),
+                    Some(tc) => task_state::timers(&self.stub(task)?, tc, dumpable, no_new_code),
                     None => Ok(()),
                 }
             }
@@ -170,7 +173,7 @@ impl Build<'_, '_> {
         self.cgroups.enter(host, set, &options.cgroups)?;
         let stub = Stub::adopt(host, self.gadget)?;
         self.stubs[0] = Some(stub);
-        if self.loaded.seccomp.seccomp_filters.iter().any(|f| !f.filter.is_empty()) {
+        if self.loaded.has_seccomp() {
             let options = ptrace::O_EXITKILL | ptrace::O_TRACE_CHILDREN | ptrace::O_SUSPEND_SECCOMP;
             ptrace::set_options(host, options)
                 .map_err(TraceeError::request(host, "suspend seccomp"))?;
@@ -337,6 +340,9 @@ impl Build<'_, '_> {
             let affinities = &self.loaded.restarts.affinities;
             if let Some((_, cpus)) = affinities.iter().find(|(t, _)| *t == tid) {
                 task_state::affinity(&stub, cpus, events)?;
+            }
+            if let Some(unusual) = self.loaded.restarts.settings_of(tid) {
+                settings::restore(&stub, unusual, events)?;
             }
         }
         Ok(())

@@ -24,6 +24,7 @@ impl Build<'_, '_> {
                 self.loaded.core(*tid)?,
                 &self.loaded.restarts,
             )?;
+            let state = state.with_settings(self.loaded.restarts.settings_of(*tid));
             self.finals.push((*stub, state));
         }
         let Some(vdso) = self.loaded.spaces[task].as_ref().and_then(AddressSpace::vdso) else {

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use arctern_image::images::{ImageDir, ImageKind};
-use arctern_image::messages::{CoreEntry, PstreeEntry, SeccompEntry, TaskKobjIdsEntry};
+use arctern_image::messages::{
+    CoreEntry, PstreeEntry, SeccompEntry, SeccompMode, TaskKobjIdsEntry,
+};
 
 use crate::error::RestoreError;
 use crate::plan::PlannedTask;
@@ -99,6 +101,14 @@ impl Loaded {
             seccomp: images.read_optional(ImageKind::Seccomp, 0)?.unwrap_or_default(),
             restarts,
         })
+    }
+
+    /// Whether a thread has filters or strict mode.
+    pub(super) fn has_seccomp(&self) -> bool {
+        let strict = Some(SeccompMode::Strict.into());
+        let modes = self.cores.values().filter_map(|core| core.thread_core.as_ref());
+        self.seccomp.seccomp_filters.iter().any(|f| !f.filter.is_empty())
+            || modes.into_iter().any(|thread| thread.seccomp_mode == strict)
     }
 
     /// The tasks as the plan sees them.

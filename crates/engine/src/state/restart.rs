@@ -5,13 +5,16 @@
 //! no room for that decision, so `core` holds registers that are right without it (the call is
 //! prepared to run again, or EINTR where only the kernel knew the time left), and a file of our own,
 //! `arctern-restarts.json`, holds what our restore needs to do it exactly. The same file holds the
-//! CPU affinity of threads, for which CRIU's images have no field either.
+//! CPU affinity of threads and their settings ([`ThreadSettings`]), for which CRIU's images have no
+//! field either.
 
 use arctern_image::messages::UserX86RegsEntry;
 use arctern_sys::memory::{self, RemoteAddr};
 use arctern_sys::ptrace::Registers;
 use arctern_tracee::thread::StoppedThread;
 use serde::{Deserialize, Serialize};
+
+use super::task::settings::ThreadSettings;
 
 const ERESTARTSYS: i64 = -512;
 const ERESTARTNOINTR: i64 = -513;
@@ -46,6 +49,12 @@ pub struct Restarts {
     /// Processors of threads that may not use all: inner tid and numbers.
     #[serde(default)]
     pub affinities: Vec<(i32, Vec<usize>)>,
+    /// Settings of threads that have any but the usual ones.
+    #[serde(default)]
+    pub settings: Vec<ThreadSettings>,
+    /// PR_GET_MDWE of processes that may not make memory executable: inner pid and bits.
+    #[serde(default)]
+    pub no_new_code: Vec<(i32, u64)>,
     /// Number of processors of the host, once asked for.
     #[serde(skip)]
     online: Option<i64>,
@@ -94,6 +103,11 @@ impl Restarts {
         if (cpus.len() as i64) < online {
             self.affinities.push((thread.inner_tid, cpus));
         }
+    }
+
+    /// What a thread has that is not as usual.
+    pub fn settings_of(&self, tid: i32) -> Option<&ThreadSettings> {
+        self.settings.iter().find(|settings| settings.tid == tid)
     }
 
     /// The interrupted call of a thread, if the registers of the image agree with it.

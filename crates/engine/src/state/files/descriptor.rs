@@ -101,9 +101,9 @@ pub(super) fn owner(tree: &FrozenTree, file: impl AsFd) -> io::Result<Option<Fow
         0 => tree
             .tasks
             .iter()
-            .flat_map(|task| &task.threads)
-            .find(|thread| thread.tid.0 == owner.pid)
-            .map(|thread| thread.inner_tid),
+            .flat_map(|task| &task.thread_status)
+            .find(|thread| thread.ns_pid.first() == Some(&owner.pid))
+            .map(|thread| thread.inner_pid()),
         1 => tasks.find(|task| task.pid.0 == owner.pid).map(|task| task.inner_pid),
         _ => tasks
             .find(|task| task.status.ns_pgid.first() == Some(&owner.pid))

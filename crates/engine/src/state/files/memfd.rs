@@ -30,8 +30,10 @@ use crate::tree::FrozenTask;
 
 /// F_SEAL_SEAL alone: the file was made without MFD_ALLOW_SEALING.
 const SEALED: u32 = 1;
-/// Bits of hugetlb_flag: MFD_HUGETLB and the size of the pages.
+/// MFD_HUGETLB, in hugetlb_flag.
 const HUGETLB: u32 = 4;
+/// Where the binary logarithm of the size of the pages stands in the flags (linux/memfd.h).
+const MFD_HUGE_SHIFT: u32 = 26;
 
 impl FileCollector {
     /// A descriptor of a memfd.
@@ -104,7 +106,8 @@ impl FileCollector {
             Err(errno) => return Err(task.failed(part, "read its seals")(errno.into())),
         };
         // st_blksize of hugetlbfs is the size of its pages.
-        if stat.st_blksize > 4096 && stat.st_blocks as u64 * 512 != 0 && is_hugetlb(&file) {
+        let huge = stat.st_blksize > 4096 && is_hugetlb(&file);
+        if huge && stat.st_blocks != 0 {
             refusals.push(task.refuse(
                 part,
                 "memory of huge pages (MFD_HUGETLB) cannot be carried",
@@ -122,7 +125,8 @@ impl FileCollector {
             shmid,
             seals,
             inode_id: inode_id.into(),
-            hugetlb_flag: None,
+            hugetlb_flag: huge
+                .then(|| (stat.st_blksize as u64).ilog2() << MFD_HUGE_SHIFT | HUGETLB),
             mode: Some(stat.st_mode),
         };
         self.memfds.push((inode, through));
@@ -138,7 +142,9 @@ impl FileCollector {
         let inodes: Vec<MemfdInodeEntry> =
             self.memfds.iter().map(|(inode, _)| inode.clone()).collect();
         write_or_remove(images, ImageKind::Memfd, &inodes)?;
-        for (inode, through) in &self.memfds {
+        // One of huge pages holds none, or it was refused; hugetlbfs does not tell holes.
+        let pages_of = self.memfds.iter().filter(|(inode, _)| inode.hugetlb_flag.is_none());
+        for (inode, through) in pages_of {
             let file = File::open(through).map_err(|source| CaptureError::Kernel {
                 subject: Subject {
                     pid: 0,

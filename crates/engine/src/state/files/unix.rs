@@ -198,6 +198,9 @@ impl FileCollector {
         let mut peers: HashMap<u32, u32> = HashMap::new();
         let mut outside: Vec<(u32, Outside)> = Vec::new();
         let mut pending = Vec::new();
+        // Where nobody is stopped, what is in flight was not looked at: a peer may be among it.
+        let in_flight =
+            self.options.observing && self.unix.members.iter().any(|m| m.descriptors != 0);
         for member in &self.unix.members {
             let sockets = &self.unix.namespaces[&member.namespace];
             let socket = &sockets[&member.ino];
@@ -217,7 +220,7 @@ impl FileCollector {
                 continue;
             }
             let Some(peer) = other_end(member, sockets) else { continue };
-            if inside.contains_key(&peer) {
+            if inside.contains_key(&peer) || in_flight {
                 continue;
             }
             match self.outside(task, socket, peer, sockets) {

@@ -83,3 +83,35 @@ impl HostVdso {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arctern_image::messages::{MmEntry, VmaEntry};
+
+    #[test]
+    fn another_vdso_is_refused_by_name() {
+        let host = HostVdso::read().unwrap();
+        let area = |start: u64, length: u64, status: u32| VmaEntry {
+            start,
+            end: start + length,
+            status,
+            ..VmaEntry::default()
+        };
+        let space = |longer: u64| {
+            let code = host.code.len() as u64 + longer;
+            let vmas = vec![
+                area(0x1000, host.variables, status::VVAR),
+                area(0x1000 + host.variables, code, status::VDSO),
+            ];
+            AddressSpace { mm: MmEntry { vmas, ..MmEntry::default() }, pages: None }
+        };
+        let mut refusals = Vec::new();
+        host.check(7, "program", &space(0), &mut refusals).unwrap();
+        assert!(refusals.is_empty(), "{refusals:?}");
+        host.check(7, "program", &space(PAGE_SIZE), &mut refusals).unwrap();
+        let text = refusals[0].to_string();
+        assert!(text.contains("process 7 (program), mapping [vdso]"), "{text}");
+        assert!(text.contains("another layout"), "{text}");
+    }
+}

@@ -191,7 +191,9 @@ impl NamespaceCollector {
             self.uts = Some(uts.map_err(root.failed("uts namespace", "read its names"))?);
         }
         if self.is_nested(Kind::Ipc) {
-            self.ipc = Some(IpcCollector::collect(root)?);
+            let ipc = IpcCollector::collect(root)?;
+            ipc.check(root, refusals);
+            self.ipc = Some(ipc);
         }
         if self.is_nested(Kind::Net) && self.external_net.is_none() {
             let failed = || root.failed("net namespace", "list its devices");

@@ -4,8 +4,7 @@
 //! ptrace; limits, ids, capabilities, personality, loginuid and oom_score_adj from /proc. From
 //! inside, in one batch a thread: handlers, interval timers, alternate stack, clear_child_tid,
 //! robust list, securebits and the prctl settings.
-//!
-//! Not captured here: I/O priority and timer slack, for which CRIU's images have no field.
+//! What CRIU's images have no field for is in [`super::settings`].
 
 use std::collections::HashMap;
 
@@ -21,7 +20,7 @@ use arctern_sys::{Pid, sched};
 use arctern_tracee::thread::StoppedThread;
 use arctern_tracee::{Arena, Batch, CallId};
 
-use super::{catchable_signals, task_state};
+use super::{catchable_signals, settings, task_state};
 use crate::error::{CaptureError, Refusal};
 use crate::state::restart::{self, Restarts};
 use crate::state::xstate;
@@ -109,6 +108,12 @@ pub fn capture(
     let of_leader = ask_thread(&mut first);
     task.run(&mut first)?;
     let (tc, memory) = process(task, &first, &of_process)?;
+    if let Ok(bits @ 1..) = first.result(of_process.no_new_code) {
+        restarts.no_new_code.push((task.inner_pid, bits));
+    }
+    if first.result(of_process.keyring).is_ok() {
+        refusals.push(task.refuse("", KEYRING.0, KEYRING.1));
+    }
     let mut tc = Some(tc);
     let mut cores = Vec::with_capacity(task.threads.len());
     let mut batches = vec![Batch::new(); task.threads.len() - 1];
@@ -131,6 +136,10 @@ fn i32_at(bytes: &[u8], at: usize) -> i32 {
     i32::from_ne_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
 }
 
+/// Cause and remedy where a task has a keyring of its own.
+const KEYRING: (&str, &str) =
+    ("it has a keyring of its own, whose keys cannot be carried", "run it without keyctl(2)");
+
 /// What any thread can tell for all of its process, and where the answers are.
 struct ProcessQuestions {
     handlers: Vec<Arena>,
@@ -142,6 +151,8 @@ struct ProcessQuestions {
     thp: CallId,
     subreaper: Arena,
     membarrier: CallId,
+    no_new_code: CallId,
+    keyring: CallId,
 }
 
 fn ask_process(task: &FrozenTask, batch: &mut Batch) -> Result<ProcessQuestions, CaptureError> {
@@ -176,6 +187,11 @@ fn ask_process(task: &FrozenTask, batch: &mut Batch) -> Result<ProcessQuestions,
     const MEMBARRIER_CMD_GET_REGISTRATIONS: i32 = 1 << 9; // linux/membarrier.h, kernel 6.3
     let membarrier =
         batch.call(libc::SYS_membarrier, &[MEMBARRIER_CMD_GET_REGISTRATIONS.into(), 0.into()]);
+    const PR_GET_MDWE: i32 = 66; // linux/prctl.h, kernel 6.3
+    let zero = || 0.into();
+    let no_new_code =
+        batch.call(libc::SYS_prctl, &[PR_GET_MDWE.into(), zero(), zero(), zero(), zero()]);
+    let keyring = settings::ask_keyring(batch, settings::PROCESS_KEYRING);
     Ok(ProcessQuestions {
         handlers,
         intervals,
@@ -186,6 +202,8 @@ fn ask_process(task: &FrozenTask, batch: &mut Batch) -> Result<ProcessQuestions,
         thp,
         subreaper,
         membarrier,
+        no_new_code,
+        keyring,
     })
 }
 
@@ -307,6 +325,7 @@ struct ThreadQuestions {
     death: Arena,
     securebits: CallId,
     name: Arena,
+    settings: settings::Questions,
 }
 
 fn ask_thread(batch: &mut Batch) -> ThreadQuestions {
@@ -321,7 +340,8 @@ fn ask_thread(batch: &mut Batch) -> ThreadQuestions {
     let securebits = batch.call(libc::SYS_prctl, &[libc::PR_GET_SECUREBITS.into()]);
     let name = batch.reserve(16);
     batch.call(libc::SYS_prctl, &[libc::PR_GET_NAME.into(), name.into()]);
-    ThreadQuestions { clear_tid, stack, robust, death, securebits, name }
+    let settings = settings::ask(batch);
+    ThreadQuestions { clear_tid, stack, robust, death, securebits, name, settings }
 }
 
 /// What each thread has of its own.
@@ -364,6 +384,11 @@ fn thread(
     let robust = batch.memory(asked.robust);
     let rseq = thread.rseq;
     restarts.note_affinity(thread);
+    let (unusual, keyring) = settings::capture(thread, batch, &asked.settings);
+    restarts.settings.extend(unusual);
+    if keyring {
+        refusals.push(task.refuse(part(thread), KEYRING.0, KEYRING.1));
+    }
     restarts.note(thread, waited.get(&thread.tid).copied());
     Ok(CoreEntry {
         mtype: CoreEntryMarch::X8664.into(),

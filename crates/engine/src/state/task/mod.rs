@@ -3,6 +3,7 @@
 
 pub mod capture;
 pub mod restore;
+pub mod settings;
 
 /// `task_state` values.
 pub mod task_state {

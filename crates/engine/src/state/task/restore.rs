@@ -9,6 +9,7 @@ use arctern_sys::{PAGE_SIZE, Pid};
 use arctern_tracee::stub::{BATCH_ROOM, Stub};
 use arctern_tracee::{Batch, CallId, TraceeError};
 
+use super::settings::{ThreadSettings, restore_dispatch};
 use super::{catchable_signals, task_state};
 use crate::error::RestoreError;
 use crate::options::{Event, Events};
@@ -398,8 +399,13 @@ fn within_ceiling(
     Ok(stub.run(&mut batch)?)
 }
 
-/// Interval timers, POSIX timers and dumpable: the last calls in the process.
-pub fn timers(stub: &Stub, tc: &TaskCoreEntry, dumpable: Option<i32>) -> Result<(), RestoreError> {
+/// Interval timers, POSIX timers, dumpable and PR_SET_MDWE: the last calls in the process.
+pub fn timers(
+    stub: &Stub,
+    tc: &TaskCoreEntry,
+    dumpable: Option<i32>,
+    no_new_code: Option<u64>,
+) -> Result<(), RestoreError> {
     let mut batch = Batch::new();
     if let Some(timers) = &tc.timers {
         for timer in &timers.posix {
@@ -440,6 +446,11 @@ pub fn timers(stub: &Stub, tc: &TaskCoreEntry, dumpable: Option<i32>) -> Result<
     // Only 0 and 1 can be asked for; 2 is what a change of ids has left already.
     if let Some(dumpable @ 0..=1) = dumpable {
         batch.call(libc::SYS_prctl, &[libc::PR_SET_DUMPABLE.into(), dumpable.into()]);
+    }
+    if let Some(bits) = no_new_code {
+        const PR_SET_MDWE: i32 = 65; // linux/prctl.h, kernel 6.3
+        let zero = || 0.into();
+        batch.call(libc::SYS_prctl, &[PR_SET_MDWE.into(), bits.into(), zero(), zero(), zero()]);
     }
     Ok(stub.run_all(&mut batch, "restore timers")?)
 }
@@ -527,6 +538,14 @@ pub struct FinalState {
     registers: ptrace::Registers,
     xstate: Vec<u8>,
     mask: u64,
+    settings: ThreadSettings,
+}
+
+impl FinalState {
+    /// With what CRIU's images have no field for.
+    pub fn with_settings(self, settings: Option<&ThreadSettings>) -> Self {
+        FinalState { settings: settings.cloned().unwrap_or_default(), ..self }
+    }
 }
 
 /// Prepares the registers of a thread; runs a sleep that must go on. The gadget is still there.
@@ -577,7 +596,7 @@ pub fn prepare_registers(
     }
     // Newer images keep a leader's mask in both places.
     let mask = thread.blk_sigset.or(core.tc.as_ref().map(|tc| tc.blk_sigset)).unwrap_or(0);
-    Ok(FinalState { registers, xstate, mask })
+    Ok(FinalState { registers, xstate, mask, settings: ThreadSettings::default() })
 }
 
 /// What became of a call that was begun.
@@ -622,7 +641,7 @@ pub fn set_final_state(stub: &Stub, state: &FinalState) -> Result<(), RestoreErr
         .map_err(TraceeError::request(tid, "set registers"))?;
     ptrace::set_signal_mask(tid, state.mask)
         .map_err(TraceeError::request(tid, "set the signal mask"))?;
-    Ok(())
+    restore_dispatch(tid, &state.settings)
 }
 
 /// Waits for the exit of a helper and reaps it in its parent.

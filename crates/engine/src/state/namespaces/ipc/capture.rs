@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd;
 
 use arctern_image::images::{ImageDir, ImageKind};
 use arctern_image::messages::{IpcMsg, IpcMsgEntry, IpcSemEntry, IpcShmEntry, IpcVarEntry};
@@ -10,7 +11,7 @@ use arctern_sys::ipc::{self, Listed, Message, Segment};
 use arctern_sys::namespace::{self, Kind};
 
 use super::{LONGEST_MESSAGE, description, settings};
-use crate::error::CaptureError;
+use crate::error::{CaptureError, Refusal};
 use crate::state::shmem;
 use crate::tree::FrozenTask;
 
@@ -24,6 +25,8 @@ pub struct IpcCollector {
     semaphores: Vec<(IpcSemEntry, Vec<u16>)>,
     /// With the messages.
     queues: Vec<(IpcMsgEntry, Vec<Message>)>,
+    /// Names of POSIX message queues, which are not carried.
+    posix_queues: Vec<String>,
 }
 
 impl IpcCollector {
@@ -31,6 +34,17 @@ impl IpcCollector {
     pub fn collect(root: &FrozenTask) -> Result<Self, CaptureError> {
         namespace::inside(root.pid, &[Kind::Ipc], collect)
             .map_err(root.failed("ipc namespace", "read what is in it"))
+    }
+
+    /// Refuses what is in the namespace and not carried.
+    pub fn check(&self, root: &FrozenTask, refusals: &mut Vec<Refusal>) {
+        for name in &self.posix_queues {
+            refusals.push(root.refuse(
+                "ipc namespace",
+                format!("the POSIX message queue /{name} cannot be carried"),
+                "remove it (mq_unlink) before the checkpoint",
+            ));
+        }
     }
 
     /// Writes the images of the namespace with number `id`.
@@ -76,6 +90,17 @@ fn listed(name: &str) -> io::Result<Vec<Listed>> {
     Ok(ipc::parse(&fs::read_to_string(format!("/proc/sysvipc/{name}"))?)?)
 }
 
+/// Names of the POSIX message queues of the thread's namespace.
+fn posix_queues() -> io::Result<Vec<String>> {
+    let mount = match arctern_sys::mount::detached(c"mqueue") {
+        // A kernel without such queues.
+        Err(e) if e.raw_os_error() == Some(libc::ENODEV) => return Ok(Vec::new()),
+        other => other?,
+    };
+    let entries = fs::read_dir(format!("/proc/self/fd/{}", mount.as_raw_fd()))?;
+    entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+}
+
 /// Runs in the namespace.
 fn collect() -> io::Result<IpcCollector> {
     let mut found = IpcCollector {
@@ -83,6 +108,7 @@ fn collect() -> io::Result<IpcCollector> {
         segments: Vec::new(),
         semaphores: Vec::new(),
         queues: Vec::new(),
+        posix_queues: posix_queues()?,
     };
     for Listed { owner, size } in listed("shm")? {
         let entry = IpcShmEntry {

@@ -4,8 +4,7 @@
 //! `/proc/sys` and `/proc/sysvipc` show a reader its own namespace. Objects keep their numbers
 //! (`*_next_id`), keys, owners and modes. Contents of shared memory are stored like those of other
 //! shared objects, under the segment's number. Not captured: which process changed an object last
-//! and when, undo values of semaphores, POSIX message queues (their file system is refused when it
-//! holds some). A segment that was marked for removal comes back unmarked.
+//! and when, undo values of semaphores, POSIX message queues (refused when there are some). A segment that was marked for removal comes back unmarked.
 //!
 //! Tasks attach segments afterwards, so the namespace is filled before any memory is built.
 
