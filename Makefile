@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := build
-.PHONY: build install uninstall demo test soak bench check fmt clippy deny install-deps peer clean-cache
+.PHONY: build install uninstall demo test soak fuzz bench check fmt clippy deny install-deps peer clean-cache
 
 export ARCTERN_CACHE ?= /var/cache/arctern
 
@@ -48,6 +48,12 @@ soak: install-deps
 	scripts/install-tools.sh nextest
 	cargo build --locked --release --workspace --bins
 	ARCTERN_SOAK=1 cargo nextest run --locked --release -p arctern-harness --profile soak $(TESTS)
+	$(MAKE) fuzz
+
+# Every decoder of input from elsewhere: FUZZ_SECONDS for all together, an hour.
+fuzz:
+	scripts/install-tools.sh fuzz
+	scripts/fuzz.sh $(FUZZ)
 
 # Figures beside Podman, runc and CRIU, in one run.
 bench: install-deps

@@ -228,6 +228,12 @@ pub enum Error {
     /// The engine could not restore.
     #[error(transparent)]
     Restore(Box<arctern_engine::RestoreError>),
+    /// An archive asks for more than a container has by default.
+    #[error(
+        "the archive asks for what only the user can allow:{}",
+        .0.iter().map(|ask| format!("\n  {ask}")).collect::<String>()
+    )]
+    Untrusted(Vec<crate::checkpoint::policy::Ask>),
     /// This machine's CPU lacks what the captured programs were given.
     #[error("this CPU lacks {missing}, which the checkpoint's programs were started with")]
     CpuFeatures {
@@ -363,6 +369,9 @@ impl Error {
             Error::ImageMissing { .. } => {
                 "import the same image here, or make the checkpoint with --with-image".to_owned()
             }
+            Error::Untrusted(_) => "repeat what it may have as options, or pass --trust if you \
+                                    trust whoever wrote the archive with this machine"
+                .to_owned(),
             Error::CpuFeatures { .. } => "restore on a machine whose CPU has them".to_owned(),
             Error::DatabaseVersion { .. } => "use the newer program, or another --root".to_owned(),
             Error::Io { source, .. } | Error::System { source, .. }

@@ -3,6 +3,7 @@
 
 mod capture;
 mod check;
+pub mod confinement;
 pub mod error;
 mod faults;
 pub mod freeze;
@@ -22,4 +23,4 @@ pub use capture::{STEPS as CAPTURE_STEPS, capture};
 pub use check::check;
 pub use error::{CaptureError, Refusal, Remedy, RestoreError, Subject};
 pub use precopy::{PageDirectory, PageSink, Precopy, RoundFigures};
-pub use restore::{describe_plan, restore};
+pub use restore::{describe_plan, examine, restore};

@@ -8,6 +8,8 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::confinement::Confinement;
+
 /// What happens to the tasks after a successful capture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AfterCapture {
@@ -232,6 +234,8 @@ pub struct RestoreOptions<'a> {
     pub tcp: TcpPolicy,
     /// Unlocks the tree's connections; None: nothing is locked.
     pub network: Option<&'a mut dyn NetworkLock>,
+    /// What the tree may have at most; None: whatever its images say.
+    pub confinement: Option<Confinement>,
     /// Create the root task as a sibling of the caller (CLONE_PARENT) instead of a child.
     pub sibling: bool,
     /// Called when the root task exists, with its pid as the caller sees it, before namespaces are

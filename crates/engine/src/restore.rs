@@ -15,7 +15,8 @@ use arctern_image::images::ImageDir;
 
 use self::build::Build;
 use self::loaded::Loaded;
-use crate::error::{RestoreError, Subject};
+use crate::confinement::Confinement;
+use crate::error::{Refusal, RestoreError, Subject};
 use crate::faults::Faults;
 use crate::options::{Event, Events, HookError, NetworkLock, RestoreOptions, RestoreReport};
 use crate::plan::{Step, plan};
@@ -78,6 +79,7 @@ pub fn restore(
             externals: &options.externals,
             inherit_fds: &options.inherit_fds,
             terminals: &terminals,
+            confinement: options.confinement.as_ref(),
             join: &[],
         },
     )?;
@@ -98,6 +100,8 @@ pub fn restore(
             shell_job: options.shell_job,
             orphan_terminals: terminals.clone(),
             tcp: options.tcp,
+            // What was captured is named without links; a path with one leads where it pleases.
+            plain_paths: options.confinement.as_ref().is_some_and(|c| !c.trusted),
         },
     )?;
     let root_dir = options.root.clone().unwrap_or_else(|| "/".into());
@@ -107,6 +111,11 @@ pub fn restore(
         source,
     })?;
     files.check(root_dir.as_fd(), &mut refusals);
+    if let Some(confinement) = &options.confinement {
+        loaded.check_confined(confinement, &mut refusals);
+        namespaces.check_confined(confinement, &mut refusals);
+        files.check_confined(confinement, &mut refusals)?;
+    }
     if !refusals.is_empty() {
         return Err(RestoreError::Refused(refusals));
     }
@@ -192,6 +201,34 @@ pub fn describe_plan(images_dir: &Path, shell_job: bool) -> Result<Vec<String>, 
     let loaded = Loaded::load(&images, images_dir)?;
     let steps = plan(&loaded.planned_tasks(), shell_job).map_err(RestoreError::Refused)?;
     Ok(steps.iter().map(Step::to_string).collect())
+}
+
+/// Reads the images as a restore does, and says what it would refuse; nothing is made and nothing of
+/// this host is looked at but what every restore looks at.
+pub fn examine(images: &ImageDir) -> Result<Vec<Refusal>, RestoreError> {
+    let loaded = Loaded::load(images, images.path())?;
+    let confinement = Confinement::default();
+    let terminals = orphan_terminals(images)?;
+    let mut refusals = Vec::new();
+    loaded.check_confined(&confinement, &mut refusals);
+    let namespaces = NamespaceRestore::load(
+        images,
+        &loaded.nodes[0],
+        &NamespaceRestoreOptions {
+            root: None,
+            externals: &[],
+            inherit_fds: &[],
+            terminals: &terminals,
+            confinement: Some(&confinement),
+            join: &[],
+        },
+    )?;
+    namespaces.check(&mut refusals);
+    namespaces.check_confined(&confinement, &mut refusals);
+    let files = FilesRestore::load(images, &loaded.nodes, FileRestoreOptions::default())?;
+    files.check_confined(&confinement, &mut refusals)?;
+    CgroupRestore::load(images)?;
+    Ok(refusals)
 }
 
 fn phase(step: &Step) -> &'static str {

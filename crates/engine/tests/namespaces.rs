@@ -127,8 +127,14 @@ impl Drop for Restored {
 }
 
 fn restore(images: &ImageDir, pid: i32, root: Option<&Path>, externals: &[External]) -> Restored {
-    let options =
-        NamespaceRestoreOptions { root, externals, inherit_fds: &[], terminals: &[], join: &[] };
+    let options = NamespaceRestoreOptions {
+        root,
+        externals,
+        inherit_fds: &[],
+        terminals: &[],
+        confinement: None,
+        join: &[],
+    };
     restore_with(images, pid, options)
 }
 
@@ -400,6 +406,7 @@ fn external_namespaces_are_joined() {
         externals: &[],
         inherit_fds: &inherit,
         terminals: &[],
+        confinement: None,
         join: &[],
     };
     let restored = restore_with(&images, 77, options);
@@ -417,6 +424,7 @@ fn external_namespaces_are_joined() {
         externals: &[],
         inherit_fds: &[],
         terminals: &[],
+        confinement: None,
         join: &[],
     };
     let ids = images.read_one(ImageKind::Ids, 1).unwrap();

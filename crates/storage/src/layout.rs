@@ -70,6 +70,22 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotAnImage`], [`StoreError::DigestMismatch`], [`StoreError::Unpack`].
     pub fn load(&self, archive: impl Read) -> Result<Vec<Image>, StoreError> {
+        self.load_wanted(archive, None)
+    }
+
+    /// Takes one image from an archive, by its id, and gives it no name. None if it is not in it.
+    ///
+    /// # Errors
+    /// As [`Store::load`].
+    pub fn load_only(&self, archive: impl Read, id: &str) -> Result<Option<Image>, StoreError> {
+        Ok(self.load_wanted(archive, Some(id))?.into_iter().next())
+    }
+
+    fn load_wanted(
+        &self,
+        archive: impl Read,
+        wanted: Option<&str>,
+    ) -> Result<Vec<Image>, StoreError> {
         let scratch = self.scratch()?;
         let files = spool(&scratch, archive)?;
         let read = |name: &str, what: &'static str| -> Result<Vec<u8>, StoreError> {
@@ -83,19 +99,22 @@ impl Store {
         if files.contains_key("index.json") {
             let index = read("index.json", "index.json is missing")?;
             let index: ImageIndex = serde_json::from_slice(&index).map_err(unreadable)?;
-            return self.load_layout(&scratch, &index, &files, &read);
+            return self.load_layout(&scratch, &index, &files, &read, wanted);
         }
         let saved = read("manifest.json", "it has neither index.json nor manifest.json")?;
         let saved: Vec<SavedImage> = serde_json::from_slice(&saved).map_err(unreadable)?;
         let mut images = Vec::new();
         for image in saved {
             let config = read(&image.config, "a configuration is missing")?;
+            if !is_wanted(&config, wanted) {
+                continue;
+            }
             let layers: Result<Vec<_>, _> = image
                 .layers
                 .iter()
                 .map(|l| files.get(l).ok_or(StoreError::NotAnImage("a layer is missing")))
                 .collect();
-            let names = image.repo_tags.unwrap_or_default();
+            let names = image.repo_tags.filter(|_| wanted.is_none()).unwrap_or_default();
             images.push(self.load_image(&scratch, config, None, &layers?, &names)?);
         }
         Ok(images)
@@ -107,6 +126,7 @@ impl Store {
         index: &ImageIndex,
         files: &BTreeMap<String, Loaded>,
         read: &ReadFile<'_>,
+        wanted: Option<&str>,
     ) -> Result<Vec<Image>, StoreError> {
         let unreadable = |_| StoreError::NotAnImage("a description in it is damaged");
         let blob_name = |descriptor: &Descriptor| match descriptor.as_digest_sha256() {
@@ -140,12 +160,16 @@ impl Store {
             let bytes = read(&blob, "a manifest is missing")?;
             let manifest: ImageManifest = serde_json::from_slice(&bytes).map_err(unreadable)?;
             let config = read(&blob_name(manifest.config())?, "a configuration is missing")?;
+            if !is_wanted(&config, wanted) {
+                continue;
+            }
             let mut layers = Vec::new();
             for layer in manifest.layers() {
                 let file = files.get(&blob_name(layer)?);
                 layers.push(file.ok_or(StoreError::NotAnImage("a layer is missing"))?);
             }
-            let names = by_manifest.get(&blob).cloned().unwrap_or_default();
+            let names = by_manifest.get(&blob).filter(|_| wanted.is_none());
+            let names = names.cloned().unwrap_or_default();
             images.push(self.load_image(scratch, config, Some(bytes), &layers, &names)?);
         }
         Ok(images)
@@ -220,6 +244,11 @@ impl Store {
         rustix::fs::syncfs(&fd).at("sync", &dir)?;
         Ok(Layer { hex: found, size, blob, _scratch: Some(scratch), unpacked: Some(dir) })
     }
+}
+
+/// Whether an image's configuration has the id that is looked for.
+fn is_wanted(config: &[u8], wanted: Option<&str>) -> bool {
+    wanted.is_none_or(|id| sha256_hex(config) == id)
 }
 
 /// Writes the files of an archive into a scratch directory, under numbers, with their digests.

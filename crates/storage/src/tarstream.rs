@@ -26,6 +26,8 @@ pub struct Member {
     pub kind: EntryType,
     /// Its path.
     pub path: Vec<u8>,
+    /// Bytes of content.
+    pub size: u64,
     /// Where it links to, for links.
     pub link: Option<Vec<u8>>,
     /// The pax records of this member, then those for all members, as they come.
@@ -142,7 +144,8 @@ impl<R: Read> TarStream<R> {
         };
         self.content = if has_content { size } else { 0 };
         self.padding = self.content.next_multiple_of(BLOCK as u64) - self.content;
-        Ok(Member { header, kind, path, link, records, sparse })
+        let size = self.content;
+        Ok(Member { header, kind, path, size, link, records, sparse })
     }
 
     /// The pieces of a GNU sparse file: four in the header, more in blocks that follow it.

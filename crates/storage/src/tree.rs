@@ -9,7 +9,7 @@ use std::path::Path;
 
 use crate::diff::{self, ApplyError, CaptureError, Source};
 use crate::pack::Packed;
-use crate::unpack::Unpacked;
+use crate::unpack::{Devices, Unpacked};
 
 /// A tree that could not be archived, extracted or copied.
 #[derive(Debug, thiserror::Error)]
@@ -72,12 +72,12 @@ pub fn archive(dir: &Path, out: impl Write) -> Result<Packed, TreeError> {
     Ok(diff::pack(&source, out)?)
 }
 
-/// Writes the files of a stream below `dir`, over what is there.
+/// Writes the files of a stream below `dir`, over what is there; of device nodes only `devices`.
 ///
 /// # Errors
 /// [`TreeError::Extract`].
-pub fn extract(mut stream: impl Read, dir: &Path) -> Result<Unpacked, TreeError> {
-    Ok(diff::apply(Some(&mut stream), &[], dir)?)
+pub fn extract(mut stream: impl Read, dir: &Path, devices: Devices) -> Result<Unpacked, TreeError> {
+    Ok(diff::apply(Some(&mut stream), &[], dir, devices)?)
 }
 
 /// Copies the tree `from` over the tree `to`, which exists.
@@ -89,7 +89,7 @@ pub fn copy(from: &Path, to: &Path) -> Result<Unpacked, TreeError> {
     std::thread::scope(|scope| {
         let packing = scope.spawn(|| archive(from, io::BufWriter::with_capacity(1 << 16, writer)));
         // Dropped when extraction ends, so that a failure there ends the packing too.
-        let extracted = extract(reader, to);
+        let extracted = extract(reader, to, Devices::All);
         match packing.join() {
             Ok(Ok(_)) => extracted,
             // The stream's end came early because of this.

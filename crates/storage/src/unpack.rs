@@ -54,6 +54,24 @@ pub enum UnpackErrorKind {
     /// The member is of a type that does not belong into a file system.
     #[error("member type {0:?} is not known")]
     UnknownType(u8),
+    /// A device that does not belong there.
+    #[error("refused: it is a {kind} device with number {major}:{minor}")]
+    Device {
+        /// `block` or `character`.
+        kind: &'static str,
+        /// Its driver.
+        major: u32,
+        /// Which of the driver's.
+        minor: u32,
+    },
+    /// More than there is room for.
+    #[error("no space: it has {size} bytes, {free} are free")]
+    NoSpace {
+        /// Its size.
+        size: u64,
+        /// What was free at the beginning, less what was written.
+        free: u64,
+    },
     /// A header field is out of its range.
     #[error("header field {field} is out of range")]
     BadField {
@@ -93,6 +111,36 @@ impl Whiteouts {
     }
 }
 
+/// Which device nodes are made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Devices {
+    /// All, as in layers: who may pull an image may have it.
+    #[default]
+    All,
+    /// Character devices.
+    Character,
+    /// Those that every container has: memory that is none, random numbers, terminals; and 0:0, with
+    /// which an overlay hides a name.
+    Ordinary,
+}
+
+impl Devices {
+    fn check(self, ty: FileType, major: u32, minor: u32) -> Result<(), UnpackErrorKind> {
+        let block = ty == FileType::BlockDevice;
+        let ordinary = match (major, minor) {
+            (0, 0) | (1, 3 | 5 | 7 | 8 | 9) | (5, 0..=2) => true,
+            _ => (136..=143).contains(&major),
+        };
+        let allowed = match self {
+            Devices::All => true,
+            Devices::Character => !block,
+            Devices::Ordinary => !block && ordinary,
+        };
+        let kind = if block { "block" } else { "character" };
+        if allowed { Ok(()) } else { Err(UnpackErrorKind::Device { kind, major, minor }) }
+    }
+}
+
 /// What was unpacked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Unpacked {
@@ -109,6 +157,9 @@ pub struct Unpacked {
 pub struct Unpacker {
     root: Beneath,
     whiteouts: Whiteouts,
+    devices: Devices,
+    /// Bytes that were free at the beginning.
+    free: u64,
     /// The last member of a directory counts.
     dir_times: BTreeMap<PathBuf, Timespec>,
     done: Unpacked,
@@ -130,13 +181,22 @@ impl Unpacker {
     /// # Errors
     /// Those of `open(2)`.
     pub fn new(root: &Path, whiteouts: Whiteouts) -> io::Result<Self> {
+        let space = rustix::fs::statvfs(root)?;
         Ok(Unpacker {
             root: Beneath::open(root)?,
             whiteouts,
+            devices: Devices::All,
+            free: space.f_bavail.saturating_mul(space.f_frsize),
             dir_times: BTreeMap::new(),
             done: Unpacked::default(),
             buffer: vec![0; 256 * 1024],
         })
+    }
+
+    /// Makes only these devices; another one is an error.
+    #[must_use]
+    pub fn with_devices(self, devices: Devices) -> Self {
+        Unpacker { devices, ..self }
     }
 
     /// Writes every member of `archive`; [`Unpacker::finish`] must follow.
@@ -195,6 +255,7 @@ impl Unpacker {
                     EntryType::Char => FileType::CharacterDevice,
                     _ => FileType::BlockDevice,
                 };
+                self.devices.check(ty, major, minor)?;
                 self.node(&path, &meta, ty, rustix::fs::makedev(major, minor))
             }
             other => Err(UnpackErrorKind::UnknownType(other.as_byte())),
@@ -264,6 +325,12 @@ impl Unpacker {
         member: &Member,
         content: &mut impl Read,
     ) -> Result<(), UnpackErrorKind> {
+        // Before anything is written, and before a bomb of zeros is unpacked.
+        let size = member.size;
+        let free = self.free.saturating_sub(self.done.bytes);
+        if size > free {
+            return Err(UnpackErrorKind::NoSpace { size, free });
+        }
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = self.create(path, "make the file", |dir, name| {

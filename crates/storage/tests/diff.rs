@@ -9,6 +9,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use arctern_storage::diff::{self, Source};
+use arctern_storage::unpack::Devices;
 use arctern_storage::{ImportOptions, Store};
 use proptest::prelude::*;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
@@ -274,7 +275,7 @@ impl Root<'_> {
             false => Ok(Vec::new()),
         };
         let tar = tar.as_mut().map(|t| t as &mut dyn std::io::Read);
-        diff::apply(tar, &deleted.expect("list"), &fresh.merged).expect("apply");
+        diff::apply(tar, &deleted.expect("list"), &fresh.merged, Devices::All).expect("apply");
         fresh
     }
 }
@@ -416,11 +417,16 @@ fn hostile_changes_stay_below_the_root() {
     std::fs::write(outside.path().join("kept"), b"x").expect("write");
     symlink(outside.path(), root.merged.join("link")).expect("link");
     for bad in ["/link/kept", "/../kept", "/a/../../kept"] {
-        assert!(diff::apply(None, &[bad.to_owned()], &root.merged).is_err(), "{bad}");
+        assert!(diff::apply(None, &[bad.to_owned()], &root.merged, Devices::All).is_err(), "{bad}");
     }
     // Deleting the link itself, or the root, does not reach what it points to.
-    diff::apply(None, &["/link".into(), "/".into(), "/missing/x".into()], &root.merged)
-        .expect("apply");
+    diff::apply(
+        None,
+        &["/link".into(), "/".into(), "/missing/x".into()],
+        &root.merged,
+        Devices::All,
+    )
+    .expect("apply");
     assert!(outside.path().join("kept").exists());
     assert!(root.merged.join("base").exists());
 }

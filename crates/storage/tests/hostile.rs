@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use arctern_storage::tarstream::TarStream;
-use arctern_storage::unpack::{Unpacker, Whiteouts};
+use arctern_storage::unpack::{Devices, Unpacker, Whiteouts};
 use proptest::prelude::*;
 use tar::EntryType;
 
@@ -143,4 +143,50 @@ proptest! {
         bytes.truncate(cut.index(bytes.len() + 1));
         unpack(&bytes, Whiteouts::Literal);
     }
+}
+
+/// Unpacks members where only some devices may be made; the error.
+fn refusal(members: &[(tar::Header, &[u8])], devices: Devices) -> Option<String> {
+    let mut bytes = Vec::new();
+    for (header, content) in members {
+        bytes.extend_from_slice(header.as_bytes());
+        bytes.extend_from_slice(content);
+    }
+    bytes.resize(bytes.len().next_multiple_of(512) + 1024, 0);
+    let root = tempfile::tempdir().expect("tempdir");
+    let unpacker = Unpacker::new(root.path(), Whiteouts::Literal).expect("open");
+    let result = unpacker.with_devices(devices).unpack(&mut TarStream::new(&bytes[..]));
+    result.err().map(|error| error.kind.to_string())
+}
+
+fn header(kind: EntryType, size: u64, device: (u32, u32)) -> tar::Header {
+    let mut header = tar::Header::new_gnu();
+    header.set_path("name").expect("path");
+    header.set_entry_type(kind);
+    header.set_size(size);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header.set_device_major(device.0).expect("major");
+    header.set_device_minor(device.1).expect("minor");
+    header.set_cksum();
+    header
+}
+
+#[test]
+fn devices_that_no_container_has_are_refused() {
+    let one = |kind, device, devices| refusal(&[(header(kind, 0, device), b"")], devices);
+    let disk = one(EntryType::Block, (8, 0), Devices::Character).expect("refused");
+    assert!(disk.contains("block device with number 8:0"), "{disk}");
+    assert!(one(EntryType::Block, (8, 0), Devices::Ordinary).is_some());
+    assert!(one(EntryType::Char, (1, 1), Devices::Ordinary).is_some(), "memory");
+    assert!(one(EntryType::Char, (1, 11), Devices::Ordinary).is_some(), "the kernel's log");
+}
+
+#[test]
+fn what_there_is_no_room_for_is_refused_before_it_is_unpacked() {
+    let text = refusal(&[(header(EntryType::Regular, 1 << 50, (0, 0)), b"x")], Devices::All);
+    let text = text.expect("refused");
+    assert!(text.contains("no space: it has 1125899906842624 bytes"), "{text}");
 }

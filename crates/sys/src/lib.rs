@@ -5,6 +5,7 @@
 
 pub mod bpf;
 pub mod btf;
+pub mod capability;
 pub mod clone;
 pub mod cpu;
 pub mod diag;

@@ -63,6 +63,7 @@ impl World {
         self.host.arctern(&[
             "container",
             "restore",
+            "--trust",
             "--tcp-established",
             "--name",
             name,

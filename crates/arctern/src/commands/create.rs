@@ -226,7 +226,7 @@ fn parse<T: std::str::FromStr>(text: &str) -> Result<T, T::Err> {
 }
 
 /// A volume whose source may be relative to the current directory.
-fn parse_volume(text: &str) -> Result<MountRequest, String> {
+pub(super) fn parse_volume(text: &str) -> Result<MountRequest, String> {
     let absolute = match text.split_once(':') {
         Some((source, rest)) if source.starts_with('.') => {
             let source = std::path::absolute(PathBuf::from(source)).map_err(|e| e.to_string())?;

@@ -356,6 +356,7 @@ fn restore(args: Criu) -> anyhow::Result<u8> {
     // A program whose connections were dropped may end before the lock of its dump does.
     let mut hold_namespace = |_| network.hold_namespace();
     let options = RestoreOptions {
+        confinement: None,
         root: args.root.clone(),
         externals,
         inherit_fds,

@@ -3,14 +3,17 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
+use arctern_container::checkpoint::policy::Allowed;
 use arctern_container::checkpoint::{RestoreOptions, Restored};
-use arctern_container::config::PortMapping;
+use arctern_container::config::{PortMapping, Volume};
 use arctern_container::state::Status;
+use arctern_container::volumes::MountRequest;
 use arctern_container::{Error, Host};
 use arctern_storage::Image;
 use arctern_storage::registry::{PullOptions, PullPolicy};
 use serde_json::{Value, json};
 
+use super::create::parse_volume;
 use super::engine_args::EngineArgs;
 use super::registry_args::RegistryArgs;
 use super::select::Select;
@@ -26,11 +29,15 @@ use crate::transfer::Transfers;
 /// checkpoint, which is got from its registry if it is not here. So is the image of the container, by
 /// its digest. One archive or image can be restored many times, each time under another name.
 ///
+/// Archives and images are not trusted: directories of the host, capabilities beyond the default,
+/// privileged mode and the network of the host are refused, unless they are repeated as options here.
+///
 ///   arctern container restore db
 ///   arctern container restore --all
 ///   arctern container restore --file web.tar.gz
 ///   arctern container restore --file web.tar.gz --name web2 --publish 8081:80
 ///   arctern container restore registry.example/team/web-checkpoint
+///   arctern container restore --file shared.tar.gz --volume /tmp:/mnt:ro
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Args {
@@ -50,6 +57,21 @@ pub struct Args {
     /// Published ports, in place of those it had
     #[arg(short, long, value_name = "[[IP:]HOSTPORT:]PORT[/PROTO]", value_parser = parse_port)]
     pub publish: Vec<PortMapping>,
+    /// Let it have this directory of the host, in place of the archive's own at that path
+    #[arg(short, long, value_name = "SOURCE:TARGET[:OPTIONS]", value_parser = parse_bind)]
+    pub volume: Vec<Volume>,
+    /// Let it have this capability, if it had it
+    #[arg(long, value_name = "CAPABILITY")]
+    pub cap_add: Vec<String>,
+    /// Let it be privileged, if it was
+    #[arg(long)]
+    pub privileged: bool,
+    /// Let it have the network of the host, if it had it
+    #[arg(long, visible_alias = "net", value_name = "NETWORK", value_parser = ["host"])]
+    pub network: Option<String>,
+    /// Let it have whatever it asks for, but for block devices
+    #[arg(long)]
+    pub trust: bool,
     /// Leave out changes of the root file system
     #[arg(long)]
     pub ignore_rootfs: bool,
@@ -77,6 +99,14 @@ pub struct Args {
     pub containers: Vec<String>,
 }
 
+/// A directory or file of the host.
+fn parse_bind(text: &str) -> Result<Volume, String> {
+    match parse_volume(text)? {
+        MountRequest::Bind(volume) => Ok(volume),
+        _ => Err("expected /HOST/PATH:/CONTAINER/PATH[:OPTION,…]".to_owned()),
+    }
+}
+
 fn parse_port(text: &str) -> Result<PortMapping, arctern_container::config::BadPort> {
     text.parse()
 }
@@ -86,6 +116,11 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
     let given = [
         ("--name", args.name.is_some()),
         ("--publish", !args.publish.is_empty()),
+        ("--volume", !args.volume.is_empty()),
+        ("--cap-add", !args.cap_add.is_empty()),
+        ("--privileged", args.privileged),
+        ("--network", args.network.is_some()),
+        ("--trust", args.trust),
         ("--ignore-rootfs", args.ignore_rootfs),
         ("--ignore-volumes", args.ignore_volumes),
         ("--ignore-static-ip", args.ignore_static_ip),
@@ -104,6 +139,13 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         file_locks: args.engine.file_locks,
         tcp: args.engine.tcp(),
         cancel: interrupt::listen().cannot(|| "catch signals")?,
+        allowed: Allowed {
+            trust: args.trust,
+            volumes: args.volume,
+            cap_add: args.cap_add,
+            privileged: args.privileged,
+            host_network: args.network.is_some(),
+        },
     };
     let mut host = ctx.host()?;
     let (all, latest, filter) = (args.all, args.latest, Vec::new());
@@ -125,7 +167,7 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
     let transfers = Transfers::new(false);
     let code = match &args.file {
         Some(file) => {
-            host.bring_image(file, &pull, &transfers).map_err(|error| {
+            host.bring_image(file, &options, &pull, &transfers).map_err(|error| {
                 Failure::new(format!("restore from {}", file.display()), error)
                     .leaving("Nothing of it was left behind.")
             })?;
@@ -186,7 +228,7 @@ pub fn restore_image(
     pull: &PullOptions,
     transfers: &Transfers,
 ) -> arctern_container::error::Result<Restored> {
-    host.bring_image(&host.archive_of(image)?, pull, transfers)?;
+    host.bring_image(&host.archive_of(image)?, options, pull, transfers)?;
     host.restore_image(image, options, &mut Progress::new())
 }
 

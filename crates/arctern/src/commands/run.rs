@@ -96,7 +96,8 @@ fn from_checkpoint(host: &mut Host, image: &Image, args: Args) -> CommandResult 
     };
     if format!("{allowed:?}") != format!("{container:?}") {
         let reason = "it can be run with --detach, --name, --publish and the registry options only: \
-                      the rest is as it was when the checkpoint was made";
+                      the rest is as it was when the checkpoint was made, and `container restore` has \
+                      options for what it may have";
         return Err(anyhow::anyhow!(reason)).cannot(action);
     }
     let options =

@@ -3,6 +3,8 @@
 use std::io::{self, Read};
 use std::path::PathBuf;
 
+use arctern_storage::unpack::Devices;
+
 use super::Context;
 use crate::report::{Cannot, CommandResult};
 
@@ -29,6 +31,6 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         true => Box::new(io::stdin().lock()),
         false => Box::new(std::fs::File::open(&args.file).cannot(action)?),
     };
-    arctern_storage::tree::extract(source, &info.mountpoint).cannot(action)?;
+    arctern_storage::tree::extract(source, &info.mountpoint, Devices::Character).cannot(action)?;
     Ok(0)
 }

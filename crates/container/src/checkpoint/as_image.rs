@@ -11,7 +11,7 @@ use arctern_storage::Image;
 use arctern_storage::registry::{Progress, PullOptions};
 
 use super::import::read_config;
-use super::{CheckpointOptions, Checkpointed, RestoreOptions, Restored};
+use super::{CheckpointOptions, Checkpointed, RestoreOptions, Restored, source};
 use crate::cgroup::Hierarchies;
 use crate::error::{Error, Result};
 use crate::host::Host;
@@ -99,14 +99,17 @@ impl Host {
 
     /// Brings the image of a container in an archive here, if it is not: from the archive, or from the
     /// registry from which it was, by the digest that the archive has of it. An image that is another
-    /// one by now is refused before any of it is moved.
+    /// one by now is refused before any of it is moved, and nothing is brought for an archive that asks
+    /// for more than `options` allow.
     pub fn bring_image(
         &self,
         file: &Path,
-        options: &PullOptions,
+        options: &RestoreOptions,
+        pull: &PullOptions,
         progress: &dyn Progress,
     ) -> Result<()> {
-        let (config, _) = read_config(file, &RestoreOptions::default())?;
+        let limits = source::limits(self)?;
+        let (config, ..) = read_config(file, options, limits)?;
         let missing = match self.find_image(file, &config) {
             Ok(()) => return Ok(()),
             Err(error @ Error::ImageMissing { .. }) => error,
@@ -116,7 +119,7 @@ impl Host {
         let name =
             places.into_iter().find(|name| !name.is_empty() && !name.starts_with("localhost/"));
         let Some(name) = name else { return Err(missing) };
-        let options = PullOptions { expected: Some(config.image_id), ..options.clone() };
-        self.images.pull(name, &options, progress).map(drop).map_err(Error::storage)
+        let pull = PullOptions { expected: Some(config.image_id), ..pull.clone() };
+        self.images.pull(name, &pull, progress).map(drop).map_err(Error::storage)
     }
 }

@@ -2,13 +2,12 @@
 //! member `image.tar`. What is loaded is found by the image's id, which is a digest of everything
 //! in it: a member with another image changes nothing.
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use arctern_image::archive::{EntryKind, Limits, Members, open_members};
+use arctern_image::archive::{EntryKind, Members, open_members};
 
-use super::IMAGE;
+use super::{IMAGE, source};
 use crate::error::{Error, Result};
 use crate::host::Host;
 
@@ -22,14 +21,15 @@ impl<R: Read> Read for Member<'_, R> {
 }
 
 impl Host {
-    /// Takes the image out of an archive; says whether there was one.
-    pub(crate) fn load_image(&self, file: &Path) -> Result<bool> {
-        let source = File::open(file).map_err(Error::io("open", file))?;
-        let mut members = open_members(source, Limits::default()).map_err(Error::archive)?;
+    /// Takes the image with this id out of an archive; says whether there was one. It gets no name:
+    /// what an archive calls `debian` must not become what the next `run debian` runs.
+    pub(crate) fn load_image(&self, file: &Path, id: &str) -> Result<bool> {
+        let archive = source::open(file)?;
+        let mut members = open_members(archive, source::limits(self)?).map_err(Error::archive)?;
         while let Some(entry) = members.next_entry().map_err(Error::archive)? {
             if entry.name == IMAGE && matches!(entry.kind, EntryKind::File { .. }) {
-                self.images.load(Member(&mut members)).map_err(Error::storage)?;
-                return Ok(true);
+                let found = self.images.load_only(Member(&mut members), id);
+                return found.map(|image| image.is_some()).map_err(Error::storage);
             }
         }
         Ok(false)

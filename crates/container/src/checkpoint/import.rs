@@ -7,12 +7,14 @@ use std::path::Path;
 use std::time::Instant;
 
 use arctern_engine::options::{Event, Events, RestoreReport};
-use arctern_image::archive::{Limits, Provenance, extract, peek};
+use arctern_image::archive::{Limits, Provenance, extract, peek_within};
 use arctern_image::manifest::{HostFacts, Manifest};
+use arctern_storage::unpack::Devices;
 
 use super::capture::micros;
 use super::{
-    CONFIG, IMAGES, LOG, NETWORK, RestoreOptions, Restored, SPEC, discard, foreign, volumes,
+    CONFIG, IMAGES, LOG, NETWORK, RestoreOptions, Restored, SPEC, discard, foreign, policy, source,
+    volumes,
 };
 use crate::config::{ContainerConfig, short_id};
 use crate::error::{Error, Result};
@@ -20,9 +22,12 @@ use crate::host::Host;
 use crate::ids;
 use crate::lifecycle::Started;
 use crate::lock::Lock;
-use crate::shim::{Action, RestoreRequest};
+use crate::shim::{Action, RestoreRequest, Trust};
 use crate::state::{Record, Status};
 use crate::time::Timestamp;
+
+/// Members by which it is decided whether an archive is restored, as they were then.
+type Dump = Vec<(String, Vec<u8>)>;
 
 /// Largest config.dump that is read.
 const MAX_CONFIG: u64 = 4 << 20;
@@ -35,13 +40,15 @@ pub(crate) struct Incoming<R> {
     /// Its length in bytes, if it is known.
     length: u64,
     renamed: volumes::Renamed,
+    /// What of it was read before.
+    dump: Dump,
 }
 
 impl Incoming<File> {
-    fn open(file: &Path, renamed: volumes::Renamed) -> Result<Incoming<File>> {
-        let stream = File::open(file).map_err(Error::io("open", file))?;
+    fn open(file: &Path, renamed: volumes::Renamed, dump: Dump) -> Result<Incoming<File>> {
+        let stream = source::open(file)?;
         let length = stream.metadata().map_err(Error::io("inspect", file))?.len();
-        Ok(Incoming { stream, name: file.display().to_string(), length, renamed })
+        Ok(Incoming { stream, name: file.display().to_string(), length, renamed, dump })
     }
 }
 
@@ -49,7 +56,7 @@ impl<R: Read> Incoming<R> {
     /// One that comes from another host as it is made there.
     pub fn from_host(stream: R) -> Incoming<R> {
         let name = "what the other host sent".to_owned();
-        Incoming { stream, name, length: 0, renamed: volumes::Renamed::default() }
+        Incoming { stream, name, length: 0, renamed: Default::default(), dump: Dump::new() }
     }
 }
 
@@ -69,7 +76,7 @@ impl Host {
         if !self.has_checkpoint(&record) {
             return Err(Error::NoCheckpoint(record.config.name));
         }
-        let started = self.revive(&record, lock, options)?;
+        let started = self.revive(&record, lock, options, Trust::Own)?;
         Ok(restored(record, started, begin))
     }
 
@@ -81,7 +88,7 @@ impl Host {
         events: &mut dyn Events,
     ) -> Result<Restored> {
         let begin = Instant::now();
-        let (config, renamed) = read_config(file, options)?;
+        let (config, renamed, dump) = read_config(file, options, source::limits(self)?)?;
         self.room_for_archive(file)?;
         volumes::check(self, &config, options)?;
         self.find_image(file, &config)?;
@@ -91,12 +98,13 @@ impl Host {
             ..Record::new(config)
         };
         let (record, lock) = self.create_from(record)?;
-        let brought = Incoming::open(file, renamed)
+        let trust = if options.allowed.trust { Trust::Foreign } else { Trust::None };
+        let brought = Incoming::open(file, renamed, dump)
             .and_then(|incoming| self.bring_in(incoming, &record, options, events))
             .and_then(|()| {
                 options.cancel.check()?;
                 events.event(Event::Phase("restore"));
-                self.revive(&record, lock, options)
+                self.revive(&record, lock, options, trust)
             });
         match brought {
             Ok(started) => Ok(restored(record, started, begin)),
@@ -111,9 +119,16 @@ impl Host {
         }
     }
 
-    fn revive(&mut self, record: &Record, lock: Lock, options: &RestoreOptions) -> Result<Started> {
+    fn revive(
+        &mut self,
+        record: &Record,
+        lock: Lock,
+        options: &RestoreOptions,
+        trust: Trust,
+    ) -> Result<Started> {
         self.room_for_restore(record)?;
-        self.request_restore(record.id(), &RestoreRequest::of(options))?;
+        let request = RestoreRequest { trust, ..RestoreRequest::of(options) };
+        self.request_restore(record.id(), &request)?;
         self.spawn_shim(record, lock, Action::Restore, false)
     }
 
@@ -130,7 +145,7 @@ impl Host {
             Ok(_) => return Ok(()),
             Err(error) => error,
         };
-        if self.load_image(file)? {
+        if self.load_image(file, &config.image_id)? {
             return self.images.resolve(&config.image_id).map(drop).map_err(Error::storage);
         }
         Err(Error::ImageMissing {
@@ -165,6 +180,14 @@ impl Host {
         if let Provenance::Arctern(manifest) = &extracted.provenance {
             check_facts(manifest)?;
         }
+        // What was decided by is what the digests are of.
+        for (name, bytes) in &incoming.dump {
+            let path = dir.join(name);
+            if fs::read(&path).map_err(Error::io("read", &path))? != *bytes {
+                let changed = format!("{} was changed while it was read", incoming.name);
+                return Err(Error::Invalid(changed));
+            }
+        }
         let images = dir.join(IMAGES);
         if !images.join("inventory.img").is_file() {
             return Err(Error::Invalid(format!("{} holds no checkpoint", incoming.name)));
@@ -178,7 +201,7 @@ impl Host {
             rename(&log, &paths.log())?;
         }
         if !options.ignore_rootfs {
-            self.apply_diff(id, &dir)?;
+            self.apply_diff(id, &dir, volumes::devices(options))?;
         }
         volumes::bring_in(self, &record.config, &dir, options, &incoming.renamed)?;
         if let Ok(text) = fs::read_to_string(dir.join(NETWORK)) {
@@ -190,7 +213,7 @@ impl Host {
     }
 
     /// Brings a new root file system to where the checkpoint's was.
-    fn apply_diff(&self, id: &str, dir: &Path) -> Result<()> {
+    fn apply_diff(&self, id: &str, dir: &Path, devices: Devices) -> Result<()> {
         use arctern_storage::diff;
         let path = dir.join(diff::DIFF_FILE);
         let mut tar = match File::open(&path) {
@@ -207,7 +230,7 @@ impl Host {
         }
         let root = self.images.mount_root(id, false).map_err(Error::storage)?;
         let tar = tar.as_mut().map(|file| file as &mut dyn std::io::Read);
-        diff::apply(tar, &deleted, &root).map(drop).map_err(Error::storage)
+        diff::apply(tar, &deleted, &root, devices).map(drop).map_err(Error::storage)
     }
 }
 
@@ -222,13 +245,17 @@ fn restored(record: Record, started: Started, begin: Instant) -> Restored {
     }
 }
 
-/// The configuration of the container in an archive, with the user's changes.
+/// The configuration of the container in an archive, with the user's changes, and what it was read
+/// from. It asks for nothing that is not allowed.
 pub(super) fn read_config(
     file: &Path,
     options: &RestoreOptions,
-) -> Result<(ContainerConfig, volumes::Renamed)> {
-    let source = File::open(file).map_err(Error::io("open", file))?;
-    let mut found = peek(source, &[CONFIG, SPEC], MAX_CONFIG).map_err(Error::archive)?;
+    limits: Limits,
+) -> Result<(ContainerConfig, volumes::Renamed, Dump)> {
+    let source = source::open(file)?;
+    let names = [CONFIG, SPEC];
+    let mut found = peek_within(source, &names, MAX_CONFIG, limits).map_err(Error::archive)?;
+    let dump: Dump = found.iter().map(|(name, bytes)| (name.clone(), bytes.clone())).collect();
     let Some(json) = found.remove(CONFIG) else {
         return Err(Error::Invalid(format!(
             "{} holds no container: there is no {CONFIG} in it",
@@ -252,6 +279,13 @@ pub(super) fn read_config(
             file.display()
         )));
     }
+    // A name would be whatever has that name here.
+    if !ids::is_id(&config.image_id) {
+        return Err(Error::Invalid(format!(
+            "{CONFIG} of {} names its image by something else than its digest",
+            file.display()
+        )));
+    }
     let mut renamed = volumes::Renamed::default();
     if let Some(name) = &options.name {
         if !ids::is_valid_name(name) {
@@ -267,7 +301,8 @@ pub(super) fn read_config(
     if !options.publish.is_empty() {
         config.ports.clone_from(&options.publish);
     }
-    Ok((config, renamed))
+    policy::settle(&mut config, &options.allowed)?;
+    Ok((config, renamed, dump))
 }
 
 /// A hardware address that the container has not had: its id with the time make another one.

@@ -27,8 +27,10 @@ mod durable;
 mod foreign;
 mod image;
 pub(crate) mod import;
+pub mod policy;
 pub(crate) mod restore;
 pub(crate) mod room;
+mod source;
 mod store;
 pub(crate) mod streams;
 pub(crate) mod volumes;
@@ -144,6 +146,8 @@ pub struct RestoreOptions {
     pub tcp: TcpPolicy,
     /// Ends it before anything runs.
     pub cancel: Cancel,
+    /// What the archive may have beyond a container's defaults.
+    pub allowed: policy::Allowed,
 }
 
 /// A container that was restored.

@@ -5,18 +5,19 @@ use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
+use arctern_engine::confinement::Confinement;
 use arctern_engine::options::{
     Event, Events, External, HookError, NetworkLock, RestoreOptions, TcpPolicy,
 };
 
-use super::{MASK, NETNS_KEY, discard, streams};
+use super::{MASK, NETNS_KEY, discard, policy, streams};
 use crate::cgroup::Hierarchies;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::netlock::NetLock;
 use crate::runtime;
 use crate::shim::await_commit;
-use crate::shim::launch::{Images, Launched, Pipes, Prelaunch, RestoreRequest, running};
+use crate::shim::launch::{Images, Launched, Pipes, Prelaunch, RestoreRequest, Trust, running};
 use crate::shim::pump::Streams;
 use crate::spec;
 
@@ -110,6 +111,11 @@ pub(crate) fn launch(
         running(host, id, pid, Some(after))?;
         Ok(())
     };
+    let confinement = match request.trust {
+        Trust::Own => None,
+        Trust::Foreign => Some(Confinement::trusting()),
+        Trust::None => Some(policy::confinement(&config, &spec)?),
+    };
     let mut warnings = Warnings::default();
     let report = arctern_engine::restore(
         &images,
@@ -123,6 +129,7 @@ pub(crate) fn launch(
             leave_stopped: false,
             file_locks: request.file_locks,
             tcp,
+            confinement,
             network: lock.as_mut().map(|lock| lock as &mut dyn NetworkLock),
             sibling: false,
             setup_namespaces: None,

@@ -10,6 +10,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use arctern_engine::options::HookError;
+use arctern_storage::unpack::Devices;
 use arctern_storage::{StoreError, diff, tree};
 
 use super::{RestoreOptions, VOLUMES};
@@ -154,7 +155,12 @@ pub(super) fn bring_in(
             other => other.map_err(Error::io("open", &path))?,
         };
         let data = host.images.volume_path(name).map_err(Error::storage)?;
-        tree::extract(file, &data).map_err(Error::storage)?;
+        tree::extract(file, &data, devices(options)).map_err(Error::storage)?;
     }
     Ok(())
+}
+
+/// The device nodes that may come out of an archive.
+pub(super) fn devices(options: &RestoreOptions) -> Devices {
+    if options.allowed.trust { Devices::Character } else { Devices::Ordinary }
 }

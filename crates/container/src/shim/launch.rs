@@ -41,6 +41,9 @@ pub struct RestoreRequest {
     /// Keep the images of the checkpoint.
     #[serde(default)]
     pub keep: bool,
+    /// How far the images are trusted.
+    #[serde(default)]
+    pub trust: Trust,
     /// The move that it belongs to: what is built waits for the commit.
     #[serde(default)]
     pub transfer: Option<String>,
@@ -54,9 +57,23 @@ impl RestoreRequest {
             tcp_established: options.tcp == TcpPolicy::Established,
             tcp_close: options.tcp == TcpPolicy::Close,
             keep: options.keep,
+            trust: Trust::Own,
             transfer: None,
         }
     }
+}
+
+/// How far the images of a checkpoint are trusted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Trust {
+    /// They were written here: everything that they say.
+    #[default]
+    Own,
+    /// They came from outside, and are trusted by the user, or as the other host of a move is:
+    /// everything but block devices.
+    Foreign,
+    /// They came from outside: what the container's configuration says.
+    None,
 }
 
 /// A container that runs.

@@ -37,7 +37,7 @@ use log::LogWriter;
 use protocol::{Kind, Report};
 use pump::Pump;
 
-pub use launch::RestoreRequest;
+pub use launch::{RestoreRequest, Trust};
 
 /// What a shim is to do first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

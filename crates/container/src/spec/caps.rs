@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::str::FromStr;
 
+use arctern_sys::capability::NAMES as ALL;
 use oci_spec::runtime::{Capabilities, Capability};
 
 use crate::error::{Error, Result};
@@ -20,51 +21,6 @@ const DEFAULT: &[&str] = &[
     "CAP_SETPCAP",
     "CAP_SETUID",
     "CAP_SYS_CHROOT",
-];
-
-/// Every capability, in the order of the kernel's numbers.
-const ALL: &[&str] = &[
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_DAC_READ_SEARCH",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_KILL",
-    "CAP_SETGID",
-    "CAP_SETUID",
-    "CAP_SETPCAP",
-    "CAP_LINUX_IMMUTABLE",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_NET_BROADCAST",
-    "CAP_NET_ADMIN",
-    "CAP_NET_RAW",
-    "CAP_IPC_LOCK",
-    "CAP_IPC_OWNER",
-    "CAP_SYS_MODULE",
-    "CAP_SYS_RAWIO",
-    "CAP_SYS_CHROOT",
-    "CAP_SYS_PTRACE",
-    "CAP_SYS_PACCT",
-    "CAP_SYS_ADMIN",
-    "CAP_SYS_BOOT",
-    "CAP_SYS_NICE",
-    "CAP_SYS_RESOURCE",
-    "CAP_SYS_TIME",
-    "CAP_SYS_TTY_CONFIG",
-    "CAP_MKNOD",
-    "CAP_LEASE",
-    "CAP_AUDIT_WRITE",
-    "CAP_AUDIT_CONTROL",
-    "CAP_SETFCAP",
-    "CAP_MAC_OVERRIDE",
-    "CAP_MAC_ADMIN",
-    "CAP_SYSLOG",
-    "CAP_WAKE_ALARM",
-    "CAP_BLOCK_SUSPEND",
-    "CAP_AUDIT_READ",
-    "CAP_PERFMON",
-    "CAP_BPF",
-    "CAP_CHECKPOINT_RESTORE",
 ];
 
 /// The name of a capability as the spec has it: `net_admin` is `CAP_NET_ADMIN`.
@@ -108,6 +64,21 @@ pub fn bounding(
         set.remove(name.as_str());
     }
     Ok(set)
+}
+
+/// Names as a set of the kernel's numbers.
+pub fn bits<'a>(names: impl IntoIterator<Item = &'a &'static str>) -> u64 {
+    names
+        .into_iter()
+        .filter_map(|name| ALL.iter().position(|known| known == name))
+        .fold(0, |set, number| set | 1 << number)
+}
+
+/// Capabilities that were added to the default set, by their full names.
+pub fn beyond_default(add: &[String]) -> Result<Vec<String>> {
+    let mut names = normalize_all(add)?;
+    names.retain(|name| !DEFAULT.contains(&name.as_str()));
+    Ok(names)
 }
 
 fn normalize_all(names: &[String]) -> Result<Vec<String>> {

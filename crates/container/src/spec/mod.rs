@@ -8,6 +8,7 @@ pub mod caps;
 pub mod extras;
 pub mod mounts;
 pub mod seccomp;
+pub mod seccomp_program;
 pub mod user;
 pub mod workdir;
 

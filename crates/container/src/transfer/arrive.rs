@@ -11,12 +11,13 @@ use super::{Blocker, Offer, Verdict};
 use crate::cgroup::Hierarchies;
 use crate::checkpoint::RestoreOptions;
 use crate::checkpoint::import::Incoming;
+use crate::checkpoint::policy::Allowed;
 use crate::config::{NetworkMode, PortMapping, Protocol, short_id};
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::lifecycle::{Connection, Started};
 use crate::lock::Lock;
-use crate::shim::RestoreRequest;
+use crate::shim::{RestoreRequest, Trust};
 use crate::state::{Record, Status};
 use crate::time::Timestamp;
 
@@ -165,6 +166,7 @@ impl Host {
     /// Builds the container: everything is there, and nothing of it has run.
     pub fn build(&mut self, arrival: &mut Arrival) -> Result<()> {
         let request = RestoreRequest {
+            trust: Trust::Foreign,
             transfer: Some(arrival.transfer.clone()),
             ..RestoreRequest::of(&options())
         };
@@ -240,9 +242,10 @@ impl Arrival {
     }
 }
 
-/// A container comes with everything that it had.
+/// A container comes with everything that it had, but for block devices: root sends it.
 fn options() -> RestoreOptions {
-    RestoreOptions { tcp: TcpPolicy::Established, file_locks: true, ..Default::default() }
+    let allowed = Allowed { trust: true, ..Default::default() };
+    RestoreOptions { tcp: TcpPolicy::Established, file_locks: true, allowed, ..Default::default() }
 }
 
 /// Host ports of a mapping that somebody listens at.

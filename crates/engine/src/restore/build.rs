@@ -11,6 +11,7 @@ use arctern_tracee::stub::Stub;
 use super::Hooks;
 use super::loaded::Loaded;
 use super::pid::while_taken;
+use crate::confinement::Confinement;
 use crate::error::RestoreError;
 use crate::options::{Events, RestoreOptions};
 use crate::plan::{Creator, Step};
@@ -128,7 +129,7 @@ impl Build<'_, '_> {
                 let stubs = self.leaders();
                 self.files.finish(&mut self.ctx, &stubs)
             }
-            Step::Credentials(task) => self.credentials(task, events),
+            Step::Credentials(task) => self.credentials(task, options.confinement.as_ref(), events),
             Step::Hook => match (&mut hooks.before_resume, self.root_pid) {
                 (Some(hook), Some(pid)) => hook(pid.0).map_err(RestoreError::Hook),
                 _ => Ok(()),
@@ -348,17 +349,30 @@ impl Build<'_, '_> {
         Ok(())
     }
 
-    fn credentials(&mut self, task: usize, events: &mut dyn Events) -> Result<(), RestoreError> {
+    fn credentials(
+        &mut self,
+        task: usize,
+        confinement: Option<&Confinement>,
+        events: &mut dyn Events,
+    ) -> Result<(), RestoreError> {
+        let confinement = confinement.filter(|confinement| !confinement.trusted);
         let pid = self.loaded.nodes[task].pid;
         let last = last_capability();
         let leader = self.stub(task)?;
         if let Some(tc) = &self.loaded.core(pid)?.tc {
-            task_state::outside_settings(leader.tid(), tc, events);
-            task_state::limits(&leader, tc, events)?;
+            task_state::outside_settings(leader.tid(), tc, confinement.is_some(), events);
+            let highest = confinement.map_or(&[][..], |confinement| &confinement.limits);
+            task_state::limits(&leader, tc, highest, events)?;
         }
         for (tid, stub) in self.all_threads(task)? {
             let Some(thread) = &self.loaded.core(tid)?.thread_core else { continue };
-            let filters = self.loaded.filters(thread.seccomp_filter)?;
+            let mut filters = self.loaded.filters(thread.seccomp_filter)?;
+            // A filter out of a file may let everything pass: the container's own comes first.
+            if let Some(own) = confinement.and_then(|c| c.filter.as_deref())
+                && filters.first() != Some(&own)
+            {
+                filters.insert(0, own);
+            }
             task_state::credentials(&stub, thread, &filters, last)?;
         }
         Ok(())

@@ -7,13 +7,15 @@ use arctern_image::images::{ImageDir, ImageKind};
 use arctern_image::messages::{
     CoreEntry, PstreeEntry, SeccompEntry, SeccompMode, TaskKobjIdsEntry,
 };
+use arctern_sys::Pid;
 
-use crate::error::RestoreError;
+use crate::confinement::{Confinement, SYS_RAWIO};
+use crate::error::{Refusal, RestoreError};
 use crate::plan::PlannedTask;
-use crate::restore_context::TaskNode;
+use crate::restore_context::{TaskNode, subject};
 use crate::state::memory::space::{AddressSpace, have_common_memory};
 use crate::state::restart::{self, Restarts};
-use crate::state::task::restore as task_state;
+use crate::state::task::{confined as task_confined, restore as task_state};
 
 /// Everything that the images say, checked.
 pub(super) struct Loaded {
@@ -111,6 +113,40 @@ impl Loaded {
             || modes.into_iter().any(|thread| thread.seccomp_mode == strict)
     }
 
+    /// Refuses what tasks may not have: privileges, memory where the kernel keeps none.
+    pub(super) fn check_confined(&self, confinement: &Confinement, refusals: &mut Vec<Refusal>) {
+        if confinement.trusted {
+            return;
+        }
+        let own = arctern_sys::sched::read(Pid(std::process::id() as i32));
+        let nice = own.map_or(0, |own| own.nice);
+        let lowest = lowest_address();
+        for (index, (node, entry)) in self.nodes.iter().zip(&self.entries).enumerate() {
+            for tid in &entry.threads {
+                if let Some(core) = self.cores.get(&(*tid as i32)) {
+                    task_confined::check(
+                        *tid as i32,
+                        &node.comm,
+                        core,
+                        nice,
+                        confinement,
+                        refusals,
+                    );
+                }
+            }
+            let first = self.spaces[index].as_ref().and_then(AddressSpace::lowest);
+            if !confinement.allows(SYS_RAWIO) && first.is_some_and(|first| first < lowest) {
+                refusals.push(Refusal {
+                    subject: subject(node.pid, &node.comm, "memory"),
+                    cause: format!(
+                        "it has memory below address {lowest:#x}, which the kernel keeps free"
+                    ),
+                    remedy: "allow it with --cap-add SYS_RAWIO, if you trust the archive".into(),
+                });
+            }
+        }
+    }
+
     /// The tasks as the plan sees them.
     pub(super) fn planned_tasks(&self) -> Vec<PlannedTask> {
         let common = |index: usize, parent: Option<usize>| match (
@@ -167,4 +203,12 @@ impl Loaded {
         }
         Ok(chain)
     }
+}
+
+/// The lowest address that a program may map without CAP_SYS_RAWIO.
+fn lowest_address() -> u64 {
+    std::fs::read_to_string("/proc/sys/vm/mmap_min_addr")
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(65536)
 }

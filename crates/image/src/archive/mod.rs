@@ -23,7 +23,7 @@ pub use error::ArchiveError;
 pub use extract::{Extracted, Provenance, extract};
 pub use members::{Entry, EntryKind, Limits, Members, open_members};
 pub use name::{LINK_NAME, LINK_TARGET};
-pub use peek::{list, peek};
+pub use peek::{list, peek, peek_within};
 pub use target::sweep;
 pub use writer::{ArchiveSummary, ArchiveWriter};
 

@@ -14,7 +14,21 @@ pub fn peek<R: Read>(
     names: &[&str],
     limit: u64,
 ) -> Result<HashMap<String, Vec<u8>>, ArchiveError> {
-    let mut members = open_members(source, Limits::default())?;
+    peek_within(source, names, limit, Limits::default())
+}
+
+/// As [`peek`], in an archive that asks for no more than `limits`: what lies before the last of the
+/// names is unpacked to be passed over, which may be far more than the archive is long.
+///
+/// # Errors
+/// As for [`super::extract`].
+pub fn peek_within<R: Read>(
+    source: R,
+    names: &[&str],
+    limit: u64,
+    limits: Limits,
+) -> Result<HashMap<String, Vec<u8>>, ArchiveError> {
+    let mut members = open_members(source, limits)?;
     let mut found = HashMap::new();
     while found.len() < names.len() {
         let Some(entry) = members.next_entry()? else {

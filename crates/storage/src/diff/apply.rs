@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::DELETED_RECORD;
 use crate::beneath::{self, UnsafePath};
 use crate::tarstream::TarStream;
-use crate::unpack::{UnpackError, Unpacked, Unpacker, Whiteouts};
+use crate::unpack::{Devices, UnpackError, Unpacked, Unpacker, Whiteouts};
 
 /// Changes that could not be applied.
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +46,7 @@ pub enum ApplyError {
 }
 
 /// Applies changes below `root`, usually a mounted overlay: the archive, if there is one, then the
-/// deletions. On failure what was applied stays: the root is thrown away then.
+/// deletions. Other devices than `devices` are refused. On failure what was applied stays: the root is thrown away then.
 ///
 /// # Errors
 /// [`ApplyError`].
@@ -54,9 +54,11 @@ pub fn apply(
     diff: Option<&mut dyn Read>,
     deleted: &[String],
     root: &Path,
+    devices: Devices,
 ) -> Result<Unpacked, ApplyError> {
     let opened = |source| ApplyError::Root { path: root.to_owned(), source };
-    let mut unpacker = Unpacker::new(root, Whiteouts::Literal).map_err(opened)?;
+    let mut unpacker =
+        Unpacker::new(root, Whiteouts::Literal).map_err(opened)?.with_devices(devices);
     let mut deletions: Vec<PathBuf> = deleted.iter().map(PathBuf::from).collect();
     if let Some(diff) = diff {
         let mut archive = TarStream::new(diff);

@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 
 use arctern_image::images::ImageKind;
 use arctern_image::messages::FsEntry;
+use arctern_sys::mount::open_how;
 use arctern_tracee::stub::Stub;
 
 use super::restore::FilesRestore;
@@ -57,8 +58,13 @@ impl FilesRestore {
         let access =
             if writable_shared { libc::O_RDWR } else { reg.flags as i32 & libc::O_ACCMODE };
         let flags = access | libc::O_CLOEXEC | libc::O_NOCTTY;
-        let call =
-            batch.call(libc::SYS_openat, &[libc::AT_FDCWD.into(), path.into(), flags.into()]);
+        let at = libc::AT_FDCWD.into();
+        let call = if self.options.plain_paths {
+            let how = batch.bytes(&open_how(flags, libc::RESOLVE_NO_SYMLINKS));
+            batch.call(libc::SYS_openat2, &[at, path.into(), how.into(), how.len().into()])
+        } else {
+            batch.call(libc::SYS_openat, &[at, path.into(), flags.into()])
+        };
         stub.run(&mut batch)?;
         let got = batch.result(call).map_err(|source| RestoreError::Kernel {
             subject: self.subject(file_id, &reg.name),

@@ -106,6 +106,13 @@ pub(super) fn kernel_device(device: u64) -> u32 {
     (nix::sys::stat::major(device) << 20 | nix::sys::stat::minor(device)) as u32
 }
 
+/// Mode and device number of the file of ghost `id`. Which number a special file would get is not
+/// asked: it stands for one that no container has.
+pub(super) fn node(images: &ImageDir, id: u32) -> Result<(u32, u64), RestoreError> {
+    let ghost = GhostReader::open(images, id.into())?;
+    Ok((ghost.entry().mode, u64::MAX))
+}
+
 /// Names of deleted files that exist while a restore needs them. Dropping removes them.
 #[derive(Debug, Default)]
 pub(super) struct Names(Vec<(OwnedFd, PathBuf, UnlinkatFlags)>);

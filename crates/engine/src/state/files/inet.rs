@@ -197,6 +197,11 @@ enum Family {
     V6,
 }
 
+/// Whether an option of the images is one that a capture reads.
+pub(super) fn is_carried(option: &SocketOption) -> bool {
+    MORE.iter().any(|&(_, level, name, _)| (level, name) == (option.level, option.name))
+}
+
 fn more_options(socket: &OwnedFd, proto: i32, v6: bool) -> Vec<SocketOption> {
     let tcp = proto == libc::IPPROTO_TCP;
     let options = MORE.iter().filter(|(family, ..)| match family {

@@ -215,7 +215,7 @@ impl FilesRestore {
                 };
             }
             let path = self.path_of(reg);
-            return Ok(regular::open(o, reg, &path));
+            return Ok(regular::open(o, reg, &path, self.options.plain_paths));
         }
         if let Some(event) = &file.efd {
             return Ok(event::open_eventfd(o, event));

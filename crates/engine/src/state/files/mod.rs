@@ -20,6 +20,7 @@
 mod beneath;
 mod build_id;
 mod capture;
+mod confined;
 mod descriptor;
 mod epoll;
 mod event;

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use arctern_image::messages::{
     FdTypes, FileEntry, FownEntry, RegFileEntry, RemapFilePathEntry, RemapType,
 };
+use arctern_sys::mount::open_how;
 use arctern_sys::proc::smaps::Mapping;
 use arctern_sys::{Pid, proc};
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2};
@@ -369,8 +370,9 @@ fn mount_of(path: &Path) -> std::io::Result<i32> {
     Ok(proc::fdinfo::read(me, std::os::fd::AsRawFd::as_raw_fd(&fd))?.mnt_id)
 }
 
-/// Opens a file in a stub: its number there. `path` is the name of the image or of its stand-in.
-pub(super) fn open(o: &mut Opener<'_>, reg: &RegFileEntry, path: &[u8]) -> i32 {
+/// Opens a file in a stub: its number there. `path` is the name of the image or of its stand-in; if
+/// it is `plain`, no link in it is followed.
+pub(super) fn open(o: &mut Opener<'_>, reg: &RegFileEntry, path: &[u8], plain: bool) -> i32 {
     let path = o.c_string(path);
     // O_ASYNC waits for the owner; O_NOCTTY: nothing here may become a controlling terminal.
     let mut flags = reg.flags
@@ -381,8 +383,17 @@ pub(super) fn open(o: &mut Opener<'_>, reg: &RegFileEntry, path: &[u8]) -> i32 {
         flags &= !libc::O_TMPFILE as u32;
     }
     let at = libc::AT_FDCWD;
-    let fd =
-        o.create(libc::SYS_openat, &[at.into(), path.into(), flags.into(), 0.into()], "open it");
+    let fd = if plain {
+        if flags & libc::O_PATH as u32 != 0 {
+            // openat2 refuses what it would ignore.
+            flags &= (libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC) as u32;
+        }
+        let how = o.bytes(&open_how(flags as i32, libc::RESOLVE_NO_SYMLINKS));
+        let args = [at.into(), path.into(), how.into(), how.len().into()];
+        o.create(libc::SYS_openat2, &args, "open it without following links")
+    } else {
+        o.create(libc::SYS_openat, &[at.into(), path.into(), flags.into(), 0.into()], "open it")
+    };
     let seekable = reg.mode.is_none_or(|mode| mode & libc::S_IFMT == libc::S_IFREG)
         || reg.mode.is_some_and(|mode| mode & libc::S_IFMT == libc::S_IFDIR);
     if reg.pos != 0 && seekable {

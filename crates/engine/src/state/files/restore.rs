@@ -34,6 +34,8 @@ pub struct FileRestoreOptions {
     pub orphan_terminals: Vec<u32>,
     /// What is done about live TCP connections.
     pub tcp: TcpPolicy,
+    /// No path of a file leads through a symbolic link.
+    pub plain_paths: bool,
 }
 
 /// Restores the descriptors of a tree.

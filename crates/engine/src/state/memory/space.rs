@@ -64,6 +64,11 @@ impl AddressSpace {
         self.pages.as_ref().map_or(0, PagemapReader::total_pages)
     }
 
+    /// The lowest address that it has.
+    pub fn lowest(&self) -> Option<u64> {
+        self.mm.vmas.iter().map(|vma| vma.start).min()
+    }
+
     /// The vDSO, if there is one.
     pub fn vdso(&self) -> Option<&VmaEntry> {
         self.mm.vmas.iter().find(|v| v.status & status::VDSO != 0)

@@ -21,6 +21,7 @@ use super::contents;
 use super::groups::Groups;
 use super::plan::{Plan, Planned, Propagation};
 use super::table::{Source, Uncarried};
+use crate::confinement::Confinement;
 use crate::error::{Refusal, RestoreError};
 use crate::options::External;
 use crate::restore_context::{TaskNode, failed, subject};
@@ -31,8 +32,8 @@ const MOST_MOUNTS: usize = 20_000;
 /// The mounts that a restore makes.
 #[derive(Debug)]
 pub struct MountRestore {
-    plan: Plan,
-    task: TaskNode,
+    pub(super) plan: Plan,
+    pub(super) task: TaskNode,
     /// The root on the host.
     root: PathBuf,
     /// Host paths by key.
@@ -42,6 +43,8 @@ pub struct MountRestore {
     cgroups: CgroupEntry,
     /// Terminals whose masters are made with their devpts.
     terminals: Vec<u32>,
+    /// What the tree may have at most.
+    confinement: Option<Confinement>,
 }
 
 impl MountRestore {
@@ -53,6 +56,7 @@ impl MountRestore {
         root: Option<&Path>,
         externals: &[External],
         terminals: &[u32],
+        confinement: Option<&Confinement>,
     ) -> Result<Self, RestoreError> {
         let entries: Vec<MntEntry> = images.read_all(ImageKind::Mountpoints, id)?;
         if entries.len() > MOST_MOUNTS {
@@ -92,6 +96,7 @@ impl MountRestore {
             contents,
             cgroups: images.read_optional(ImageKind::Cgroup, 0)?.unwrap_or_default(),
             terminals: terminals.to_vec(),
+            confinement: confinement.cloned(),
         })
     }
 
@@ -293,7 +298,8 @@ impl MountRestore {
         for (index, image) in std::mem::take(&mut self.contents) {
             let failed = |what: &str| self.failed(index, what.to_owned());
             if open(&mut opened, index).map_err(failed("open it"))? {
-                contents::unpack(&opened[&index], image).map_err(failed("fill it"))?;
+                contents::unpack(&opened[&index], image, self.confinement.as_ref())
+                    .map_err(failed("fill it"))?;
             }
         }
         for mount in &self.plan.mounts {

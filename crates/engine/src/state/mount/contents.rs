@@ -24,6 +24,8 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, fchownat, linkat, symlinkat};
 use tar::{Archive, Builder, EntryType, Header, HeaderMode};
 
+use crate::confinement::Confinement;
+
 /// Writes the contents of the mount `root` into `file`.
 pub fn pack(root: &OwnedFd, file: File) -> io::Result<()> {
     // The descriptor's own path: nothing else can be mounted in between.
@@ -106,8 +108,8 @@ impl Packer {
     }
 }
 
-/// Fills the mount `root` with the contents of an image.
-pub fn unpack(root: &OwnedFd, image: File) -> io::Result<()> {
+/// Fills the mount `root` with the contents of an image. Devices are those that `confinement` allows.
+pub fn unpack(root: &OwnedFd, image: File, confinement: Option<&Confinement>) -> io::Result<()> {
     let mut archive = Archive::new(MultiGzDecoder::new(BufReader::new(image)));
     let mut directories = Vec::new();
     for entry in archive.entries()? {
@@ -123,6 +125,16 @@ pub fn unpack(root: &OwnedFd, image: File) -> io::Result<()> {
         let device = || -> io::Result<u64> {
             let part = |n: io::Result<Option<u32>>| n.map(Option::unwrap_or_default);
             Ok(libc::makedev(part(header.device_major())?, part(header.device_minor())?))
+        };
+        let allowed = |kind: u32, device: u64| match confinement {
+            Some(confinement) if !confinement.allows_device(kind, device) => {
+                let text = format!(
+                    "the archive's member {} is a device that no container has",
+                    path.display()
+                );
+                Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
+            }
+            _ => Ok(device),
         };
         let node = |kind: SFlag, device: u64| mknodat(&parent, &name, kind, Mode::S_IRUSR, device);
         match header.entry_type() {
@@ -150,8 +162,8 @@ pub fn unpack(root: &OwnedFd, image: File) -> io::Result<()> {
                 linkat(&above, last, &parent, &name, AtFlags::empty())?;
                 continue;
             }
-            EntryType::Char => node(SFlag::S_IFCHR, device()?)?,
-            EntryType::Block => node(SFlag::S_IFBLK, device()?)?,
+            EntryType::Char => node(SFlag::S_IFCHR, allowed(libc::S_IFCHR, device()?)?)?,
+            EntryType::Block => node(SFlag::S_IFBLK, allowed(libc::S_IFBLK, device()?)?)?,
             EntryType::Fifo => node(SFlag::S_IFIFO, 0)?,
             _ => continue,
         }
@@ -274,7 +286,7 @@ mod tests {
         sample(from.path());
         let image = tempfile::NamedTempFile::new().unwrap();
         pack(&open(from.path()), image.reopen().unwrap()).unwrap();
-        unpack(&open(to.path()), image.reopen().unwrap()).unwrap();
+        unpack(&open(to.path()), image.reopen().unwrap(), None).unwrap();
         check(to.path());
         let blocks = fs::metadata(to.path().join("holes")).unwrap().blocks();
         assert!(blocks < 1024, "holes stay holes: {blocks}");
@@ -293,7 +305,7 @@ mod tests {
         tar(&["-x", "-z", "-p", "-f", file, "-C", paths[1]]);
         check(dirs[1].path());
         tar(&["-c", "-z", "--sparse", "--numeric-owner", "-f", file, "-C", paths[1], "."]);
-        unpack(&open(dirs[2].path()), image.reopen().unwrap()).unwrap();
+        unpack(&open(dirs[2].path()), image.reopen().unwrap(), None).unwrap();
         check(dirs[2].path());
     }
 
@@ -306,7 +318,7 @@ mod tests {
             let mut tar = Builder::new(GzEncoder::new(file, Compression::fast()));
             build(&mut tar);
             tar.into_inner().unwrap().finish().unwrap();
-            unpack(&open(to.path()), image.reopen().unwrap())
+            unpack(&open(to.path()), image.reopen().unwrap(), None)
         };
         let file = |tar: &mut Builder<GzEncoder<File>>, name: &[u8]| {
             let mut header = Header::new_gnu();

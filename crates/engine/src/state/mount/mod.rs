@@ -23,6 +23,7 @@
 mod build;
 mod calls;
 mod capture;
+mod confined;
 mod contents;
 mod groups;
 mod plan;

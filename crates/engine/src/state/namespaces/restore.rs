@@ -17,6 +17,7 @@ use nix::sched::{CloneFlags, setns};
 
 use super::clocks::Clocks;
 use super::ipc::IpcRestore;
+use crate::confinement::Confinement;
 use crate::error::{Refusal, Remedy, RestoreError};
 use crate::options::{Event, Events, External};
 use crate::restore_context::{RestoreContext, TaskNode, failed, subject};
@@ -33,6 +34,8 @@ pub struct NamespaceRestoreOptions<'a> {
     pub inherit_fds: &'a [(String, OwnedFd)],
     /// Pseudo terminals, by index, whose masters are made with the tree's devpts.
     pub terminals: &'a [u32],
+    /// What the tree may have at most.
+    pub confinement: Option<&'a Confinement>,
     /// Namespaces that are joined instead of made, whatever the images say.
     pub join: &'a [(Kind, OwnedFd)],
 }
@@ -127,6 +130,7 @@ impl<'a> NamespaceRestore<'a> {
                 options.root,
                 options.externals,
                 options.terminals,
+                options.confinement,
             )?;
             restore.mounts = Some(mounts);
         }
@@ -211,6 +215,36 @@ impl<'a> NamespaceRestore<'a> {
                 format!("process {} is not the first of its pid namespace", self.root.pid),
                 "capture the first process of the pid namespace and all below it",
             ));
+        }
+    }
+
+    /// Refuses namespaces of the host, and mounts that show more of it than the tree may see.
+    pub fn check_confined(&self, confinement: &Confinement, refusals: &mut Vec<Refusal>) {
+        if confinement.trusted {
+            return;
+        }
+        for kind in [Kind::Pid, Kind::Ipc, Kind::Uts, Kind::Mount, Kind::Cgroup] {
+            if *self.origin(kind) != Origin::Made {
+                refusals.push(self.refuse(
+                    &format!("{} namespace", kind.name()),
+                    "it is the host's, not one of the container's own",
+                    "allow it with --trust, if you trust the archive",
+                ));
+            }
+        }
+        let network = match &confinement.network {
+            Some(key) => Origin::External(key.clone()),
+            None => Origin::Host,
+        };
+        if *self.origin(Kind::Net) != network {
+            refusals.push(self.refuse(
+                "net namespace",
+                "it is not in the network that the container's configuration asks for",
+                "allow it with --trust, if you trust the archive",
+            ));
+        }
+        if let Some(mounts) = &self.mounts {
+            mounts.check_confined(confinement, refusals);
         }
     }
 

@@ -2,6 +2,7 @@
 //! registers of its threads (`core-TID.img`).
 
 pub mod capture;
+pub mod confined;
 pub mod restore;
 pub mod settings;
 

@@ -39,11 +39,11 @@ pub fn check(tid: i32, core: &CoreEntry) -> Result<(), RestoreError> {
             return bad("a queued signal of a wrong size");
         }
     }
-    if let Some(creds) = &thread.creds {
-        let halves = [&creds.cap_inh, &creds.cap_prm, &creds.cap_eff, &creds.cap_bnd];
-        if halves.iter().any(|c| c.len() > 2) || creds.groups.len() > 65536 {
-            return bad("credentials of a wrong size");
-        }
+    // Without them it would keep the controller's.
+    let Some(creds) = &thread.creds else { return bad("no credentials") };
+    let halves = [&creds.cap_inh, &creds.cap_prm, &creds.cap_eff, &creds.cap_bnd, &creds.cap_amb];
+    if halves.iter().any(|c| c.len() > 2) || creds.groups.len() > 65536 {
+        return bad("credentials of a wrong size");
     }
     if let Some(tc) = &core.tc
         && tc.sigactions.len() > 62
@@ -343,13 +343,20 @@ fn set_ids(batch: &mut Batch, creds: &CredsEntry, last_capability: u32) {
     }
 }
 
-/// Limits of the process, from inside. What cannot be raised is a warning, not a failure.
+/// Limits of the process, from inside. What cannot be raised is a warning, not a failure; no limit
+/// becomes higher than those of `highest`, by number.
 pub fn limits(
     stub: &Stub,
     tc: &TaskCoreEntry,
+    highest: &[u64],
     events: &mut dyn Events,
 ) -> Result<(), RestoreError> {
     let Some(limits) = &tc.rlimits else { return Ok(()) };
+    let mut limits = limits.clone();
+    for (limit, highest) in limits.rlimits.iter_mut().zip(highest) {
+        (limit.cur, limit.max) = (limit.cur.min(*highest), limit.max.min(*highest));
+    }
+    let limits = &limits;
     let mut batch = Batch::new();
     let mut calls: Vec<(usize, CallId)> = Vec::new();
     for (resource, limit) in limits.rlimits.iter().enumerate().take(16) {
@@ -512,8 +519,9 @@ fn create_timer(
     Err(RestoreError::Inconsistent(format!("no POSIX timer got the id {}", timer.it_id)))
 }
 
-/// oom_score_adj and loginuid, written from outside; what is not permitted is a warning.
-pub fn outside_settings(pid: Pid, tc: &TaskCoreEntry, events: &mut dyn Events) {
+/// oom_score_adj and loginuid, written from outside; what is not permitted is a warning. A confined
+/// task is not spared by the kernel for others' sake, and not taken for another user's by audit.
+pub fn outside_settings(pid: Pid, tc: &TaskCoreEntry, confined: bool, events: &mut dyn Events) {
     let settings = [
         ("oom_score_adj", tc.oom_score_adj.map(i64::from)),
         ("loginuid", tc.loginuid.map(i64::from)),
@@ -522,7 +530,14 @@ pub fn outside_settings(pid: Pid, tc: &TaskCoreEntry, events: &mut dyn Events) {
         let Some(value) = value else { continue };
         let path = arctern_sys::proc::path(pid, name);
         let current = std::fs::read_to_string(&path).ok();
-        if current.as_deref().map(str::trim) == Some(value.to_string().as_str()) {
+        let current = current.as_deref().map(str::trim);
+        if current == Some(value.to_string().as_str()) {
+            continue;
+        }
+        let less = current.and_then(|text| text.parse::<i64>().ok()).is_none_or(|now| value < now);
+        if confined && (name == "loginuid" || less) {
+            let text = format!("process {pid}: its {name} of {value} is not given to it");
+            events.event(Event::Warning(text));
             continue;
         }
         if let Err(e) = std::fs::write(&path, value.to_string()) {
