@@ -6,6 +6,7 @@ pub mod capture;
 pub mod crash;
 pub mod engine;
 pub mod host;
+pub mod hostile;
 pub mod kinds;
 pub mod lab;
 pub mod load;

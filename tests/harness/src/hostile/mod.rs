@@ -1,0 +1,4 @@
+//! Archives that somebody with bad intentions would write.
+
+pub mod mutate;
+pub mod tar;
