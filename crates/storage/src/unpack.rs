@@ -8,19 +8,28 @@
 //! the mode (it drops set-user-id), times come last; those of directories when everything else is
 //! done, because every entry made in them changes them.
 
+mod devices;
+mod error;
+mod meta;
+mod sparse;
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, RawMode, Timespec, Timestamps, Uid, XattrFlags,
-};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Uid, XattrFlags};
 use rustix::io::Errno;
 use tar::EntryType;
 
+pub use self::devices::Devices;
+pub use self::error::{UnpackError, UnpackErrorKind};
+use self::error::{doing, resolving};
+use self::meta::{Meta, drop_xattrs, link_target, times};
+pub(crate) use self::meta::{PAX_XATTR, is_overlay_xattr};
+use self::sparse::copy_sparse;
 use crate::beneath::{self, Beneath, UnsafePath};
 use crate::tarstream::{Member, TarStream};
 
@@ -28,68 +37,6 @@ use crate::tarstream::{Member, TarStream};
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
 /// OCI marker of a directory that hides everything below it in lower layers.
 const WHITEOUT_OPAQUE: &[u8] = b".wh..wh..opq";
-/// Prefix of extended attributes in pax records, as star(1) and everybody after it writes them.
-pub(crate) const PAX_XATTR: &str = "SCHILY.xattr.";
-
-/// What a failed [`Unpacker::entry`] was about.
-#[derive(Debug, thiserror::Error)]
-#[error("archive member {member:?}")]
-pub struct UnpackError {
-    /// The member's path as it is in the archive.
-    pub member: PathBuf,
-    /// What went wrong with it.
-    #[source]
-    pub kind: UnpackErrorKind,
-}
-
-/// What went wrong with an archive member.
-#[derive(Debug, thiserror::Error)]
-pub enum UnpackErrorKind {
-    /// The path, or the target of a hard link, could lead out of the directory.
-    #[error("refused: {0}")]
-    UnsafePath(UnsafePath),
-    /// A parent of the path is a symbolic link.
-    #[error("refused: the path passes through a symbolic link")]
-    ThroughSymlink,
-    /// The member is of a type that does not belong into a file system.
-    #[error("member type {0:?} is not known")]
-    UnknownType(u8),
-    /// A device that does not belong there.
-    #[error("refused: it is a {kind} device with number {major}:{minor}")]
-    Device {
-        /// `block` or `character`.
-        kind: &'static str,
-        /// Its driver.
-        major: u32,
-        /// Which of the driver's.
-        minor: u32,
-    },
-    /// More than there is room for.
-    #[error("no space: it has {size} bytes, {free} are free")]
-    NoSpace {
-        /// Its size.
-        size: u64,
-        /// What was free at the beginning, less what was written.
-        free: u64,
-    },
-    /// A header field is out of its range.
-    #[error("header field {field} is out of range")]
-    BadField {
-        /// Name of the field.
-        field: &'static str,
-    },
-    /// The archive could not be read.
-    #[error("cannot read the archive")]
-    Read(#[source] io::Error),
-    /// The kernel refused an operation.
-    #[error("cannot {action}")]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// The kernel's answer.
-        source: io::Error,
-    },
-}
 
 /// How whiteout names of OCI layers are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,36 +55,6 @@ impl Whiteouts {
     /// Those of a layer of an image.
     pub fn of_layer(lowest: bool) -> Self {
         if lowest { Whiteouts::Dropped } else { Whiteouts::ToOverlay }
-    }
-}
-
-/// Which device nodes are made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Devices {
-    /// All, as in layers: who may pull an image may have it.
-    #[default]
-    All,
-    /// Character devices.
-    Character,
-    /// Those that every container has: memory that is none, random numbers, terminals; and 0:0, with
-    /// which an overlay hides a name.
-    Ordinary,
-}
-
-impl Devices {
-    fn check(self, ty: FileType, major: u32, minor: u32) -> Result<(), UnpackErrorKind> {
-        let block = ty == FileType::BlockDevice;
-        let ordinary = match (major, minor) {
-            (0, 0) | (1, 3 | 5 | 7 | 8 | 9) | (5, 0..=2) => true,
-            _ => (136..=143).contains(&major),
-        };
-        let allowed = match self {
-            Devices::All => true,
-            Devices::Character => !block,
-            Devices::Ordinary => !block && ordinary,
-        };
-        let kind = if block { "block" } else { "character" };
-        if allowed { Ok(()) } else { Err(UnpackErrorKind::Device { kind, major, minor }) }
     }
 }
 
@@ -164,15 +81,6 @@ pub struct Unpacker {
     dir_times: BTreeMap<PathBuf, Timespec>,
     done: Unpacked,
     buffer: Vec<u8>,
-}
-
-/// Metadata of a member, from its header and its pax records.
-struct Meta {
-    mode: RawMode,
-    uid: u32,
-    gid: u32,
-    mtime: Timespec,
-    xattrs: Vec<(String, Vec<u8>)>,
 }
 
 impl Unpacker {
@@ -488,184 +396,4 @@ impl Unpacker {
         }
         Ok(self.done)
     }
-}
-
-impl Meta {
-    fn read(member: &Member) -> Result<Self, UnpackErrorKind> {
-        let bad = |field| UnpackErrorKind::BadField { field };
-        let header = &member.header;
-        let record = |key: &str| {
-            let value = member.records.iter().find(|(k, _)| k == key).map(|(_, v)| v);
-            value.map(|v| std::str::from_utf8(v).unwrap_or("damaged"))
-        };
-        let old = header.as_old();
-        let id = |key: &'static str, field: &[u8], value: io::Result<u64>| match record(key) {
-            Some(text) => text.parse().map_err(|_| bad(key)),
-            None => number(field, value).and_then(|v| u32::try_from(v).ok()).ok_or(bad(key)),
-        };
-        let mtime = match record("mtime") {
-            Some(text) => pax_time(text),
-            None => number(&old.mtime, header.mtime())
-                .and_then(|v| i64::try_from(v).ok())
-                .map(|tv_sec| Timespec { tv_sec, tv_nsec: 0 }),
-        };
-        let mode = number(&old.mode, header.mode().map(u64::from)).ok_or(bad("mode"))?;
-        let xattrs = member.records.iter().filter_map(|(key, value)| {
-            let name = key.strip_prefix(PAX_XATTR).filter(|name| !is_overlay_xattr(name))?;
-            Some((name.to_owned(), value.clone()))
-        });
-        Ok(Meta {
-            mode: RawMode::try_from(mode & 0o7777).map_err(|_| bad("mode"))?,
-            uid: id("uid", &old.uid, header.uid())?,
-            gid: id("gid", &old.gid, header.gid())?,
-            mtime: mtime.ok_or(bad("mtime"))?,
-            xattrs: xattrs.collect(),
-        })
-    }
-}
-
-/// A numeric field: blank is zero, as all tars take it.
-fn number(field: &[u8], value: io::Result<u64>) -> Option<u64> {
-    match field.iter().all(|b| matches!(b, 0 | b' ')) {
-        true => Some(0),
-        false => value.ok(),
-    }
-}
-
-/// Removes the attributes of a directory that was there before, which the archive's has not. Those
-/// of security modules stay: they are the host's affair.
-fn drop_xattrs(dir: &OwnedFd, meta: &Meta) -> rustix::io::Result<()> {
-    let mut names = vec![0; 65536];
-    let len = match rustix::fs::flistxattr(dir, &mut names[..]) {
-        Err(Errno::OPNOTSUPP) => return Ok(()),
-        other => other?,
-    };
-    for name in names[..len].split(|b| *b == 0) {
-        let Ok(name) = std::str::from_utf8(name) else { continue };
-        let ours = ["user.", "trusted.", "system.posix_acl_"].iter().any(|p| name.starts_with(p));
-        if ours && !is_overlay_xattr(name) && meta.xattrs.iter().all(|(have, _)| have != name) {
-            rustix::fs::fremovexattr(dir, name)?;
-        }
-    }
-    Ok(())
-}
-
-/// Where a link leads.
-fn link_target(member: &Member) -> Result<&[u8], UnpackErrorKind> {
-    let target = member.link.as_deref().filter(|t| !t.is_empty());
-    target.ok_or(UnpackErrorKind::BadField { field: "linkname" })
-}
-
-/// Whether an extended attribute steers overlayfs: never taken from or put into an archive.
-pub(crate) fn is_overlay_xattr(name: &str) -> bool {
-    name.starts_with("trusted.overlay.") || name.starts_with("user.overlay.")
-}
-
-/// A pax time: seconds since the epoch as a decimal number, possibly negative, with a fraction.
-fn pax_time(text: &str) -> Option<Timespec> {
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let negative = whole.starts_with('-');
-    let seconds: i64 = whole.parse().ok()?;
-    if !fraction.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    let mut nanos: i64 = 0;
-    for digit in fraction.bytes().chain(std::iter::repeat(b'0')).take(9) {
-        nanos = nanos * 10 + i64::from(digit - b'0');
-    }
-    if negative && nanos > 0 {
-        // -1.25 lies between the seconds -2 and -1.
-        return Some(Timespec { tv_sec: seconds.checked_sub(1)?, tv_nsec: 1_000_000_000 - nanos });
-    }
-    Some(Timespec { tv_sec: seconds, tv_nsec: nanos })
-}
-
-/// Writes `content` to `file` from `start` on, leaving holes where whole blocks are zero; returns
-/// its length.
-fn copy_sparse(
-    content: &mut impl Read,
-    file: BorrowedFd<'_>,
-    start: u64,
-    buffer: &mut [u8],
-) -> Result<u64, UnpackErrorKind> {
-    const BLOCK: usize = 4096;
-    let mut offset = start;
-    let mut written = start;
-    loop {
-        let len = fill(content, buffer).map_err(UnpackErrorKind::Read)?;
-        if len == 0 {
-            break;
-        }
-        let mut at = 0;
-        while at < len {
-            // One run of blocks that are all zero, or all not.
-            let zero = is_zero(&buffer[at..len.min(at + BLOCK)]);
-            let mut end = len.min(at + BLOCK);
-            while end < len && is_zero(&buffer[end..len.min(end + BLOCK)]) == zero {
-                end = len.min(end + BLOCK);
-            }
-            if !zero {
-                write_all_at(file, &buffer[at..end], offset + at as u64)?;
-                written = offset + end as u64;
-            }
-            at = end;
-        }
-        offset += len as u64;
-    }
-    if written < offset {
-        rustix::fs::ftruncate(file, offset).map_err(doing("set the length"))?;
-    }
-    Ok(offset - start)
-}
-
-fn fill(content: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut len = 0;
-    while len < buffer.len() {
-        match content.read(&mut buffer[len..]) {
-            Ok(0) => break,
-            Ok(n) => len += n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(len)
-}
-
-fn is_zero(bytes: &[u8]) -> bool {
-    bytes.iter().all(|&b| b == 0)
-}
-
-fn write_all_at(
-    file: BorrowedFd<'_>,
-    mut bytes: &[u8],
-    mut offset: u64,
-) -> Result<(), UnpackErrorKind> {
-    while !bytes.is_empty() {
-        match rustix::io::pwrite(file, bytes, offset) {
-            Ok(n) => {
-                bytes = &bytes[n..];
-                offset += n as u64;
-            }
-            Err(Errno::INTR) => {}
-            Err(e) => return Err(doing("write the contents")(e)),
-        }
-    }
-    Ok(())
-}
-
-/// Both times set to `mtime`: archives carry no access time worth keeping.
-fn times(mtime: Timespec) -> Timestamps {
-    Timestamps { last_access: mtime, last_modification: mtime }
-}
-
-fn doing(action: &'static str) -> impl Fn(Errno) -> UnpackErrorKind {
-    move |errno| UnpackErrorKind::Io { action, source: errno.into() }
-}
-
-fn resolving(source: io::Error) -> UnpackErrorKind {
-    let code = source.raw_os_error();
-    if code == Some(Errno::LOOP.raw_os_error()) {
-        return UnpackErrorKind::ThroughSymlink;
-    }
-    UnpackErrorKind::Io { action: "resolve the path", source }
 }

@@ -88,7 +88,7 @@ fn check(directory: &Path) {
     }
 }
 
-/// Unpacks, lists and looks into an archive.
+/// Unpacks, lists, describes and looks into an archive.
 pub fn archive(bytes: &[u8]) {
     let bytes = match bytes.split_first() {
         // As it is, so that archives can be seeds.
@@ -108,4 +108,5 @@ pub fn archive(bytes: &[u8]) {
     check(&dest);
     let _ = peek(bytes.as_slice(), &["config.dump", "spec.dump"], 1 << 16);
     let _ = list(bytes.as_slice(), limits);
+    let _ = arctern_image::summary::summarise_stream(bytes.as_slice());
 }

@@ -2,3 +2,4 @@
 
 pub mod mutate;
 pub mod tar;
+pub mod victim;
