@@ -174,7 +174,8 @@ impl Build<'_, '_> {
         self.cgroups.enter(host, set, &options.cgroups)?;
         let stub = Stub::adopt(host, self.gadget)?;
         self.stubs[0] = Some(stub);
-        if self.loaded.has_seccomp() {
+        let own = options.confinement.as_ref().is_some_and(|own| own.filter.is_some());
+        if own || self.loaded.has_seccomp() {
             let options = ptrace::O_EXITKILL | ptrace::O_TRACE_CHILDREN | ptrace::O_SUSPEND_SECCOMP;
             ptrace::set_options(host, options)
                 .map_err(TraceeError::request(host, "suspend seccomp"))?;
