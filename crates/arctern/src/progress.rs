@@ -5,7 +5,10 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use arctern_engine::options::{Event, Events};
+use arctern_migrate::{RoundDone, Watch};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::ui::{duration, size};
 
 /// An operation that takes less than this is over before anybody looks.
 const DELAY: Duration = Duration::from_millis(250);
@@ -82,6 +85,25 @@ impl Events for Progress {
                 Some(bar) => bar.suspend(|| eprintln!("warning: {text}")),
                 None => eprintln!("warning: {text}"),
             },
+        }
+    }
+}
+
+impl Watch for Progress {
+    fn round(&mut self, round: &RoundDone) {
+        let line = format!(
+            "round {}: sent {} in {} ({}/s), written meanwhile {} ({}/s), {} of freeze to expect",
+            round.number,
+            size(round.sent),
+            duration(round.total_us),
+            size(round.rate),
+            size(round.dirty),
+            size(round.dirty_rate),
+            duration(round.downtime_us),
+        );
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{line}")),
+            None => eprintln!("{line}"),
         }
     }
 }

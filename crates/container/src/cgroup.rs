@@ -124,6 +124,24 @@ impl Hierarchies {
         self.used().map(|h| h.mount.join(&self.parent).join(id)).collect()
     }
 
+    /// The groups through which memory is counted: of this process, and of a container.
+    pub(crate) fn of_memory(&self, id: &str) -> Result<Vec<(PathBuf, PathBuf)>> {
+        let path = "/proc/self/cgroup";
+        let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+        let counting = self.used().filter(|h| h.v2 || h.controllers.iter().any(|c| c == "memory"));
+        let pair = |h: &Hierarchy| {
+            // `NUMBER:CONTROLLERS:PATH`, without controllers for version 2 (cgroups(7)).
+            let own = text.lines().find_map(|line| {
+                let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+                let counts = controllers.split(',').any(|c| c == "memory");
+                (if h.v2 { controllers.is_empty() } else { counts }).then_some(path)
+            })?;
+            let own = h.mount.join(own.trim_start_matches('/'));
+            Some((own, h.mount.join(&self.parent).join(id)))
+        };
+        Ok(counting.filter_map(pair).collect())
+    }
+
     /// The names of all groups of this host's containers.
     #[must_use]
     pub fn ids(&self) -> Vec<String> {

@@ -225,6 +225,9 @@ pub enum Error {
     /// The engine could not capture.
     #[error(transparent)]
     Capture(Box<arctern_engine::CaptureError>),
+    /// Memory that the other host sent could not be stored.
+    #[error("cannot store the memory that came ahead")]
+    Memory(#[source] arctern_engine::options::HookError),
     /// The engine could not restore.
     #[error(transparent)]
     Restore(Box<arctern_engine::RestoreError>),

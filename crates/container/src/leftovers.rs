@@ -15,8 +15,8 @@ use crate::state::{Record, Status};
 
 impl ContainerPaths {
     /// What only a command at work has beside a container.
-    pub(crate) fn temporary(&self) -> [PathBuf; 3] {
-        [self.checkpoint_new(), self.capture_dir(), self.import_dir()]
+    pub(crate) fn temporary(&self) -> [PathBuf; 4] {
+        [self.checkpoint_new(), self.capture_dir(), self.import_dir(), self.ahead_dir()]
     }
 }
 

@@ -11,6 +11,7 @@
 //! ROOT/containers/ID/ctr.log         output of the container
 //! ROOT/containers/ID/etc/            hosts, hostname, resolv.conf, bound into the container
 //! ROOT/containers/ID/checkpoint/     images of the checkpoint that belongs to the container
+//! ROOT/containers/ID/ahead/          memory of a container that is about to arrive, a round each
 //! ROOT/containers/ID/shim.log        diagnostics of the shim
 //! ROOT/containers/ID/lock            taken by the command that changes the container
 //! ROOT/containers/ID/stopped         there while a command has stopped it: no policy starts it

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::confinement::Confinement;
+use crate::precopy::Preloaded;
 
 /// What happens to the tasks after a successful capture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -236,6 +237,9 @@ pub struct RestoreOptions<'a> {
     pub network: Option<&'a mut dyn NetworkLock>,
     /// What the tree may have at most; None: whatever its images say.
     pub confinement: Option<Confinement>,
+    /// Memory of the root task that is in this process already; pages of the images that are not of
+    /// its rounds replace what is there.
+    pub preloaded: Option<&'a Preloaded>,
     /// Create the root task as a sibling of the caller (CLONE_PARENT) instead of a child.
     pub sibling: bool,
     /// Called when the root task exists, with its pid as the caller sees it, before namespaces are

@@ -1,5 +1,7 @@
 //! Why a move did not come about.
 
+use std::time::Duration;
+
 use arctern_container::transfer::Blocker;
 
 use crate::transport::TransportError;
@@ -47,6 +49,30 @@ pub enum MigrateError {
         /// What it said.
         answer: String,
     },
+    /// Its memory changes too fast for the link.
+    #[error(
+        "it would stand still for about {}, and {} is accepted: it writes {}/s, and {}/s are sent \
+         ({rounds} round(s) were)",
+        seconds(.expected), seconds(.limit), mebibytes(*.dirty_rate), mebibytes(*.rate)
+    )]
+    TooLong {
+        /// How long it would stand still.
+        expected: Duration,
+        /// What the user accepts.
+        limit: Duration,
+        /// How many rounds were tried.
+        rounds: u32,
+        /// Bytes that the link carries in a second.
+        rate: u64,
+        /// Bytes that the container writes in a second.
+        dirty_rate: u64,
+    },
+    /// It stands still for longer than the user accepts.
+    #[error("it had stood still for {} when the other side was ready", seconds(.limit))]
+    Late {
+        /// What the user accepts.
+        limit: Duration,
+    },
     /// The connection.
     #[error(transparent)]
     Transport(#[from] TransportError),
@@ -61,6 +87,17 @@ pub enum MigrateError {
     },
 }
 
+fn seconds(time: &Duration) -> String {
+    match time.as_millis() {
+        0..1000 => format!("{} ms", time.as_millis()),
+        _ => format!("{:.1} s", time.as_secs_f64()),
+    }
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
 fn listed(blockers: &[Blocker]) -> String {
     let lines = blockers.iter().map(|b| format!("\n- {}; {}", b.cause, b.remedy));
     lines.collect()
@@ -72,6 +109,11 @@ impl MigrateError {
     pub fn hint(&self) -> Option<String> {
         match self {
             MigrateError::Refused { hint, .. } => hint.clone(),
+            MigrateError::TooLong { .. } | MigrateError::Late { .. } => Some(
+                "accept a longer --max-downtime, allow more --bandwidth or more --rounds, or move it \
+                 when it has less to do"
+                    .into(),
+            ),
             MigrateError::Version { .. } => Some("install the same version on both hosts".into()),
             MigrateError::Container(error) => error.hint(),
             MigrateError::InDoubt { .. } => Some(

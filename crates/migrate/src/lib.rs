@@ -8,12 +8,14 @@
 pub mod destination;
 mod error;
 pub mod message;
+pub mod pages;
 pub mod policy;
 mod receive;
 mod source;
+mod throttle;
 pub mod transport;
 pub mod wire;
 
 pub use error::MigrateError;
 pub use receive::receive;
-pub use source::{MigrateOptions, Moved, Outcome, Plan, migrate, resolve};
+pub use source::{MigrateOptions, Moved, Outcome, Plan, RoundDone, Watch, migrate, resolve};

@@ -9,7 +9,10 @@
 //! Image, data                          →   (when it is not there)
 //! Begin                                →
 //!                                      ←   Ready
-//! Archive, data                        →   frozen from here on
+//! Round, data                          →   memory, any number of times, while the container runs
+//!                                      ←   Stored
+//! Rest, data                           →   frozen from here on; memory written since the last round
+//! Archive, data                        →   everything else
 //!                                      ←   Built: nothing of it has run
 //! Commit                               →   written down by both, each before it acts
 //!                                      ←   Running
@@ -23,7 +26,7 @@ use arctern_container::transfer::{Blocker, Offer};
 use serde::{Deserialize, Serialize};
 
 /// Version of this conversation. Both sides must have the same.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// From the source.
 #[derive(Debug, Serialize, Deserialize)]
@@ -37,6 +40,10 @@ pub enum Request {
     Image,
     /// Make ready: the container comes.
     Begin,
+    /// Memory follows as data ([`crate::pages`]): what was written since the round before.
+    Round,
+    /// The memory that was written since the last round follows as data. The container is frozen.
+    Rest,
     /// The archive follows as data, and is built when it is complete.
     Archive,
     /// It is yours.
@@ -65,6 +72,8 @@ pub enum Answer {
     },
     /// To `Begin`.
     Ready,
+    /// To a round.
+    Stored,
     /// To the archive.
     Built,
     /// To `Commit`.

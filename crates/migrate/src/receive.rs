@@ -8,6 +8,7 @@ use arctern_container::transfer::{Arrival, Offer, Verdict};
 use arctern_engine::options::{Event, Events};
 
 use crate::message::{Answer, Hello, Request, VERSION};
+use crate::pages::read_pages;
 use crate::wire::{Receiver, Sender};
 
 /// What the engine tells is not shown: the source has the user's terminal.
@@ -76,6 +77,8 @@ impl Destination<'_> {
                     taken
                 }
                 Request::Begin => self.begin(),
+                Request::Round => self.round(receiver),
+                Request::Rest => self.rest(receiver),
                 Request::Archive => self.archive(receiver),
                 Request::Commit => self.commit(),
                 Request::Ask { transfer: asked } => {
@@ -112,6 +115,28 @@ impl Destination<'_> {
         let offer = self.offer.as_ref().ok_or_else(out_of_turn)?;
         self.arrival = Some(self.host.expect(offer)?);
         Ok(Some(Answer::Ready))
+    }
+
+    fn round<R: Read>(
+        &mut self,
+        receiver: &mut Receiver<R>,
+    ) -> arctern_container::Result<Option<Answer>> {
+        let arrival = self.arrival.as_mut().ok_or_else(out_of_turn)?;
+        let mut pages = self.host.expect_round(arrival)?;
+        read_pages(receiver.data(), &mut pages).map_err(arctern_container::Error::Memory)?;
+        pages.conclude().map_err(|error| arctern_container::Error::Memory(error.into()))?;
+        self.host.took_round(arrival)?;
+        Ok(Some(Answer::Stored))
+    }
+
+    fn rest<R: Read>(
+        &mut self,
+        receiver: &mut Receiver<R>,
+    ) -> arctern_container::Result<Option<Answer>> {
+        let arrival = self.arrival.as_mut().ok_or_else(out_of_turn)?;
+        let mut pages = self.host.expect_rest(arrival)?;
+        read_pages(receiver.data(), &mut pages).map_err(arctern_container::Error::Memory)?;
+        Ok(None)
     }
 
     fn archive<R: Read>(

@@ -3,21 +3,25 @@
 mod conversation;
 mod peer;
 mod resolve;
+mod rounds;
 
 use std::time::{Duration, Instant};
 
 use arctern_container::Host;
 use arctern_container::transfer::{Departure, Offer};
 use arctern_engine::CaptureError;
-use arctern_engine::options::{Event, Events};
+use arctern_engine::options::{CaptureReport, Event, Events};
 use serde::Serialize;
 
 use self::conversation::{Conversation, PATIENCE};
-use self::peer::{Destination, Marks};
+use self::peer::{Clock, Destination, Marks};
 pub use self::resolve::resolve;
+pub use self::rounds::RoundDone;
+use self::rounds::copy_ahead;
 use crate::destination::Remote;
 use crate::error::MigrateError;
 use crate::message::{Answer, Request};
+use crate::policy::Limits;
 
 /// How a container is moved.
 #[derive(Clone, Debug)]
@@ -30,6 +34,31 @@ pub struct MigrateOptions {
     pub dry_run: bool,
     /// Leave the container here, stopped.
     pub keep_source: bool,
+    /// How often memory is sent ahead, and how long the freeze may be.
+    pub limits: Limits,
+    /// Bytes that may be sent in a second.
+    pub bandwidth: Option<u64>,
+}
+
+impl MigrateOptions {
+    /// To there, with nothing special about it.
+    #[must_use]
+    pub fn to(remote: Remote, ssh: &str) -> MigrateOptions {
+        MigrateOptions {
+            remote,
+            ssh: ssh.to_owned(),
+            dry_run: false,
+            keep_source: false,
+            limits: Limits::default(),
+            bandwidth: None,
+        }
+    }
+}
+
+/// Hears how a move is getting on.
+pub trait Watch: Events {
+    /// A round of memory is at the other side.
+    fn round(&mut self, round: &RoundDone);
 }
 
 /// What was found before anything was touched.
@@ -52,11 +81,17 @@ pub struct Plan {
 pub struct Moved {
     /// What was found before.
     pub plan: Plan,
-    /// Bytes that were sent.
+    /// Memory that was sent ahead, while it ran.
+    pub rounds: Vec<RoundDone>,
+    /// Bytes of memory that were sent in the freeze.
+    pub rest: u64,
+    /// Bytes that were sent in all.
     pub sent: u64,
     /// From the first task stopped here until the other side said that it runs.
     pub downtime_us: u64,
-    /// Of it: until the archive was sent.
+    /// Of it: until the state was captured and the rest of the memory sent.
+    pub capture_us: u64,
+    /// Of it: from there until the archive was sent.
     pub sending_us: u64,
     /// Of it: from there until everything was built at the other side.
     pub building_us: u64,
@@ -87,19 +122,20 @@ pub fn migrate(
     host: &mut Host,
     container: &str,
     options: &MigrateOptions,
-    events: &mut dyn Events,
+    watch: &mut dyn Watch,
 ) -> Result<Outcome, MigrateError> {
     let begin = Instant::now();
-    let departure = host.departure(container)?;
+    let mut departure = host.departure(container)?;
     let mut conversation = Conversation::begin(options, "receive")?;
     let plan = preflight(&mut conversation, departure.offer())?;
     if options.dry_run {
         return Ok(Outcome::Planned(plan));
     }
     make_ready(&mut conversation, host, &departure, plan.image)?;
-    let mut frozen = Frozen { events, since: None };
-    let (conversation, marks) = hand_over(host, &departure, options, conversation, &mut frozen)?;
-    let moved = figures(plan, &conversation, marks, frozen.since, begin);
+    let rounds = copy_ahead(&mut conversation, &mut departure, options, begin, watch)?;
+    let (conversation, marks, report) =
+        hand_over(host, &mut departure, options, conversation, watch)?;
+    let moved = Moved { rounds, ..figures(plan, &conversation, marks, &report, begin) };
     Ok(Outcome::Moved(Box::new(moved)))
 }
 
@@ -136,17 +172,21 @@ fn make_ready(
 /// From the freeze to the end of the container here.
 fn hand_over(
     host: &mut Host,
-    departure: &Departure,
+    departure: &mut Departure,
     options: &MigrateOptions,
     conversation: Conversation,
-    frozen: &mut Frozen<'_>,
-) -> Result<(Conversation, Marks), MigrateError> {
+    watch: &mut dyn Watch,
+) -> Result<(Conversation, Marks, CaptureReport), MigrateError> {
     let destination = serde_json::to_string(&options.remote).unwrap_or_default();
-    let mut peer = Destination { conversation, failure: None, marks: Marks::default() };
-    let given = host.hand_over(departure, &destination, options.keep_source, &mut peer, frozen);
-    let Destination { mut conversation, failure, marks } = peer;
-    match (given, failure) {
-        (Ok(_), None) => {}
+    let clock = Clock::default();
+    let mut events = Frozen { watch, clock: clock.clone() };
+    let mut peer = Destination::new(conversation, clock, options.limits.downtime);
+    let given =
+        host.hand_over(departure, &destination, options.keep_source, &mut peer, &mut events);
+    let late = peer.is_late();
+    let Destination { mut conversation, failure, marks, .. } = peer;
+    let report = match (given, failure) {
+        (Ok(handed), None) => handed.report,
         // What the conversation failed with says more than that it failed.
         (Err(error), Some(failure)) => {
             return Err(match is_doubt(&error) {
@@ -155,18 +195,25 @@ fn hand_over(
             });
         }
         (_, Some(failure)) => return Err(failure),
-        (Err(error), None) => return Err(error.into()),
-    }
+        (Err(_), None) if late.is_some() => {
+            return Err(MigrateError::Late { limit: late.unwrap_or_default() });
+        }
+        (Err(error), None) => {
+            let cut = is_of_a_hook(&error);
+            let error = error.into();
+            return Err(if cut { conversation.instead_of(error) } else { error });
+        }
+    };
     // The other side may be gone by now: it has all that it needs.
     let _ = conversation.transport.send(&Request::Done);
-    Ok((conversation, marks))
+    Ok((conversation, marks, report))
 }
 
 fn figures(
     plan: Plan,
     conversation: &Conversation,
     marks: Marks,
-    frozen: Option<Instant>,
+    report: &CaptureReport,
     begin: Instant,
 ) -> Moved {
     let between = |from: Option<Instant>, to: Option<Instant>| match (from, to) {
@@ -175,9 +222,12 @@ fn figures(
     };
     Moved {
         plan,
+        rounds: Vec::new(),
+        rest: report.pages_written * arctern_sys::PAGE_SIZE,
         sent: conversation.transport.sent(),
-        downtime_us: between(frozen, marks.running),
-        sending_us: between(frozen, marks.sent),
+        downtime_us: between(marks.frozen, marks.running),
+        capture_us: between(marks.frozen, marks.captured),
+        sending_us: between(marks.captured, marks.sent),
         building_us: between(marks.sent, marks.built),
         commit_us: between(marks.built, marks.running),
         total_us: micros(begin.elapsed()),
@@ -188,6 +238,12 @@ fn figures(
 fn is_doubt(error: &arctern_container::Error) -> bool {
     matches!(error, arctern_container::Error::Capture(inner)
         if matches!(**inner, CaptureError::InDoubt(_)))
+}
+
+/// What a hook of ours failed with is mostly that the other side has gone, and it says why.
+fn is_of_a_hook(error: &arctern_container::Error) -> bool {
+    matches!(error, arctern_container::Error::Capture(inner)
+        if matches!(**inner, CaptureError::Hook(_)))
 }
 
 fn plan(offer: &Offer, conversation: &Conversation, has_image: bool) -> Plan {
@@ -204,18 +260,18 @@ fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Passes the engine's events on, and remembers when it began to freeze, the last time if it tried
-/// more often.
+/// Passes the engine's events on, and notes when it began to freeze, the last time if it tried more
+/// often.
 struct Frozen<'a> {
-    events: &'a mut dyn Events,
-    since: Option<Instant>,
+    watch: &'a mut dyn Watch,
+    clock: Clock,
 }
 
 impl Events for Frozen<'_> {
     fn event(&mut self, event: Event) {
         if matches!(event, Event::Phase("freeze")) {
-            self.since = Some(Instant::now());
+            self.clock.freezes();
         }
-        self.events.event(event);
+        self.watch.event(event);
     }
 }

@@ -10,7 +10,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::destination::Remote;
+use crate::throttle::Throttle;
 use crate::wire::{DataWriter, Receiver, Sender};
+
+/// What is sent goes this way.
+pub type Outgoing = Throttle<PipeWriter>;
 
 /// What went wrong on the wire.
 #[derive(Debug, thiserror::Error)]
@@ -65,16 +69,22 @@ fn exit(code: &Option<i32>) -> String {
 pub struct Transport {
     child: Child,
     receiver: Receiver<ChildStdout>,
-    sender: Sender<PipeWriter>,
+    sender: Sender<Outgoing>,
     destination: String,
 }
 
 impl Transport {
-    /// Runs `arctern internal WORD` on the other side. `ssh` is the program to run.
+    /// Runs `arctern internal WORD` on the other side. `ssh` is the program to run; it gets at most
+    /// `bandwidth` bytes a second.
     ///
     /// # Errors
     /// ssh cannot be run; that it cannot connect is seen at the first message.
-    pub fn open(ssh: &str, remote: &Remote, word: &str) -> Result<Transport, TransportError> {
+    pub fn open(
+        ssh: &str,
+        remote: &Remote,
+        word: &str,
+        bandwidth: Option<u64>,
+    ) -> Result<Transport, TransportError> {
         let fail = |source| TransportError::Ssh { program: ssh.to_owned(), source };
         let (stdin, ours) = io::pipe().map_err(fail)?;
         let mut child = Command::new(ssh)
@@ -89,7 +99,7 @@ impl Transport {
         Ok(Transport {
             child,
             receiver: Receiver::new(stdout),
-            sender: Sender::new(ours),
+            sender: Sender::new(Throttle::new(ours, bandwidth).map_err(fail)?),
             destination: remote.destination.to_string(),
         })
     }
@@ -119,19 +129,16 @@ impl Transport {
         }
     }
 
-    /// A stream of bytes to the other side. While it is open no message can be sent.
+    /// The sending half.
     #[must_use]
-    pub fn data(&self) -> DataWriter<PipeWriter> {
-        self.sender.data()
+    pub fn sender(&self) -> Sender<Outgoing> {
+        self.sender.clone()
     }
 
-    /// Says that a stream of bytes is complete.
-    ///
-    /// # Errors
-    /// The other side is gone.
-    pub fn end_data(&mut self) -> Result<(), TransportError> {
-        let ended = self.sender.data().finish();
-        ended.map_err(|error| self.failed(error))
+    /// A stream of bytes to the other side. While it is open no message can be sent.
+    #[must_use]
+    pub fn data(&self) -> DataWriter<Outgoing> {
+        self.sender.data()
     }
 
     /// Bytes sent so far.

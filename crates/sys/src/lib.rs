@@ -23,6 +23,7 @@ pub mod namespace;
 pub mod packet;
 pub mod pagemap;
 pub mod pidfd;
+pub mod placed;
 pub mod proc;
 pub mod ptrace;
 pub mod sched;

@@ -86,6 +86,13 @@ impl Lab {
         Ok(place)
     }
 
+    /// Gives what goes out of a device of a place `rate` at most, in `tc` notation.
+    pub fn shape(&self, place: &Place, device: &str, rate: &str) -> Result<()> {
+        let tbf =
+            format!("qdisc replace dev {device} root tbf rate {rate} burst 64k latency 200ms");
+        crate::host::run(place.command("tc").args(tbf.split_whitespace())).map(drop)
+    }
+
     /// A client at the end of a long and lossy wire.
     pub fn far_client(&self, number: u8, wire: Wire) -> Result<(Place, Relay)> {
         let (client, between) = (Place::new()?, Place::new()?);

@@ -10,6 +10,7 @@ pub mod hostile;
 pub mod kinds;
 pub mod lab;
 pub mod load;
+pub mod machine;
 pub mod peer;
 pub mod place;
 pub mod process;

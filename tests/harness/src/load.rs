@@ -54,6 +54,8 @@ impl Report {
 pub struct Load {
     stop: Arc<AtomicBool>,
     answers: Arc<AtomicU64>,
+    /// The longest time without an answer on one connection since it was asked for, microseconds.
+    gap: Arc<AtomicU64>,
     clients: Vec<JoinHandle<Result<Report>>>,
 }
 
@@ -92,6 +94,23 @@ impl Load {
         Self::start(place, clients, pause, || Increment { address, request: request.clone() })
     }
 
+    /// Redis clients that each set a key of their own, `key` with a number, to 1, 2, 3 …: as many
+    /// answers as the sum of the values at the end.
+    pub fn sets(
+        place: &Place,
+        address: SocketAddr,
+        key: &str,
+        clients: usize,
+        pause: Duration,
+    ) -> Result<Self> {
+        let number = AtomicU64::new(0);
+        let client = || {
+            let key = format!("{key}{}", number.fetch_add(1, Ordering::Relaxed));
+            Set { address, key, value: AtomicU64::new(0) }
+        };
+        Self::start(place, clients, pause, client)
+    }
+
     fn start<C: Client>(
         place: &Place,
         clients: usize,
@@ -99,14 +118,20 @@ impl Load {
         client: impl Fn() -> C,
     ) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let answers = Arc::new(AtomicU64::new(0));
+        let (answers, gap) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let threads = (0..clients)
             .map(|_| {
-                let (client, stop, answers) = (client(), Arc::clone(&stop), Arc::clone(&answers));
-                place.spawn(move || Ok(talk(&client, &stop, &answers, pause)))
+                let (client, stop) = (client(), Arc::clone(&stop));
+                let seen = Seen { answers: Arc::clone(&answers), gap: Arc::clone(&gap) };
+                place.spawn(move || Ok(talk(&client, &stop, &seen, pause)))
             })
             .collect::<Result<_>>()?;
-        Ok(Self { stop, answers, clients: threads })
+        Ok(Self { stop, answers, gap, clients: threads })
+    }
+
+    /// The longest time without an answer on one connection that ended since this was asked last.
+    pub fn take_longest_gap(&self) -> Duration {
+        Duration::from_micros(self.gap.swap(0, Ordering::Relaxed))
     }
 
     /// How many answers came so far.
@@ -135,10 +160,16 @@ impl Load {
     }
 }
 
-fn talk(client: &impl Client, stop: &AtomicBool, answers: &AtomicU64, pause: Duration) -> Report {
+/// What the clients of a load have in common.
+struct Seen {
+    answers: Arc<AtomicU64>,
+    gap: Arc<AtomicU64>,
+}
+
+fn talk(client: &impl Client, stop: &AtomicBool, seen: &Seen, pause: Duration) -> Report {
     let mut report = Report::default();
     while !stop.load(Ordering::Relaxed) && report.failures.len() < 10 {
-        if let Err(error) = session(client, stop, answers, pause, &mut report) {
+        if let Err(error) = session(client, stop, seen, pause, &mut report) {
             report.failures.push(format!("{error:#}"));
         }
     }
@@ -148,7 +179,7 @@ fn talk(client: &impl Client, stop: &AtomicBool, answers: &AtomicU64, pause: Dur
 fn session(
     client: &impl Client,
     stop: &AtomicBool,
-    answers: &AtomicU64,
+    seen: &Seen,
     pause: Duration,
     report: &mut Report,
 ) -> Result<()> {
@@ -158,8 +189,10 @@ fn session(
     while !stop.load(Ordering::Relaxed) {
         let open = client.ask(&mut connection)?;
         report.answers += 1;
-        answers.fetch_add(1, Ordering::Relaxed);
-        report.longest_gap = report.longest_gap.max(last.elapsed());
+        seen.answers.fetch_add(1, Ordering::Relaxed);
+        let gap = last.elapsed();
+        seen.gap.fetch_max(gap.as_micros() as u64, Ordering::Relaxed);
+        report.longest_gap = report.longest_gap.max(gap);
         if !open {
             break;
         }
@@ -213,6 +246,30 @@ impl Client for Increment {
         let mut line = String::new();
         connection.read_line(&mut line).context("no answer")?;
         ensure!(line.starts_with(':') && line.ends_with("\r\n"), "redis answers {line:?}");
+        Ok(true)
+    }
+}
+
+struct Set {
+    address: SocketAddr,
+    key: String,
+    /// What was acknowledged last.
+    value: AtomicU64,
+}
+
+impl Client for Set {
+    fn connect(&self) -> Result<BufReader<TcpStream>> {
+        open(self.address)
+    }
+
+    fn ask(&self, connection: &mut BufReader<TcpStream>) -> Result<bool> {
+        let value = self.value.load(Ordering::Relaxed) + 1;
+        let request = format!("SET {} {value}\r\n", self.key);
+        connection.get_mut().write_all(request.as_bytes()).context("cannot send")?;
+        let mut line = String::new();
+        connection.read_line(&mut line).context("no answer")?;
+        ensure!(line == "+OK\r\n", "redis answers {line:?}");
+        self.value.store(value, Ordering::Relaxed);
         Ok(true)
     }
 }

@@ -5,73 +5,15 @@
 use anyhow::{Context, Result, ensure};
 use arctern_harness::capture::Capture;
 use arctern_harness::crash::shim;
-use arctern_harness::host::Host;
 use arctern_harness::lab::{Lab, address};
 use arctern_harness::load::{Download, Load, hexadecimal};
-use arctern_harness::place::Place;
+use arctern_harness::machine::{Machine, await_listener, redis_value, settled, status};
 use arctern_harness::random::{Random, rounds};
 use arctern_harness::skips::judge;
-use arctern_harness::ssh::Sshd;
-use arctern_harness::travel::Lan;
-use serde_json::Value;
 use sha2::{Digest, Sha256};
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::process::{Output, Stdio};
+use std::net::SocketAddr;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
-
-/// A machine on the segment whose containers have addresses of it, reached by ssh.
-struct Machine {
-    host: Host,
-    sshd: Sshd,
-}
-
-impl Machine {
-    fn new(lab: &Lab, number: u8) -> Result<Machine> {
-        let host = Lan::PlainBridge.host(lab, number)?;
-        let sshd = Sshd::start(&host, address(number).into())?;
-        Ok(Machine { host, sshd })
-    }
-
-    /// `arctern migrate OPTIONS CONTAINER` from here to there.
-    fn migrate(&self, to: &Machine, options: &[&str], container: &str) -> Result<Output> {
-        let remote = to.sshd.options();
-        let url = to.sshd.url();
-        let mut arguments = vec!["migrate"];
-        arguments.extend(options);
-        arguments.extend(remote.iter().map(String::as_str));
-        arguments.extend([container, &url]);
-        self.host.attempt(&arguments)
-    }
-
-    /// As [`Machine::migrate`], which must succeed; what it says in JSON.
-    fn moved(&self, to: &Machine, container: &str) -> Result<Value> {
-        let output = self.migrate(to, &["--json"], container)?;
-        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        Ok(serde_json::from_slice(&output.stdout)?)
-    }
-
-    fn end(self) -> Result<()> {
-        drop(self.sshd);
-        self.host.arctern(&["network", "rm", "--force", "lan"])?;
-        let left = self.host.leftovers()?;
-        ensure!(left.is_empty(), "left on a host:\n{}", left.join("\n"));
-        Ok(())
-    }
-}
-
-/// Waits until a server that was just started listens, of which it gives no other sign.
-fn await_listener(client: &Place, server: SocketAddr) -> Result<()> {
-    client.inside(|| {
-        for _ in 0..200 {
-            if TcpStream::connect_timeout(&server, Duration::from_secs(1)).is_ok() {
-                return Ok(());
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        anyhow::bail!("{server} does not listen")
-    })
-}
 
 const NGINX: &str = r#"CMD ["nginx", "-g", "daemon off;"]"#;
 
@@ -201,18 +143,6 @@ fn what_moves_is_not_paused_and_not_started_again_by_its_policy() -> Result<(), 
     })
 }
 
-/// What redis says that a counter is at.
-fn redis_value(client: &Place, server: SocketAddr, key: &str) -> Result<u64> {
-    let answer = client.inside(|| {
-        let mut stream = TcpStream::connect(server)?;
-        write!(stream, "GET {key}\r\nQUIT\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
-    })?;
-    answer.lines().nth(1).context("no value")?.parse().context(answer)
-}
-
 /// Who is killed in the middle of a move.
 #[derive(Clone, Copy, Debug)]
 enum Victim {
@@ -239,27 +169,6 @@ fn kill(pids: impl IntoIterator<Item = i32>) {
         // One that has ended meanwhile is none to kill.
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     }
-}
-
-/// The status of a container as `ps -a` shows it; empty when there is none.
-fn status(machine: &Machine, name: &str) -> Result<String> {
-    let filter = format!("name={name}");
-    let text = machine.host.arctern(&["ps", "-a", "--filter", &filter, "--format", "json"])?;
-    let list: Value = serde_json::from_str(&text)?;
-    Ok(list[0]["State"].as_str().unwrap_or_default().to_owned())
-}
-
-/// As [`status`], when the one who is at work on it has ended.
-fn settled(machine: &Machine, name: &str) -> Result<String> {
-    for _ in 0..400 {
-        let state = status(machine, name)?;
-        if state != "restoring" {
-            return Ok(state);
-        }
-        // That a lock is free again is told to nobody who does not want it.
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    anyhow::bail!("{name} is being restored for ever")
 }
 
 #[test]

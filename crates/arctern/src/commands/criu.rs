@@ -367,6 +367,7 @@ fn restore(args: Criu) -> anyhow::Result<u8> {
         file_locks: args.file_locks,
         tcp: args.tcp(),
         network: args.locks().then_some(&mut lock),
+        preloaded: None,
         sibling: args.restore_sibling,
         setup_namespaces: Some(&mut note_root),
         before_resume: Some(&mut hold_namespace),

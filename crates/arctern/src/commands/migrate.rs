@@ -1,9 +1,13 @@
 //! `migrate`
 
 use std::path::PathBuf;
+use std::time::Duration;
 
+use arctern_container::config::parse_size;
+use arctern_container::extras::parse_duration;
 use arctern_engine::options::Fate;
 use arctern_migrate::destination::{Destination, Remote};
+use arctern_migrate::policy::Limits;
 use arctern_migrate::{MigrateError, MigrateOptions, Moved, Outcome, Plan};
 
 use super::Context;
@@ -21,6 +25,10 @@ use crate::ui::{duration, size};
 ///   arctern migrate --dry-run web ssh://root@hostB:2222
 ///   arctern migrate --resolve web
 ///
+/// Its memory is sent ahead while it runs, what it wrote meanwhile again, in rounds that go on as long
+/// as they get shorter; only the rest is sent while it stands still. If that would take longer than
+/// --max-downtime, it is not moved.
+///
 /// Before anything is touched the other host says everything that is in the way. If the move fails,
 /// the container goes on here. When the connection ends in the one instant in which the container
 /// is being handed over, nobody knows which copy is the right one: neither runs here, `arctern ps`
@@ -36,6 +44,15 @@ pub struct Args {
     /// Leave the container here, stopped
     #[arg(long)]
     pub keep_source: bool,
+    /// Rounds of memory at most that are sent while it runs; 0 sends all of it in the freeze
+    #[arg(long, value_name = "NUMBER", default_value_t = 8)]
+    pub rounds: u32,
+    /// The longest freeze that is accepted, as `300ms`; if it would be longer the container stays
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub max_downtime: Option<Duration>,
+    /// Send no more than this in a second, as `50m` for 50 MiB
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub bandwidth: Option<u64>,
     /// End the doubt about an earlier move
     #[arg(long, conflicts_with_all = ["dry_run", "destination"])]
     pub resolve: bool,
@@ -95,6 +112,8 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         ssh: args.ssh,
         dry_run: args.dry_run,
         keep_source: args.keep_source,
+        limits: Limits { rounds: args.rounds, downtime: args.max_downtime },
+        bandwidth: args.bandwidth.filter(|rate| *rate > 0),
     };
     let mut progress = Progress::new();
     let outcome = arctern_migrate::migrate(&mut host, &args.container, &options, &mut progress)
@@ -140,8 +159,9 @@ fn tell(moved: &Moved) {
     }
     outln!("{} runs at {}", moved.plan.container, moved.plan.destination);
     eprintln!(
-        "down {} (send {}, build {}, hand over {}), total {}, sent {}",
+        "down {} (capture {}, send {}, build {}, hand over {}), total {}, sent {}",
         duration(moved.downtime_us),
+        duration(moved.capture_us),
         duration(moved.sending_us),
         duration(moved.building_us),
         duration(moved.commit_us),

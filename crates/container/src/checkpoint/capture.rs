@@ -9,6 +9,7 @@ use arctern_engine::options::{
     AfterCapture, CaptureOptions, CaptureReport, Connection, Event, Events, External, Fate,
     HookError, NetworkLock, TcpPolicy,
 };
+use arctern_engine::precopy::{PageSink, Precopy};
 use arctern_net::Keep;
 use arctern_storage::{diff, tree};
 
@@ -27,7 +28,7 @@ use crate::time::Timestamp;
 use crate::transfer::{Marker, Peer, Phase};
 
 /// How long tasks may take to stop.
-pub(super) const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Largest deleted file that goes into the images: as much as a container may reasonably hold; the
 /// engine names the file when it is larger.
@@ -99,6 +100,7 @@ impl Host {
             archive: &mut archive,
             guard: guard.as_mut(),
             hand_over: None,
+            ahead: None,
         };
         let result = self.capture(work, events);
         if let Some(guard) = guard {
@@ -162,7 +164,7 @@ impl Host {
         work: Work<'_>,
         events: &mut dyn Events,
     ) -> Result<(CaptureReport, Option<u64>)> {
-        let Work { record, pid, options, archive, guard, hand_over } = work;
+        let Work { record, pid, options, archive, guard, hand_over, ahead } = work;
         let id = record.id().to_owned();
         let paths = self.paths.container(&id);
         let images = paths.checkpoint_new();
@@ -284,8 +286,15 @@ impl Host {
             hand_over: Some(&mut give),
         };
         let mut engine_events = Shared(&events);
-        let result =
-            arctern_engine::capture(arctern_sys::Pid(pid), &images, capture, &mut engine_events);
+        let result = match ahead {
+            Some(Ahead { copied, rest }) => {
+                copied.finish(&images, Some(rest), capture, &mut engine_events)
+            }
+            None => {
+                let pid = arctern_sys::Pid(pid);
+                arctern_engine::capture(pid, &images, capture, &mut engine_events)
+            }
+        };
         match result {
             Ok(report) => {
                 if after == AfterCapture::Resume {
@@ -319,6 +328,14 @@ pub(crate) struct Work<'a> {
     pub guard: Option<&'a mut Guard>,
     /// It moves to another host.
     pub hand_over: Option<HandOver<'a>>,
+    /// Its memory was copied ahead.
+    pub ahead: Option<Ahead<'a>>,
+}
+
+/// Memory that was copied ahead, and where the rest goes.
+pub(crate) struct Ahead<'a> {
+    pub copied: &'a mut Precopy,
+    pub rest: &'a mut dyn PageSink,
 }
 
 /// To whom a container is handed over, and what is written down about it.

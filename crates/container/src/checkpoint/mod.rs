@@ -174,6 +174,12 @@ impl ContainerPaths {
         self.dir.join("capture")
     }
 
+    /// Memory that comes ahead of a container, a directory each round. It goes into
+    /// [`ContainerPaths::checkpoint`] when the rest is there.
+    pub(crate) fn ahead_dir(&self) -> PathBuf {
+        self.dir.join("ahead")
+    }
+
     /// An archive that is being unpacked.
     pub(crate) fn import_dir(&self) -> PathBuf {
         self.dir.join("import")

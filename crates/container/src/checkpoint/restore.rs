@@ -10,6 +10,8 @@ use arctern_engine::options::{
     Event, Events, External, HookError, NetworkLock, RestoreOptions, TcpPolicy,
 };
 
+use arctern_engine::precopy::Preloaded;
+
 use super::{MASK, NETNS_KEY, discard, policy, streams};
 use crate::cgroup::Hierarchies;
 use crate::error::{Error, Result};
@@ -38,6 +40,7 @@ pub(crate) fn launch(
     host: &mut Host,
     prelaunch: Prelaunch,
     request: &RestoreRequest,
+    preloaded: Option<&Preloaded>,
     command: &UnixStream,
 ) -> Result<Launched> {
     let Prelaunch { config, rootfs, network, user, listener, had } = prelaunch;
@@ -131,6 +134,7 @@ pub(crate) fn launch(
             tcp,
             confinement,
             network: lock.as_mut().map(|lock| lock as &mut dyn NetworkLock),
+            preloaded,
             sibling: false,
             setup_namespaces: None,
             before_resume: Some(&mut before_resume),

@@ -89,6 +89,19 @@ impl Connection {
         self.send(Kind::Go, &[])
     }
 
+    /// Tells a shim that was started ahead of its container that a round of memory is there, and waits
+    /// until it has it.
+    pub(crate) fn load_round(&self, number: u32) -> Result<()> {
+        self.send(Kind::Round, &number.to_le_bytes())?;
+        match self.report()? {
+            Some(Report::Loaded) => Ok(()),
+            Some(Report::Failed { message, hint, code }) => {
+                Err(Error::Shim { message, hint, code })
+            }
+            _ => Err(Error::Invalid("the shim ended before its container came".to_owned())),
+        }
+    }
+
     /// The next report; None when the shim is gone without one.
     fn report(&self) -> Result<Option<Report>> {
         match protocol::receive(&self.stream).map_err(Error::system("hear the shim"))? {
@@ -141,9 +154,18 @@ impl Host {
         self.heard(record, shim, connection, frame)
     }
 
-    /// Starts a shim that builds a container and waits.
-    pub(crate) fn build_held(&self, record: &Record, lock: &Lock) -> Result<(Child, Connection)> {
-        let (shim, connection) = self.start_shim(record, lock, Action::Restore, false)?;
+    /// Starts a shim ahead of the container that it is to build.
+    pub(crate) fn start_ahead(&self, record: &Record, lock: &Lock) -> Result<(Child, Connection)> {
+        self.start_shim(record, lock, Action::Restore, false)
+    }
+
+    /// Waits until a shim that was started ahead has built its container.
+    pub(crate) fn await_built(
+        &self,
+        record: &Record,
+        (shim, connection): (Child, Connection),
+    ) -> Result<(Child, Connection)> {
+        connection.send(Kind::Build, &[])?;
         match connection.report() {
             Ok(Some(Report::Built)) => Ok((shim, connection)),
             other => match self.heard(record, shim, connection, other) {
@@ -224,7 +246,7 @@ impl Host {
                 let _ = shim.wait();
                 Err(Error::Shim { message, hint, code })
             }
-            Ok(Some(Report::Built) | None) => {
+            Ok(Some(Report::Built | Report::Loaded) | None) => {
                 drop(connection);
                 let _ = shim.wait();
                 self.teardown(record.id())?;

@@ -137,9 +137,13 @@ pub(crate) fn launch(
 
 fn restore(host: &mut Host, id: &str, command: &UnixStream) -> Result<Launched> {
     let request = crate::checkpoint::restore::read_request(&host.paths.container(id).run)?;
+    let preloaded = match request.transfer {
+        Some(_) => Some(crate::transfer::take_in(host, id, command)?),
+        None => None,
+    };
     let arrival = Arrival { resumes: true, locked: request.tcp_established };
     let prelaunch = prepare(host, id, arrival)?;
-    crate::checkpoint::restore::launch(host, prelaunch, &request, command)
+    crate::checkpoint::restore::launch(host, prelaunch, &request, preloaded.as_ref(), command)
 }
 
 fn prepare(host: &mut Host, id: &str, arrival: Arrival) -> Result<Prelaunch> {

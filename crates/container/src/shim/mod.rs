@@ -169,7 +169,7 @@ pub(crate) fn await_commit(host: &Host, transfer: &str, command: &UnixStream) ->
     }
 }
 
-fn report_to(command: &UnixStream, report: &Report) {
+pub(crate) fn report_to(command: &UnixStream, report: &Report) {
     if let Ok(json) = serde_json::to_vec(report) {
         // The command may have been killed meanwhile; the container runs all the same.
         let _ = protocol::send(command, Kind::Report, &json);

@@ -35,14 +35,21 @@ pub enum Kind {
     StdinEnd = 19,
     /// To the shim: let go what was built.
     Go = 21,
+    /// To a shim that was started ahead of its container: a round of memory is there, whose number
+    /// follows, `u32` little-endian. It answers [`Report::Loaded`].
+    Round = 22,
+    /// To such a shim: everything is there.
+    Build = 23,
     /// To the shim: rows and columns of the terminal, two `u16` little-endian.
     Resize = 20,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Kind> {
-        use Kind::{Attach, Exit, Go, Report, Resize, Stderr, Stdin, StdinEnd, Stdout, Wait};
-        [Report, Stdout, Stderr, Exit, Attach, Wait, Stdin, StdinEnd, Resize, Go]
+        use Kind::{
+            Attach, Build, Exit, Go, Report, Resize, Round, Stderr, Stdin, StdinEnd, Stdout, Wait,
+        };
+        [Report, Stdout, Stderr, Exit, Attach, Wait, Stdin, StdinEnd, Resize, Go, Round, Build]
             .into_iter()
             .find(|k| *k as u8 == byte)
     }
@@ -51,6 +58,8 @@ impl Kind {
 /// How the start went.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Report {
+    /// A round of memory that came ahead was taken in.
+    Loaded,
     /// The container is built, and waits for [`Kind::Go`]; a second report follows.
     Built,
     /// The container runs.

@@ -2,9 +2,11 @@
 
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::path::Path;
 use std::process::Child;
 
 use arctern_engine::options::{Events, TcpPolicy};
+use arctern_engine::precopy::PageDirectory;
 use arctern_image::manifest::HostFacts;
 
 use super::{Blocker, Offer, Verdict};
@@ -27,9 +29,18 @@ pub struct Arrival {
     record: Record,
     transfer: String,
     lock: Lock,
-    /// The shim that has built it, and waits.
-    built: Option<(Child, Connection)>,
+    /// How many rounds of memory have come ahead.
+    rounds: u32,
+    /// The memory that was written since the last of them has come too.
+    has_rest: bool,
+    /// The shim that takes memory in, builds it, and waits.
+    shim: Option<(Child, Connection)>,
+    /// It is built.
+    is_built: bool,
 }
+
+/// The last of the memory, in [`ContainerPaths::ahead_dir`](crate::paths::ContainerPaths).
+const REST: &str = "rest";
 
 /// A file in the container's directory that says which move brought it.
 const ARRIVING: &str = "arriving";
@@ -150,7 +161,67 @@ impl Host {
         let (record, lock) = self.create_from(record)?;
         let path = self.paths.container(record.id()).dir.join(ARRIVING);
         std::fs::write(&path, &offer.transfer).map_err(Error::io("write", &path))?;
-        Ok(Arrival { record, transfer: offer.transfer.clone(), lock, built: None })
+        let request = RestoreRequest {
+            trust: Trust::Foreign,
+            transfer: Some(offer.transfer.clone()),
+            ..RestoreRequest::of(&options())
+        };
+        self.request_restore(record.id(), &request)?;
+        let shim = Some(self.start_ahead(&record, &lock)?);
+        Ok(Arrival {
+            record,
+            transfer: offer.transfer.clone(),
+            lock,
+            rounds: 0,
+            has_rest: false,
+            shim,
+            is_built: false,
+        })
+    }
+
+    /// Where the next round of memory goes, on top of those before.
+    pub fn expect_round(&self, arrival: &mut Arrival) -> Result<PageDirectory> {
+        let ahead = self.paths.container(arrival.id()).ahead_dir();
+        if arrival.rounds == 0 {
+            std::fs::create_dir(&ahead).map_err(Error::io("create", &ahead))?;
+        }
+        let parent = arrival.rounds.checked_sub(1).map(|before| format!("../{before}"));
+        let dir = ahead.join(arrival.rounds.to_string());
+        let pages = PageDirectory::create(&dir, parent.as_deref().map(Path::new));
+        arrival.rounds += 1;
+        pages.map_err(|e| Error::Capture(Box::new(e.into())))
+    }
+
+    /// A round of memory is complete: the shim takes it in.
+    pub fn took_round(&self, arrival: &Arrival) -> Result<()> {
+        match (&arrival.shim, arrival.rounds.checked_sub(1)) {
+            (Some((_, connection)), Some(number)) => connection.load_round(number),
+            _ => Ok(()),
+        }
+    }
+
+    /// Where the memory goes that was written since the last round.
+    pub fn expect_rest(&self, arrival: &mut Arrival) -> Result<PageDirectory> {
+        let ahead = self.paths.container(arrival.id()).ahead_dir();
+        // As it will lead when everything is in its place: see `join_rest`.
+        let parent = arrival.rounds.checked_sub(1).map(|before| format!("ahead/{before}"));
+        let pages = PageDirectory::last(&ahead.join(REST), parent.as_deref().map(Path::new));
+        arrival.has_rest = true;
+        pages.map_err(|e| Error::Capture(Box::new(e.into())))
+    }
+
+    /// Brings memory that came before the archive to the images that came with it.
+    fn join_rest(&self, arrival: &Arrival) -> Result<()> {
+        let paths = self.paths.container(arrival.id());
+        let (ahead, images) = (paths.ahead_dir(), paths.checkpoint());
+        let rename =
+            |from: &Path, to: &Path| std::fs::rename(from, to).map_err(Error::io("rename", from));
+        let rest = ahead.join(REST);
+        for entry in std::fs::read_dir(&rest).map_err(Error::io("list", &rest))? {
+            let entry = entry.map_err(Error::io("list", &rest))?;
+            rename(&entry.path(), &images.join(entry.file_name()))?;
+        }
+        rename(&ahead, &images.join("ahead"))
     }
 
     /// Takes in the archive that the other host sends.
@@ -160,18 +231,20 @@ impl Host {
         archive: impl Read,
         events: &mut dyn Events,
     ) -> Result<()> {
-        self.bring_in(Incoming::from_host(archive), &arrival.record, &options(), events)
+        self.bring_in(Incoming::from_host(archive), &arrival.record, &options(), events)?;
+        match arrival.has_rest {
+            true => self.join_rest(arrival),
+            false => Ok(()),
+        }
     }
 
     /// Builds the container: everything is there, and nothing of it has run.
     pub fn build(&mut self, arrival: &mut Arrival) -> Result<()> {
-        let request = RestoreRequest {
-            trust: Trust::Foreign,
-            transfer: Some(arrival.transfer.clone()),
-            ..RestoreRequest::of(&options())
+        let Some(shim) = arrival.shim.take() else {
+            return Err(Error::ShimGone(arrival.record.name().to_owned()));
         };
-        self.request_restore(arrival.record.id(), &request)?;
-        arrival.built = Some(self.build_held(&arrival.record, &arrival.lock)?);
+        arrival.shim = Some(self.await_built(&arrival.record, shim)?);
+        arrival.is_built = true;
         Ok(())
     }
 
@@ -181,17 +254,18 @@ impl Host {
     /// [`Error::NotCommitted`] when the move was given up before. After any other error the container
     /// is this host's all the same, stopped with its checkpoint.
     pub fn commit(&mut self, arrival: Arrival) -> Result<Started> {
-        let Arrival { record, transfer, lock, built } = arrival;
-        let Some((_, connection)) = &built else {
-            return Err(Error::Invalid("the container was not built".to_owned()));
+        let connection = match &arrival.shim {
+            Some((_, connection)) if arrival.is_built => connection,
+            _ => return Err(Error::Invalid("the container was not built".to_owned())),
         };
-        if Verdict::Committed.decide(&self.paths, &transfer)? != Verdict::Committed {
-            self.abandon(Arrival { record, transfer, lock, built })?;
+        if Verdict::Committed.decide(&self.paths, &arrival.transfer)? != Verdict::Committed {
+            self.abandon(arrival)?;
             return Err(Error::NotCommitted);
         }
         connection.let_go()?;
+        let Arrival { record, lock, shim, .. } = arrival;
         drop(lock);
-        match built {
+        match shim {
             Some((shim, connection)) => self.started(&record, shim, connection),
             None => Err(Error::NotCommitted),
         }
@@ -199,7 +273,7 @@ impl Host {
 
     /// Removes everything of a container that does not come.
     pub fn abandon(&mut self, arrival: Arrival) -> Result<()> {
-        if let Some((mut shim, connection)) = arrival.built {
+        if let Some((mut shim, connection)) = arrival.shim {
             let _ = connection.shutdown();
             // It tears down what it has built.
             let _ = shim.wait();

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use arctern_engine::CaptureError;
 use arctern_engine::options::{CaptureReport, Events, Fate, HookError, TcpPolicy};
+use arctern_engine::precopy::{PageSink, Precopy, RoundFigures};
 use arctern_image::archive::{ArchiveWriter, Compression};
 use arctern_image::manifest::HostFacts;
 use arctern_storage::tree;
@@ -13,7 +14,7 @@ use arctern_storage::tree;
 use super::{Marker, Offer, Phase};
 use crate::checkpoint::CheckpointOptions;
 use crate::checkpoint::archive::Archive;
-use crate::checkpoint::capture::{Guard, HandOver, Work, micros};
+use crate::checkpoint::capture::{Ahead, FREEZE_TIMEOUT, Guard, HandOver, Work, micros};
 use crate::checkpoint::volumes;
 use crate::error::{Error, Result};
 use crate::host::Host;
@@ -23,6 +24,8 @@ use crate::state::{Record, Status};
 
 /// The other host, as the source needs it.
 pub trait Peer {
+    /// Where the memory goes that was written since the last round. It comes before the archive.
+    fn pages(&mut self) -> Box<dyn PageSink>;
     /// Where the archive goes: config, images, changed files, in one stream.
     fn archive(&mut self) -> std::result::Result<Box<dyn Write + Send>, HookError>;
     /// The archive is complete; returns when everything is built there. An error leaves the
@@ -38,10 +41,38 @@ pub trait Peer {
 pub struct Departure {
     record: Record,
     offer: Offer,
+    /// Its memory as far as it was copied ahead.
+    copied: Option<Precopy>,
     _lock: Lock,
 }
 
 impl Departure {
+    /// Begins to copy its memory ahead, while it runs.
+    ///
+    /// # Errors
+    /// The kernel cannot tell which memory was written ([`CaptureError::NoTracking`]).
+    pub fn begin_rounds(&mut self) -> Result<()> {
+        let Some(init) = self.record.init else {
+            return Err(Error::NoSuchContainer(self.record.name().to_owned()));
+        };
+        let begun = Precopy::begin(arctern_sys::Pid(init.pid), FREEZE_TIMEOUT);
+        let begun = begun.map_err(|e| Error::Capture(Box::new(e)))?;
+        self.copied = Some(begun.with_mappings());
+        Ok(())
+    }
+
+    /// Gives the sink what was written since the round before, in the first one everything.
+    pub fn round(&mut self, sink: &mut dyn PageSink) -> Result<RoundFigures> {
+        let Some(copied) = &mut self.copied else { return Ok(RoundFigures::default()) };
+        copied.round(sink).map_err(|e| Error::Capture(Box::new(e)))
+    }
+
+    /// Bytes of memory that were written since the last round.
+    #[must_use]
+    pub fn written(&self) -> u64 {
+        self.copied.as_ref().map_or(0, Precopy::written)
+    }
+
     /// What the other host has to know.
     #[must_use]
     pub fn offer(&self) -> &Offer {
@@ -77,7 +108,7 @@ impl Host {
             images: amount.images,
             changed: files + volumes::least(self, &record.config),
         };
-        Ok(Departure { record, offer, _lock: lock })
+        Ok(Departure { record, offer, copied: None, _lock: lock })
     }
 
     /// The image of a container that is about to leave, as an archive.
@@ -92,14 +123,14 @@ impl Host {
     /// stopped.
     pub fn hand_over(
         &mut self,
-        departure: &Departure,
+        departure: &mut Departure,
         destination: &str,
         keep: bool,
         peer: &mut dyn Peer,
         events: &mut dyn Events,
     ) -> Result<HandedOver> {
         let begin = Instant::now();
-        let record = &departure.record;
+        let Departure { record, offer, copied, .. } = departure;
         let paths = self.paths.container(record.id());
         let Some(init) = record.init else {
             return Err(Error::NoSuchContainer(record.name().to_owned()));
@@ -116,13 +147,15 @@ impl Host {
         let mut archive = Some(Archive::over(writer, self, record, &options)?);
         let shim = self.connect(record, false).ok();
         let marker = Marker {
-            transfer: departure.offer.transfer.clone(),
+            transfer: offer.transfer.clone(),
             destination: destination.to_owned(),
             phase: Phase::Held,
         };
         let mut guard = Guard::prepare(self, record)?;
         marker.write(&paths.dir)?;
         self.store.update(record.id(), |r| r.status = Status::Migrating)?;
+        let mut rest = peer.pages();
+        let ahead = copied.as_mut().map(|copied| Ahead { copied, rest: &mut *rest });
         let work = Work {
             record,
             pid: init.pid,
@@ -130,6 +163,7 @@ impl Host {
             archive: &mut archive,
             guard: Some(&mut guard),
             hand_over: Some(HandOver { marker: &marker, peer }),
+            ahead,
         };
         let captured = self.capture(work, events);
         match captured {

@@ -14,6 +14,7 @@
 
 mod arrive;
 mod depart;
+mod preload;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -27,6 +28,8 @@ use crate::error::{Error, Result};
 use crate::paths::Paths;
 
 pub use arrive::Arrival;
+pub(crate) use preload::take_in;
+
 pub use depart::{Departure, HandedOver, Peer};
 
 /// What a source says of a container that is to move.

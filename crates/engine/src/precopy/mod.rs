@@ -11,21 +11,26 @@
 //! precopy.finish(images_dir, Some(&mut sink), options, events)?;
 //! ```
 
+mod preload;
 mod sink;
 
 use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use arctern_image::messages::MmEntry;
 use arctern_sys::memory::{self, RemoteAddr};
+use arctern_sys::pagemap::{Pagemap, Query};
 use arctern_sys::{PAGE_SIZE, Pid, proc};
 
+pub use self::preload::Preloaded;
 pub use self::sink::{PageDirectory, PageSink};
 use crate::capture::{MemoryPart, capture_with};
 use crate::error::CaptureError;
 use crate::freeze::{Depth, freeze};
 use crate::options::{CaptureOptions, CaptureReport, Events};
-use crate::tracking::{Look, Method, Ranges, Tracking};
+use crate::state::memory::vma;
+use crate::tracking::{Look, Method, PRIVATE_DATA, Ranges, Tracking};
 
 /// Bytes given to the sink at a time.
 const CHUNK: usize = 1 << 20;
@@ -57,6 +62,10 @@ pub struct Precopy {
     root: Pid,
     tracking: Tracking,
     timeout: Duration,
+    /// Whose memory the last round looked at, as the controller sees them and inside.
+    seen: Vec<(Pid, i32)>,
+    /// The sink is told the mappings of the root task too.
+    with_mappings: bool,
 }
 
 impl Precopy {
@@ -71,7 +80,13 @@ impl Precopy {
 
     /// Goes on with what was tracked before.
     pub fn go_on(root: Pid, tracking: Tracking, timeout: Duration) -> Self {
-        Precopy { root, tracking, timeout }
+        Precopy { root, tracking, timeout, seen: Vec::new(), with_mappings: false }
+    }
+
+    /// Tells the sink the mappings of the root task too ([`PageSink::mappings`]).
+    #[must_use]
+    pub fn with_mappings(self) -> Self {
+        Precopy { with_mappings: true, ..self }
     }
 
     /// What is tracked, to be kept by somebody else.
@@ -100,13 +115,37 @@ impl Precopy {
             frozen_us: since.elapsed().as_micros() as u64,
             ..RoundFigures::default()
         };
+        self.seen = looks.iter().map(|look| (look.pid, look.inner_pid)).collect();
         for look in looks {
             let pid = look.inner_pid;
+            sink.space(pid).map_err(CaptureError::Hook)?;
+            if self.with_mappings && look.pid == self.root {
+                sink.mappings(&anonymous(self.root)).map_err(CaptureError::Hook)?;
+            }
             let (stored, zeros) = send(look, sink, &mut figures)?;
             self.tracking.stored(pid, stored, zeros);
         }
         figures.total_us = started.elapsed().as_micros() as u64;
         Ok(figures)
+    }
+
+    /// Bytes that were written since the last round, as far as its mappings go: an estimate, made
+    /// without stopping anybody.
+    pub fn written(&self) -> u64 {
+        let written = self.tracking.method().written();
+        let query = Query { all: PRIVATE_DATA.all | written, report: written, ..PRIVATE_DATA };
+        let mut bytes = 0;
+        for (pid, inner) in &self.seen {
+            // One that has ended meanwhile has nothing to send.
+            let Ok(mut pagemap) = Pagemap::open(*pid) else { continue };
+            for (start, end) in self.tracking.registered(*inner) {
+                let found = |region: arctern_sys::pagemap::Region| {
+                    bytes += region.end - region.start;
+                };
+                let _ = pagemap.scan(RemoteAddr(start), RemoteAddr(end), query, found);
+            }
+        }
+        bytes
     }
 
     /// Captures the tree with what was written since the last round. `sink` gets the memory; without
@@ -142,6 +181,21 @@ impl Precopy {
     }
 }
 
+/// The private anonymous mappings of a running process, as the images describe them: none if it has
+/// ended. They may be others by the time of the capture, whose own are what counts.
+fn anonymous(pid: Pid) -> MmEntry {
+    let mut vmas = Vec::new();
+    for mut mapping in proc::smaps::read(pid).unwrap_or_default() {
+        // The mark is our own, or the capture will refuse the mapping.
+        let flags = mapping.vm_flags.split_ascii_whitespace().filter(|flag| *flag != "uw");
+        mapping.vm_flags = flags.collect::<Vec<_>>().join(" ");
+        if let Ok(kind @ vma::Kind::Anonymous) = vma::classify(&mapping) {
+            vmas.push(vma::entry(&mapping, kind, 0));
+        }
+    }
+    MmEntry { vmas, ..MmEntry::default() }
+}
+
 /// Gives the sink the pages of one process; what it got, and what are zeros.
 fn send(
     look: Look,
@@ -153,7 +207,6 @@ fn send(
     let mut unchanged = look.unchanged.iter().peekable();
     figures.scanned += look.scanned * PAGE_SIZE;
     figures.unchanged += look.unchanged.bytes();
-    sink.space(look.inner_pid).map_err(CaptureError::Hook)?;
     let mut pass = |until: u64, sink: &mut dyn PageSink| {
         while let Some((start, end)) = unchanged.next_if(|(start, _)| *start < until) {
             sink.unchanged(start, (end - start) / PAGE_SIZE).map_err(CaptureError::Hook)?;

@@ -4,7 +4,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use arctern_image::images::{ImageDir, ImageError, ImageKind};
-use arctern_image::messages::InventoryEntry;
+use arctern_image::messages::{InventoryEntry, MmEntry};
 use arctern_image::pages::{PAGE_SIZE, PageFlags, PagemapWriter, PagesIds};
 
 use crate::options::HookError;
@@ -17,6 +17,11 @@ use crate::options::HookError;
 pub trait PageSink {
     /// The pages of the process with this pid (in the tree's own namespace) follow.
     fn space(&mut self, pid: i32) -> Result<(), HookError>;
+    /// Its private anonymous mappings, if the rounds tell them. Follows [`PageSink::space`].
+    fn mappings(&mut self, mm: &MmEntry) -> Result<(), HookError> {
+        let _ = mm;
+        Ok(())
+    }
     /// Pages with their bytes, at most 1 MiB at a time.
     fn stored(&mut self, vaddr: u64, bytes: &[u8]) -> Result<(), HookError>;
     /// Pages that are as they were in the round before.
@@ -33,6 +38,7 @@ pub struct PageDirectory {
     images: ImageDir,
     ids: PagesIds,
     open: Option<PagemapWriter>,
+    pid: u64,
     has_parent: bool,
 }
 
@@ -59,7 +65,7 @@ impl PageDirectory {
     fn with_ids(path: &Path, parent: Option<&Path>, ids: PagesIds) -> Result<Self, ImageError> {
         let images = ImageDir::create(path)?;
         images.set_parent(parent)?;
-        Ok(PageDirectory { images, ids, open: None, has_parent: parent.is_some() })
+        Ok(PageDirectory { images, ids, open: None, pid: 0, has_parent: parent.is_some() })
     }
 
     /// Ends the round: a directory with an inventory is complete.
@@ -83,8 +89,13 @@ impl PageDirectory {
 impl PageSink for PageDirectory {
     fn space(&mut self, pid: i32) -> Result<(), HookError> {
         let id = self.ids.next();
+        self.pid = pid as u64;
         self.open = Some(PagemapWriter::create(&self.images, ImageKind::Pagemap, pid as u64, id)?);
         Ok(())
+    }
+
+    fn mappings(&mut self, mm: &MmEntry) -> Result<(), HookError> {
+        Ok(self.images.write_one(ImageKind::Mm, self.pid, mm)?)
     }
 
     fn stored(&mut self, vaddr: u64, bytes: &[u8]) -> Result<(), HookError> {

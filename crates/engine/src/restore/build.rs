@@ -15,6 +15,7 @@ use crate::confinement::Confinement;
 use crate::error::RestoreError;
 use crate::options::{Events, RestoreOptions};
 use crate::plan::{Creator, Step};
+use crate::precopy::Preloaded;
 use crate::restore_context::RestoreContext;
 use crate::state::cgroup::CgroupRestore;
 use crate::state::files::FilesRestore;
@@ -82,7 +83,7 @@ impl Build<'_, '_> {
                 let stub = self.stub(task)?;
                 self.files.open_shared(&mut self.ctx, &stub, task)
             }
-            Step::Memory(task) => self.memory(task),
+            Step::Memory(task) => self.memory(task, options.preloaded),
             Step::Session(task) => {
                 let stub = self.stub(task)?;
                 stub.call("setsid", libc::SYS_setsid, &[])?;
@@ -207,7 +208,7 @@ impl Build<'_, '_> {
         Ok(stub.run_all(&mut batch, "close the controller's descriptors")?)
     }
 
-    fn memory(&mut self, task: usize) -> Result<(), RestoreError> {
+    fn memory(&mut self, task: usize, preloaded: Option<&Preloaded>) -> Result<(), RestoreError> {
         let stub = self.stub(task)?;
         let loaded = self.loaded;
         let Some(space) = &loaded.spaces[task] else { return Ok(()) };
@@ -226,6 +227,7 @@ impl Build<'_, '_> {
             self.gadget,
             space,
             parent,
+            preloaded.filter(|_| task == 0),
             self.images,
             &mut open,
         )?;

@@ -28,6 +28,7 @@ use arctern_sys::{memory, pagemap, userfaultfd};
 pub use self::ranges::Ranges;
 pub use self::saved::SavedTracking;
 pub use self::space::Look;
+pub(crate) use self::space::PRIVATE_DATA;
 use self::space::Space;
 use crate::error::CaptureError;
 use crate::tree::{FrozenTask, FrozenTree};
@@ -141,6 +142,11 @@ impl Tracking {
                 space.adopt(task, self.method);
             }
         }
+    }
+
+    /// The tracked mappings of a process, by its pid in the tree's own namespace.
+    pub(crate) fn registered(&self, pid: i32) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.spaces.get(&pid).into_iter().flat_map(|space| space.registered.iter())
     }
 
     /// What is known of a task, if anything.

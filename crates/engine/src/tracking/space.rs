@@ -18,7 +18,7 @@ use crate::error::CaptureError;
 use crate::tree::FrozenTask;
 
 /// Private pages with something in them.
-pub(super) const PRIVATE_DATA: Query = Query {
+pub(crate) const PRIVATE_DATA: Query = Query {
     inverted: PAGE_IS_PFNZERO | PAGE_IS_FILE | PAGE_IS_GUARD,
     all: PAGE_IS_PFNZERO | PAGE_IS_FILE | PAGE_IS_GUARD,
     any: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,

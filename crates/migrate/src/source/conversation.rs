@@ -25,7 +25,8 @@ impl Conversation {
         options: &MigrateOptions,
         word: &str,
     ) -> Result<Conversation, MigrateError> {
-        let mut transport = Transport::open(&options.ssh, &options.remote, word)?;
+        let mut transport =
+            Transport::open(&options.ssh, &options.remote, word, options.bandwidth)?;
         let destination = options.remote.destination.to_string();
         transport.send(&Request::Hello(Hello::new()))?;
         let mut conversation = Conversation { transport, destination };
@@ -60,7 +61,7 @@ impl Conversation {
     }
 
     /// What the other side said while we wrote to it: a broken pipe says less.
-    fn instead_of(&mut self, error: MigrateError) -> MigrateError {
+    pub(super) fn instead_of(&mut self, error: MigrateError) -> MigrateError {
         match self.answer(Duration::from_secs(1)) {
             Err(said @ MigrateError::Refused { .. }) => said,
             _ => error,

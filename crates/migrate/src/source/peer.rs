@@ -1,21 +1,49 @@
 //! The other side as a hand-over needs it: what is said within the freeze.
 
-use std::io::Write;
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arctern_container::transfer::Peer;
 use arctern_engine::options::{Fate, HookError};
+use arctern_engine::precopy::PageSink;
 
 use super::conversation::Conversation;
 use crate::error::MigrateError;
 use crate::message::{Answer, Request};
+use crate::pages::PageWriter;
+use crate::transport::Outgoing;
+use crate::wire::{DataWriter, Sender};
 
 /// How long it may take to build what it has received, with the container frozen here.
 const BUILDING: Duration = Duration::from_secs(30);
 
+/// When the freeze began.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Clock(Arc<Mutex<Option<Instant>>>);
+
+impl Clock {
+    /// It begins, perhaps anew.
+    pub(super) fn freezes(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    fn began(&self) -> Option<Instant> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is left of the time that a freeze may take.
+    fn left(&self, limit: Option<Duration>) -> Option<Duration> {
+        let since = self.began().map_or(Duration::ZERO, |began| began.elapsed());
+        limit.map(|limit| limit.saturating_sub(since))
+    }
+}
+
 /// Moments of the freeze.
 #[derive(Debug, Default)]
 pub(super) struct Marks {
+    pub(super) frozen: Option<Instant>,
+    pub(super) captured: Option<Instant>,
     pub(super) sent: Option<Instant>,
     pub(super) built: Option<Instant>,
     pub(super) running: Option<Instant>,
@@ -28,6 +56,10 @@ pub(super) struct Destination {
     /// Why the conversation failed.
     pub(super) failure: Option<MigrateError>,
     pub(super) marks: Marks,
+    clock: Clock,
+    /// How long the freeze may be.
+    limit: Option<Duration>,
+    streams: Arc<Mutex<Streams>>,
 }
 
 /// Stands for [`Destination::failure`] on its way through the engine.
@@ -36,35 +68,79 @@ pub(super) struct Destination {
 struct NotTaken;
 
 impl Destination {
+    pub(super) fn new(
+        conversation: Conversation,
+        clock: Clock,
+        limit: Option<Duration>,
+    ) -> Destination {
+        let streams = Streams {
+            sender: conversation.transport.sender(),
+            open: Open::Nothing,
+            captured: None,
+            clock: clock.clone(),
+            limit,
+        };
+        Destination {
+            conversation,
+            failure: None,
+            marks: Marks::default(),
+            clock,
+            limit,
+            streams: Arc::new(Mutex::new(streams)),
+        }
+    }
+
     fn fail<T>(&mut self, error: MigrateError) -> Result<T, HookError> {
         self.failure = Some(error);
         Err(Box::new(NotTaken))
     }
+
+    /// How long it might have stood still, if it has for longer.
+    pub(super) fn is_late(&self) -> Option<Duration> {
+        self.limit.filter(|_| self.clock.left(self.limit) == Some(Duration::ZERO))
+    }
+
+    /// Nothing was handed over yet: it can still go on here.
+    fn in_time(&mut self) -> Result<(), HookError> {
+        match self.is_late() {
+            Some(limit) => self.fail(MigrateError::Late { limit }),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Peer for Destination {
+    fn pages(&mut self) -> Box<dyn PageSink> {
+        Box::new(PageWriter::new(Pages(Arc::clone(&self.streams))))
+    }
+
     fn archive(&mut self) -> Result<Box<dyn Write + Send>, HookError> {
-        match self.conversation.transport.send(&Request::Archive) {
-            Ok(()) => Ok(Box::new(self.conversation.transport.data())),
-            Err(error) => self.fail(error.into()),
-        }
+        Ok(Box::new(Archive(Arc::clone(&self.streams))))
     }
 
     fn built(&mut self) -> Result<(), HookError> {
+        let ended = lock(&self.streams).end();
+        self.marks.frozen = self.clock.began();
+        self.marks.captured = lock(&self.streams).captured;
         self.marks.sent = Some(Instant::now());
-        if let Err(error) = self.conversation.transport.end_data() {
+        if let Err(error) = ended {
+            let error = self.conversation.transport.failed(error);
             return self.fail(error.into());
         }
-        match self.conversation.answer(BUILDING) {
+        let patience = self.clock.left(self.limit).map_or(BUILDING, |left| left.min(BUILDING));
+        match self.conversation.answer(patience) {
             Ok(Answer::Built) => {
                 self.marks.built = Some(Instant::now());
-                Ok(())
+                self.in_time()
             }
             Ok(other) => {
                 let error = self.conversation.out_of_turn(&other);
                 self.fail(error)
             }
-            Err(error) => self.fail(error),
+            Err(error) => {
+                self.in_time()?;
+                self.fail(error)
+            }
         }
     }
 
@@ -90,6 +166,92 @@ impl Peer for Destination {
             }
             // Whatever it failed with, only its verdict says whose the container is.
             Err(error) => self.fail(error),
+        }
+    }
+}
+
+/// What is sent in the freeze: memory, then the archive, each announced by its first byte.
+struct Streams {
+    sender: Sender<Outgoing>,
+    open: Open,
+    /// When the archive began.
+    captured: Option<Instant>,
+    clock: Clock,
+    limit: Option<Duration>,
+}
+
+enum Open {
+    Nothing,
+    Pages(DataWriter<Outgoing>),
+    Archive(DataWriter<Outgoing>),
+}
+
+impl Streams {
+    fn pages(&mut self) -> io::Result<&mut DataWriter<Outgoing>> {
+        // On a link that turned out to be slower than it was, this would go on and on.
+        if self.clock.left(self.limit) == Some(Duration::ZERO) {
+            return Err(io::Error::other("the container stands still for too long"));
+        }
+        if !matches!(self.open, Open::Pages(_)) {
+            self.sender.message(&Request::Rest)?;
+            self.open = Open::Pages(self.sender.data());
+        }
+        match &mut self.open {
+            Open::Pages(data) => Ok(data),
+            _ => Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
+
+    fn archive(&mut self) -> io::Result<&mut DataWriter<Outgoing>> {
+        if !matches!(self.open, Open::Archive(_)) {
+            self.end()?;
+            self.captured = Some(Instant::now());
+            self.sender.message(&Request::Archive)?;
+            self.open = Open::Archive(self.sender.data());
+        }
+        match &mut self.open {
+            Open::Archive(data) => Ok(data),
+            _ => Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
+
+    fn end(&mut self) -> io::Result<()> {
+        match std::mem::replace(&mut self.open, Open::Nothing) {
+            Open::Nothing => Ok(()),
+            Open::Pages(data) | Open::Archive(data) => data.finish(),
+        }
+    }
+}
+
+fn lock(streams: &Mutex<Streams>) -> std::sync::MutexGuard<'_, Streams> {
+    streams.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Pages(Arc<Mutex<Streams>>);
+
+impl Write for Pages {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        lock(&self.0).pages()?.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        lock(&self.0).pages()?.flush()
+    }
+}
+
+struct Archive(Arc<Mutex<Streams>>);
+
+impl Write for Archive {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        lock(&self.0).archive()?.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        // What was not begun has nothing to send.
+        let mut streams = lock(&self.0);
+        match &mut streams.open {
+            Open::Archive(data) => data.flush(),
+            _ => Ok(()),
         }
     }
 }

@@ -22,7 +22,7 @@ pub fn resolve(
     let Some(marker) = host.doubt(container)? else { return Ok(Fate::Back) };
     let remote: Remote = serde_json::from_str(&marker.destination)
         .map_err(arctern_container::Error::json("the destination of a migration"))?;
-    let options = MigrateOptions { remote, ssh: ssh.to_owned(), dry_run: false, keep_source };
+    let options = MigrateOptions { keep_source, ..MigrateOptions::to(remote, ssh) };
     let mut conversation = Conversation::begin(&options, "receive")?;
     conversation.transport.send(&Request::Ask { transfer: marker.transfer })?;
     let fate = match conversation.answer(PATIENCE)? {

@@ -19,7 +19,9 @@ use super::reads::{Reads, reads};
 use super::space::{AddressSpace, Kept, TASK_SIZE, is_inherited};
 use super::vma::{ADVICE, MAP_DROPPABLE, is_shared_anonymous, status};
 use crate::error::RestoreError;
+use crate::precopy::Preloaded;
 use crate::restore_context::RestoreContext;
+use crate::tracking::Ranges;
 
 /// MADV_GUARD_INSTALL (linux/mman.h, kernel 6.13).
 const MADV_GUARD_INSTALL: i32 = 102;
@@ -62,7 +64,7 @@ impl Memory {
 
     /// Builds the mappings of a task and fills them. `parent` is the space of the task that `stub`
     /// was cloned from, whose memory it still has; None if it has nothing but the gadget at `gadget`
-    /// and the controller's mappings.
+    /// and the controller's mappings, of which some may be `preloaded` for it.
     #[expect(clippy::too_many_arguments, reason = "one call, all of it needed")]
     pub fn build(
         &mut self,
@@ -71,12 +73,17 @@ impl Memory {
         gadget: u64,
         space: &AddressSpace,
         parent: Option<&AddressSpace>,
+        preloaded: Option<&Preloaded>,
         images: &ImageDir,
         open: OpenFile<'_>,
     ) -> Result<(), RestoreError> {
-        let kept = unmap_rest(stub, gadget, space, parent)?;
+        let ours = preloaded.map(|ours| AddressSpace { mm: ours.mappings(), pages: None });
+        let kept = unmap_rest(stub, gadget, space, parent.or(ours.as_ref()))?;
         self.map(ctx, stub, space, &kept, images, open)?;
-        self.fill(ctx, stub, space, parent, &kept)?;
+        match preloaded {
+            Some(ours) => self.complete(ctx, stub, space, ours, &kept)?,
+            None => self.fill(ctx, stub, space, parent, &kept)?,
+        }
         protect(stub, space, &kept)
     }
 
@@ -223,12 +230,8 @@ impl Memory {
         let Some(pages) = &space.pages else { return Ok(()) };
         let mut wanted: Vec<Extent> = Vec::new();
         let mut stale: Vec<(u64, u64)> = Vec::new();
-        let vdso = space.vdso().map(|v| v.start..v.end);
         let parent_pages = parent.and_then(|p| p.pages.as_ref());
-        for extent in pages.extents() {
-            if vdso.as_ref().is_some_and(|v| v.contains(&extent.vaddr)) {
-                continue;
-            }
+        for extent in own_pages(space) {
             match parent_pages {
                 Some(theirs) if kept.touches(extent) => {
                     self.differing(extent, pages, theirs, kept, &mut wanted)?;
@@ -253,15 +256,43 @@ impl Memory {
                 }
             }
         }
-        let mut calls = Calls::new(stub, "drop pages");
-        for (start, end) in stale {
-            calls.call(
-                libc::SYS_madvise,
-                &[start.into(), (end - start).into(), libc::MADV_DONTNEED.into()],
-            )?;
-        }
-        calls.finish()?;
+        drop_pages(stub, stale)?;
         self.read_pages(ctx, stub, pages, &wanted)
+    }
+
+    /// Puts those pages of the images into the task that were not there before it was made, and drops
+    /// those that it does not have any more.
+    fn complete(
+        &mut self,
+        ctx: &mut RestoreContext,
+        stub: &Stub,
+        space: &AddressSpace,
+        preloaded: &Preloaded,
+        kept: &Kept,
+    ) -> Result<(), RestoreError> {
+        let mut here = Ranges::default();
+        for vma in &kept.vmas {
+            preloaded.pages().cut(vma.start, vma.end, |start, end, known| {
+                if known {
+                    here.push(start, end);
+                }
+            });
+        }
+        let wanted = missing(own_pages(space), &here);
+        let all: Ranges = own_pages(space).map(|extent| (extent.vaddr, extent.end())).collect();
+        let mut calls = Vec::new();
+        for (start, end) in here.iter() {
+            all.cut(start, end, |start, end, known| {
+                if !known {
+                    calls.push((start, end));
+                }
+            });
+        }
+        drop_pages(stub, calls)?;
+        match &space.pages {
+            Some(pages) => self.read_pages(ctx, stub, pages, &wanted),
+            None => Ok(()),
+        }
     }
 
     /// Splits an extent into the runs that the parent does not have the same way.
@@ -367,6 +398,44 @@ impl Memory {
         }
         calls.finish()
     }
+}
+
+/// The pages of the images that the task is given. The vDSO is this kernel's own.
+fn own_pages(space: &AddressSpace) -> impl Iterator<Item = &Extent> {
+    let vdso = space.vdso().map_or(0..0, |v| v.start..v.end);
+    let all = space.pages.as_ref().map_or(&[][..], PagemapReader::extents);
+    all.iter().filter(move |extent| !vdso.contains(&extent.vaddr))
+}
+
+/// The parts of extents that are not here already. What the newest images have themselves is newer than
+/// what is here.
+fn missing<'a>(extents: impl Iterator<Item = &'a Extent>, here: &Ranges) -> Vec<Extent> {
+    let mut wanted = Vec::new();
+    for extent in extents {
+        if extent.level == 0 {
+            wanted.push(*extent);
+            continue;
+        }
+        here.cut(extent.vaddr, extent.end(), |start, end, known| {
+            if !known {
+                let nr_pages = (end - start) / PAGE_SIZE;
+                let offset = extent.offset + (start - extent.vaddr);
+                wanted.push(Extent { vaddr: start, nr_pages, offset, ..*extent });
+            }
+        });
+    }
+    wanted
+}
+
+fn drop_pages(stub: &Stub, ranges: Vec<(u64, u64)>) -> Result<(), RestoreError> {
+    let mut calls = Calls::new(stub, "drop pages");
+    for (start, end) in ranges {
+        calls.call(
+            libc::SYS_madvise,
+            &[start.into(), (end - start).into(), libc::MADV_DONTNEED.into()],
+        )?;
+    }
+    calls.finish()
 }
 
 fn unreadable(extent: &Extent, source: std::io::Error) -> RestoreError {
@@ -529,4 +598,26 @@ pub fn set_mm(stub: &Stub, mm: &MmEntry, exe_fd: Option<i32>) -> Result<(), Rest
         batch.call(libc::SYS_prctl, &[libc::PR_SET_THP_DISABLE.into(), 1.into()]);
     }
     Ok(stub.run_all(&mut batch, "describe the memory layout (PR_SET_MM_MAP)")?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_here_is_not_read_but_for_the_newest() {
+        let extent = |page: u64, nr_pages: u64, level: usize| Extent {
+            vaddr: page * PAGE_SIZE,
+            nr_pages,
+            level,
+            offset: page * 10 * PAGE_SIZE,
+            lazy: false,
+        };
+        let here: Ranges = [(2 * PAGE_SIZE, 4 * PAGE_SIZE)].into_iter().collect();
+        let wanted = missing([extent(1, 2, 1), extent(3, 1, 0), extent(4, 1, 2)].iter(), &here);
+        assert_eq!(wanted, [extent(1, 1, 1), extent(3, 1, 0), extent(4, 1, 2)]);
+        let tail = missing([extent(3, 3, 1)].iter(), &here);
+        assert_eq!(tail[0].vaddr, 4 * PAGE_SIZE);
+        assert_eq!((tail[0].nr_pages, tail[0].offset), (2, 31 * PAGE_SIZE));
+    }
 }

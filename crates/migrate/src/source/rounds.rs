@@ -1,0 +1,187 @@
+//! Memory goes ahead while the container runs, round after round, until the policy says that the rest
+//! is better sent in the freeze.
+
+use std::time::{Duration, Instant};
+
+use arctern_container::transfer::Departure;
+use arctern_engine::CaptureError;
+use arctern_engine::options::{Event, HookError};
+use arctern_engine::precopy::PageSink;
+use arctern_image::messages::MmEntry;
+use serde::Serialize;
+
+use super::conversation::Conversation;
+use super::{MigrateOptions, Watch, micros};
+use crate::error::MigrateError;
+use crate::message::{Answer, Request};
+use crate::pages::PageWriter;
+use crate::policy::{self, Next, Round};
+
+/// How long the other side may take to say that a round is there, after its last byte was written:
+/// what pipes and sockets hold on a slow link. Whether the link is dead ssh finds out.
+const ARRIVING: Duration = Duration::from_secs(600);
+
+/// What a freeze takes without any memory to send, as far as it can be known before.
+const FIXED: Duration = Duration::from_millis(60);
+
+/// One round of memory, as it was.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct RoundDone {
+    /// 1 for the first.
+    pub number: u32,
+    /// Bytes of pages that were sent.
+    pub sent: u64,
+    /// Bytes of pages that are zeros, and were not.
+    pub zeros: u64,
+    /// Bytes that had been written again when it was over.
+    pub dirty: u64,
+    /// When it began, after the command, in microseconds.
+    pub begin_us: u64,
+    /// How long it took, in microseconds.
+    pub total_us: u64,
+    /// How long the tasks stood still in it, in microseconds.
+    pub stopped_us: u64,
+    /// Bytes sent in a second.
+    pub rate: u64,
+    /// Bytes written by the container in a second.
+    pub dirty_rate: u64,
+    /// How long a freeze would be after it, in microseconds.
+    pub downtime_us: u64,
+}
+
+/// Sends memory ahead as long as that is worth it.
+pub(super) fn copy_ahead(
+    conversation: &mut Conversation,
+    departure: &mut Departure,
+    options: &MigrateOptions,
+    begin: Instant,
+    watch: &mut dyn Watch,
+) -> Result<Vec<RoundDone>, MigrateError> {
+    let mut done: Vec<RoundDone> = Vec::new();
+    let mut measured: Vec<Round> = Vec::new();
+    if policy::next(&measured, &options.limits, FIXED) == Next::Freeze {
+        return Ok(done);
+    }
+    if let Err(error) = departure.begin_rounds() {
+        if !is_no_tracking(&error) {
+            return Err(error.into());
+        }
+        let text = "this kernel does not tell which memory was written: all of it is sent while \
+                    the container stands still";
+        watch.event(Event::Warning(text.to_owned()));
+        return Ok(done);
+    }
+    loop {
+        match policy::next(&measured, &options.limits, FIXED) {
+            Next::Round => {}
+            Next::Freeze => return Ok(done),
+            Next::Refuse { downtime } => {
+                return Err(too_long(downtime, options, &done));
+            }
+        }
+        let number = u32::try_from(done.len() + 1).unwrap_or(u32::MAX);
+        let expected = measured.last().map_or(departure.offer().memory, |round| round.dirty);
+        watch.event(Event::Phase("memory ahead"));
+        let round = one(conversation, departure, (number, expected), begin, watch)?;
+        measured.push(Round {
+            sent: round.sent,
+            duration: Duration::from_micros(round.total_us),
+            dirty: round.dirty,
+        });
+        let downtime_us = micros(policy::downtime(&measured, FIXED));
+        let round = RoundDone { downtime_us, ..round };
+        watch.round(&round);
+        done.push(round);
+    }
+}
+
+fn one(
+    conversation: &mut Conversation,
+    departure: &mut Departure,
+    (number, expected): (u32, u64),
+    begin: Instant,
+    watch: &mut dyn Watch,
+) -> Result<RoundDone, MigrateError> {
+    let started = Instant::now();
+    conversation.transport.send(&Request::Round)?;
+    let to = PageWriter::new(conversation.transport.data());
+    let mut sink = Counting { to, sent: 0, expected, watch };
+    let taken = departure.round(&mut sink);
+    let data = sink.to.into_inner();
+    let figures = match taken {
+        Ok(figures) => figures,
+        Err(error) => return Err(conversation.instead_of(error.into())),
+    };
+    if let Err(error) = data.finish() {
+        let error = conversation.transport.failed(error).into();
+        return Err(conversation.instead_of(error));
+    }
+    match conversation.answer(ARRIVING)? {
+        Answer::Stored => {}
+        other => return Err(conversation.out_of_turn(&other)),
+    }
+    let took = started.elapsed();
+    let dirty = departure.written();
+    let per_second = |bytes: u64| (bytes as f64 / took.as_secs_f64().max(1e-6)) as u64;
+    Ok(RoundDone {
+        number,
+        sent: figures.sent,
+        zeros: figures.zeros,
+        dirty,
+        begin_us: micros(started.saturating_duration_since(begin)),
+        total_us: micros(took),
+        stopped_us: figures.frozen_us,
+        rate: per_second(figures.sent),
+        dirty_rate: per_second(dirty),
+        downtime_us: 0,
+    })
+}
+
+fn is_no_tracking(error: &arctern_container::Error) -> bool {
+    matches!(error, arctern_container::Error::Capture(inner)
+        if matches!(**inner, CaptureError::NoTracking))
+}
+
+fn too_long(expected: Duration, options: &MigrateOptions, done: &[RoundDone]) -> MigrateError {
+    let last = done.last().copied().unwrap_or_default();
+    MigrateError::TooLong {
+        expected,
+        limit: options.limits.downtime.unwrap_or_default(),
+        rounds: last.number,
+        rate: done.iter().max_by_key(|round| round.sent).map_or(0, |round| round.rate),
+        dirty_rate: last.dirty_rate,
+    }
+}
+
+/// Tells how far a round is.
+struct Counting<'a, S> {
+    to: S,
+    sent: u64,
+    expected: u64,
+    watch: &'a mut dyn Watch,
+}
+
+impl<S: PageSink> PageSink for Counting<'_, S> {
+    fn space(&mut self, pid: i32) -> Result<(), HookError> {
+        self.to.space(pid)
+    }
+
+    fn mappings(&mut self, mm: &MmEntry) -> Result<(), HookError> {
+        self.to.mappings(mm)
+    }
+
+    fn stored(&mut self, vaddr: u64, bytes: &[u8]) -> Result<(), HookError> {
+        self.sent += bytes.len() as u64;
+        let total = self.expected.max(self.sent);
+        self.watch.event(Event::Progress { done: self.sent, total });
+        self.to.stored(vaddr, bytes)
+    }
+
+    fn unchanged(&mut self, vaddr: u64, pages: u64) -> Result<(), HookError> {
+        self.to.unchanged(vaddr, pages)
+    }
+
+    fn end(&mut self) -> Result<(), HookError> {
+        self.to.end()
+    }
+}
