@@ -41,7 +41,8 @@ const CASES: [Case; 2] = [
 ];
 
 /// A container engine that takes Podman's commands.
-trait Engine {
+pub trait Engine {
+    /// One of its commands.
     fn command(&self, arguments: &[&str]) -> Command;
     /// Where this engine writes archives, as it sees it.
     fn archive(&self) -> String;
@@ -60,12 +61,13 @@ impl Engine for Arctern<'_> {
 }
 
 /// Podman in the peer's world.
-struct Podman {
+pub struct Podman {
     pid: String,
 }
 
 impl Podman {
-    fn start(share: &Path) -> Result<Self> {
+    /// Starts the peer's world, in which `share` is `/tmp/share`.
+    pub fn start(share: &Path) -> Result<Self> {
         let script = source().join("scripts/peer.sh");
         let started = Command::new(&script)
             .arg("start")

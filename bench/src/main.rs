@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod containers;
+mod moves;
 mod report;
 mod stats;
 mod trees;
@@ -42,6 +43,7 @@ fn main() -> Result<ExitCode> {
     let mut report = Report::new(args.rounds);
     trees::measure(&args.only, args.rounds, &mut report)?;
     containers::measure(&args.only, args.rounds, &mut report)?;
+    moves::measure(&args.only, args.rounds, &mut report)?;
     report.print();
     report.write(&args.json)?;
     Ok(if report.met() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

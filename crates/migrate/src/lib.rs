@@ -18,4 +18,6 @@ pub mod wire;
 
 pub use error::MigrateError;
 pub use receive::receive;
-pub use source::{MigrateOptions, Moved, Outcome, Plan, RoundDone, Watch, migrate, resolve};
+pub use source::{
+    Estimate, MigrateOptions, Moved, Outcome, Plan, RoundDone, Watch, migrate, resolve,
+};

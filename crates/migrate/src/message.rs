@@ -38,6 +38,8 @@ pub enum Request {
     Offer(Box<Offer>),
     /// The container's image follows as data.
     Image,
+    /// Bytes that mean nothing follow as data: they show how fast the link is.
+    Probe,
     /// Make ready: the container comes.
     Begin,
     /// Memory follows as data ([`crate::pages`]): what was written since the round before.
@@ -72,7 +74,7 @@ pub enum Answer {
     },
     /// To `Begin`.
     Ready,
-    /// To a round.
+    /// To a round, and to a probe.
     Stored,
     /// To the archive.
     Built,

@@ -91,6 +91,32 @@ pub fn next(rounds: &[Round], limits: &Limits, fixed: Duration) -> Next {
     }
 }
 
+/// What rounds would do to `memory` bytes on a link of `link` bytes a second, while `written` bytes are
+/// written in a second: the rounds, and how they would end.
+#[must_use]
+pub fn foresee(
+    memory: u64,
+    link: f64,
+    written: f64,
+    limits: &Limits,
+    fixed: Duration,
+) -> (Vec<Round>, Next) {
+    let mut rounds = Vec::new();
+    let mut left = memory;
+    loop {
+        match next(&rounds, limits, fixed) {
+            Next::Round => {}
+            end => return (rounds, end),
+        }
+        let seconds = left as f64 / link.max(1.0);
+        let duration = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+        // What is written twice is sent once.
+        let dirty = ((seconds * written) as u64).min(memory);
+        rounds.push(Round { sent: left, duration, dirty });
+        left = dirty;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -140,6 +166,20 @@ mod tests {
         let limits = Limits { rounds: 1, downtime: Some(Duration::from_secs(1)) };
         let rounds = [Round { sent: 1, duration: Duration::MAX / 2, dirty: u64::MAX }];
         assert_eq!(next(&rounds, &limits, FIXED), Next::Refuse { downtime: Duration::MAX });
+    }
+
+    #[test]
+    fn what_rounds_would_do_is_foreseen() {
+        let limits = Limits::default();
+        let (rounds, end) = foresee(1 << 30, 1e8, 1e7, &limits, FIXED);
+        assert_eq!(end, Next::Freeze);
+        assert_eq!(rounds.len(), 4, "a tenth is left each time: {rounds:?}");
+        assert!(downtime(&rounds, FIXED) < Duration::from_millis(50));
+        let strict = Limits { downtime: Some(Duration::from_millis(300)), ..limits };
+        let (rounds, end) = foresee(1 << 30, 1e7, 1e8, &strict, FIXED);
+        assert_eq!(rounds.len(), 1);
+        assert!(matches!(end, Next::Refuse { .. }), "{end:?}");
+        assert_eq!(foresee(0, 0.0, 0.0, &limits, FIXED).1, Next::Freeze);
     }
 
     proptest! {

@@ -76,6 +76,10 @@ impl Destination<'_> {
                     }
                     taken
                 }
+                Request::Probe => {
+                    receiver.data().drain()?;
+                    Ok(Some(Answer::Stored))
+                }
                 Request::Begin => self.begin(),
                 Request::Round => self.round(receiver),
                 Request::Rest => self.rest(receiver),

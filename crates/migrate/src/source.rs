@@ -1,6 +1,7 @@
 //! The source's side: from a running container to one that runs elsewhere, or still here.
 
 mod conversation;
+mod estimate;
 mod peer;
 mod resolve;
 mod rounds;
@@ -14,6 +15,7 @@ use arctern_engine::options::{CaptureReport, Event, Events};
 use serde::Serialize;
 
 use self::conversation::{Conversation, PATIENCE};
+pub use self::estimate::Estimate;
 use self::peer::{Clock, Destination, Marks};
 pub use self::resolve::resolve;
 pub use self::rounds::RoundDone;
@@ -74,6 +76,8 @@ pub struct Plan {
     pub changed: u64,
     /// The image has to be sent too.
     pub image: bool,
+    /// What the move would be; only if nothing else was asked for.
+    pub estimate: Option<Estimate>,
 }
 
 /// What a move did. Times in microseconds.
@@ -129,7 +133,8 @@ pub fn migrate(
     let mut conversation = Conversation::begin(options, "receive")?;
     let plan = preflight(&mut conversation, departure.offer())?;
     if options.dry_run {
-        return Ok(Outcome::Planned(plan));
+        let estimate = estimate::estimate(&mut conversation, &mut departure, options)?;
+        return Ok(Outcome::Planned(Plan { estimate, ..plan }));
     }
     make_ready(&mut conversation, host, &departure, plan.image)?;
     let rounds = copy_ahead(&mut conversation, &mut departure, options, begin, watch)?;
@@ -253,6 +258,7 @@ fn plan(offer: &Offer, conversation: &Conversation, has_image: bool) -> Plan {
         memory: offer.memory,
         changed: offer.changed,
         image: !has_image,
+        estimate: None,
     }
 }
 

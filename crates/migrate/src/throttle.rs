@@ -76,6 +76,11 @@ impl<W: Write> Write for Throttle<W> {
     }
 }
 
+/// Waits.
+pub(crate) fn pause(time: Duration) -> io::Result<()> {
+    sleep_on(&timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)?, time)
+}
+
 /// Reads the timer when it is over.
 fn sleep_on(timer: &OwnedFd, wait: Duration) -> io::Result<()> {
     let value = Timespec::try_from(wait).map_err(|_| io::ErrorKind::InvalidInput)?;

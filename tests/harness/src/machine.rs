@@ -7,7 +7,7 @@ use crate::ssh::Sshd;
 use crate::travel::Lan;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::Output;
 use std::time::Duration;
@@ -71,6 +71,20 @@ pub fn await_listener(client: &Place, server: SocketAddr) -> Result<()> {
             std::thread::sleep(Duration::from_millis(50));
         }
         anyhow::bail!("{server} does not listen")
+    })
+}
+
+/// What redis answers to a command.
+pub fn redis(client: &Place, server: SocketAddr, command: &[&str]) -> Result<String> {
+    client.inside(|| {
+        let mut stream = TcpStream::connect(server)?;
+        let words: String =
+            command.iter().map(|word| format!("${}\r\n{word}\r\n", word.len())).collect();
+        write!(stream, "*{}\r\n{words}", command.len())?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line)?;
+        ensure!(!line.starts_with('-'), "redis answers {line}");
+        Ok(line.trim().to_owned())
     })
 }
 

@@ -88,6 +88,7 @@ fn a_dry_run_lists_everything_and_touches_nothing() -> Result<(), String> {
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         ensure!(text.contains("and the image"), "{text}");
+        ensure!(text.contains("round(s) with") && text.contains("in a freeze of about"), "{text}");
 
         b.host.image("nginx", &[NGINX])?;
         b.host.arctern(&["create", "--name", "web", "nginx"])?;

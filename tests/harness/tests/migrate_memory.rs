@@ -5,28 +5,14 @@
 use anyhow::{Context, Result, ensure};
 use arctern_harness::lab::{Lab, address};
 use arctern_harness::load::Load;
-use arctern_harness::machine::{Machine, await_listener, redis_value, settled, status};
+use arctern_harness::machine::{Machine, await_listener, redis, redis_value, settled, status};
 use arctern_harness::place::Place;
 use arctern_harness::random::rounds;
 use arctern_harness::skips::judge;
 use serde_json::Value;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
-
-/// What redis answers to a command.
-fn redis(client: &Place, server: SocketAddr, command: &[&str]) -> Result<String> {
-    client.inside(|| {
-        let mut stream = TcpStream::connect(server)?;
-        let words: String =
-            command.iter().map(|word| format!("${}\r\n{word}\r\n", word.len())).collect();
-        write!(stream, "*{}\r\n{words}", command.len())?;
-        let mut line = String::new();
-        BufReader::new(stream).read_line(&mut line)?;
-        ensure!(!line.starts_with('-'), "redis answers {line}");
-        Ok(line.trim().to_owned())
-    })
-}
 
 /// Values of 1000 bytes that no compression makes nothing of.
 const FILL: &str = "for i = 1, ARGV[1] do \

@@ -151,6 +151,19 @@ fn tell_plan(plan: &Plan) {
     let image = if plan.image { ", and the image" } else { "" };
     outln!("nothing is in the way of `{}` to {}", plan.container, plan.destination);
     outln!("memory {}, changed files {}{image}", size(plan.memory), size(plan.changed));
+    let Some(estimate) = plan.estimate else { return };
+    outln!(
+        "it writes {}/s of memory, {}/s are carried: {} round(s) with {}, then {} in a freeze of about {}",
+        size(estimate.dirty_rate),
+        size(estimate.rate),
+        estimate.rounds,
+        size(estimate.ahead),
+        size(estimate.rest),
+        duration(estimate.downtime_us),
+    );
+    if estimate.refused {
+        outln!("that is longer than --max-downtime: it would not be moved");
+    }
 }
 
 fn tell(moved: &Moved) {

@@ -158,6 +158,7 @@ pub(crate) fn launch(
         streams: outside.unwrap_or(Streams::Closed),
         listener,
         report: Some(report),
+        preloaded: None,
         keep: request.keep,
         warnings: warnings.0,
     })

@@ -165,8 +165,7 @@ impl Host {
         record: &Record,
         (shim, connection): (Child, Connection),
     ) -> Result<(Child, Connection)> {
-        connection.send(Kind::Build, &[])?;
-        match connection.report() {
+        match connection.send(Kind::Build, &[]).and_then(|()| connection.report()) {
             Ok(Some(Report::Built)) => Ok((shim, connection)),
             other => match self.heard(record, shim, connection, other) {
                 Ok(_) => Err(Error::ShimGone(record.name().to_owned())),

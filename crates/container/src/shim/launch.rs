@@ -7,6 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use arctern_engine::options::{RestoreReport, TcpPolicy};
+use arctern_engine::precopy::Preloaded;
 use rustix::fs::{Gid, Uid};
 use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -83,6 +84,9 @@ pub(crate) struct Launched {
     pub streams: Streams,
     pub listener: UnixListener,
     pub report: Option<RestoreReport>,
+    /// Memory that it was born with, and that this process has too, as long as nobody has the time to
+    /// let go of it.
+    pub preloaded: Option<Preloaded>,
     /// The images that it was restored from stay.
     pub keep: bool,
     pub warnings: Vec<String>,
@@ -143,7 +147,9 @@ fn restore(host: &mut Host, id: &str, command: &UnixStream) -> Result<Launched> 
     };
     let arrival = Arrival { resumes: true, locked: request.tcp_established };
     let prelaunch = prepare(host, id, arrival)?;
-    crate::checkpoint::restore::launch(host, prelaunch, &request, preloaded.as_ref(), command)
+    let launched =
+        crate::checkpoint::restore::launch(host, prelaunch, &request, preloaded.as_ref(), command)?;
+    Ok(Launched { preloaded, ..launched })
 }
 
 fn prepare(host: &mut Host, id: &str, arrival: Arrival) -> Result<Prelaunch> {
@@ -225,6 +231,7 @@ fn start(host: &mut Host, prelaunch: Prelaunch) -> Result<Launched> {
         streams,
         listener,
         report: None,
+        preloaded: None,
         keep: false,
         warnings: Vec::new(),
     })

@@ -74,6 +74,7 @@ pub fn run(paths: Paths, id: &str, action: Action, attach: bool) -> Result<()> {
     };
     release_lock()?;
     report_to(&command, &report);
+    drop(launched.preloaded.take());
     if action == Action::Restore && !launched.keep {
         // It has gone on from there; going back to it would not fit its file system any more.
         crate::checkpoint::restore::used(&host, id);

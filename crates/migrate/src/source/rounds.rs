@@ -22,7 +22,7 @@ use crate::policy::{self, Next, Round};
 const ARRIVING: Duration = Duration::from_secs(600);
 
 /// What a freeze takes without any memory to send, as far as it can be known before.
-const FIXED: Duration = Duration::from_millis(60);
+pub(super) const FIXED: Duration = Duration::from_millis(60);
 
 /// One round of memory, as it was.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
@@ -137,7 +137,7 @@ fn one(
     })
 }
 
-fn is_no_tracking(error: &arctern_container::Error) -> bool {
+pub(super) fn is_no_tracking(error: &arctern_container::Error) -> bool {
     matches!(error, arctern_container::Error::Capture(inner)
         if matches!(**inner, CaptureError::NoTracking))
 }

@@ -5,8 +5,10 @@
 //! - [`vdso`]: is the kernel's code in the task this kernel's?
 //! - [`space`]: an address space of the images, checked.
 //! - [`rebuild`]: mappings and pages put back by remote calls, copy-on-write sharing kept.
+//! - `preloaded`: a root task that was born with some of its memory.
 
 pub mod dump;
+mod preloaded;
 mod reads;
 pub mod rebuild;
 pub mod space;

@@ -21,7 +21,6 @@ use super::vma::{ADVICE, MAP_DROPPABLE, is_shared_anonymous, status};
 use crate::error::RestoreError;
 use crate::precopy::Preloaded;
 use crate::restore_context::RestoreContext;
-use crate::tracking::Ranges;
 
 /// MADV_GUARD_INSTALL (linux/mman.h, kernel 6.13).
 const MADV_GUARD_INSTALL: i32 = 102;
@@ -260,41 +259,6 @@ impl Memory {
         self.read_pages(ctx, stub, pages, &wanted)
     }
 
-    /// Puts those pages of the images into the task that were not there before it was made, and drops
-    /// those that it does not have any more.
-    fn complete(
-        &mut self,
-        ctx: &mut RestoreContext,
-        stub: &Stub,
-        space: &AddressSpace,
-        preloaded: &Preloaded,
-        kept: &Kept,
-    ) -> Result<(), RestoreError> {
-        let mut here = Ranges::default();
-        for vma in &kept.vmas {
-            preloaded.pages().cut(vma.start, vma.end, |start, end, known| {
-                if known {
-                    here.push(start, end);
-                }
-            });
-        }
-        let wanted = missing(own_pages(space), &here);
-        let all: Ranges = own_pages(space).map(|extent| (extent.vaddr, extent.end())).collect();
-        let mut calls = Vec::new();
-        for (start, end) in here.iter() {
-            all.cut(start, end, |start, end, known| {
-                if !known {
-                    calls.push((start, end));
-                }
-            });
-        }
-        drop_pages(stub, calls)?;
-        match &space.pages {
-            Some(pages) => self.read_pages(ctx, stub, pages, &wanted),
-            None => Ok(()),
-        }
-    }
-
     /// Splits an extent into the runs that the parent does not have the same way.
     fn differing(
         &mut self,
@@ -353,7 +317,7 @@ impl Memory {
     }
 
     /// The task itself reads its pages from the pages files, straight to their places.
-    fn read_pages(
+    pub(super) fn read_pages(
         &mut self,
         ctx: &mut RestoreContext,
         stub: &Stub,
@@ -401,33 +365,13 @@ impl Memory {
 }
 
 /// The pages of the images that the task is given. The vDSO is this kernel's own.
-fn own_pages(space: &AddressSpace) -> impl Iterator<Item = &Extent> {
+pub(super) fn own_pages(space: &AddressSpace) -> impl Iterator<Item = &Extent> {
     let vdso = space.vdso().map_or(0..0, |v| v.start..v.end);
     let all = space.pages.as_ref().map_or(&[][..], PagemapReader::extents);
     all.iter().filter(move |extent| !vdso.contains(&extent.vaddr))
 }
 
-/// The parts of extents that are not here already. What the newest images have themselves is newer than
-/// what is here.
-fn missing<'a>(extents: impl Iterator<Item = &'a Extent>, here: &Ranges) -> Vec<Extent> {
-    let mut wanted = Vec::new();
-    for extent in extents {
-        if extent.level == 0 {
-            wanted.push(*extent);
-            continue;
-        }
-        here.cut(extent.vaddr, extent.end(), |start, end, known| {
-            if !known {
-                let nr_pages = (end - start) / PAGE_SIZE;
-                let offset = extent.offset + (start - extent.vaddr);
-                wanted.push(Extent { vaddr: start, nr_pages, offset, ..*extent });
-            }
-        });
-    }
-    wanted
-}
-
-fn drop_pages(stub: &Stub, ranges: Vec<(u64, u64)>) -> Result<(), RestoreError> {
+pub(super) fn drop_pages(stub: &Stub, ranges: Vec<(u64, u64)>) -> Result<(), RestoreError> {
     let mut calls = Calls::new(stub, "drop pages");
     for (start, end) in ranges {
         calls.call(
@@ -598,26 +542,4 @@ pub fn set_mm(stub: &Stub, mm: &MmEntry, exe_fd: Option<i32>) -> Result<(), Rest
         batch.call(libc::SYS_prctl, &[libc::PR_SET_THP_DISABLE.into(), 1.into()]);
     }
     Ok(stub.run_all(&mut batch, "describe the memory layout (PR_SET_MM_MAP)")?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_here_is_not_read_but_for_the_newest() {
-        let extent = |page: u64, nr_pages: u64, level: usize| Extent {
-            vaddr: page * PAGE_SIZE,
-            nr_pages,
-            level,
-            offset: page * 10 * PAGE_SIZE,
-            lazy: false,
-        };
-        let here: Ranges = [(2 * PAGE_SIZE, 4 * PAGE_SIZE)].into_iter().collect();
-        let wanted = missing([extent(1, 2, 1), extent(3, 1, 0), extent(4, 1, 2)].iter(), &here);
-        assert_eq!(wanted, [extent(1, 1, 1), extent(3, 1, 0), extent(4, 1, 2)]);
-        let tail = missing([extent(3, 3, 1)].iter(), &here);
-        assert_eq!(tail[0].vaddr, 4 * PAGE_SIZE);
-        assert_eq!((tail[0].nr_pages, tail[0].offset), (2, 31 * PAGE_SIZE));
-    }
 }
