@@ -9,6 +9,8 @@
 //! Image, data                          →   (when it is not there)
 //! Begin                                →
 //!                                      ←   Ready
+//! Files, data                          →   large files that it has changed (when there are any)
+//!                                      ←   Stored
 //! Round, data                          →   memory, any number of times, while the container runs
 //!                                      ←   Stored
 //! Rest, data                           →   frozen from here on; memory written since the last round
@@ -26,7 +28,7 @@ use arctern_container::transfer::{Blocker, Offer};
 use serde::{Deserialize, Serialize};
 
 /// Version of this conversation. Both sides must have the same.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// From the source.
 #[derive(Debug, Serialize, Deserialize)]
@@ -42,6 +44,8 @@ pub enum Request {
     Probe,
     /// Make ready: the container comes.
     Begin,
+    /// Files that the container has changed follow as an archive.
+    Files,
     /// Memory follows as data ([`crate::pages`]): what was written since the round before.
     Round,
     /// The memory that was written since the last round follows as data. The container is frozen.
@@ -74,7 +78,7 @@ pub enum Answer {
     },
     /// To `Begin`.
     Ready,
-    /// To a round, and to a probe.
+    /// To files, a round, a probe.
     Stored,
     /// To the archive.
     Built,

@@ -81,6 +81,7 @@ impl Destination<'_> {
                     Ok(Some(Answer::Stored))
                 }
                 Request::Begin => self.begin(),
+                Request::Files => self.files(receiver),
                 Request::Round => self.round(receiver),
                 Request::Rest => self.rest(receiver),
                 Request::Archive => self.archive(receiver),
@@ -119,6 +120,17 @@ impl Destination<'_> {
         let offer = self.offer.as_ref().ok_or_else(out_of_turn)?;
         self.arrival = Some(self.host.expect(offer)?);
         Ok(Some(Answer::Ready))
+    }
+
+    fn files<R: Read>(
+        &mut self,
+        receiver: &mut Receiver<R>,
+    ) -> arctern_container::Result<Option<Answer>> {
+        let arrival = self.arrival.as_mut().ok_or_else(out_of_turn)?;
+        let mut data = receiver.data();
+        self.host.take_files(arrival, &mut data)?;
+        data.drain().map_err(arctern_container::Error::system("receive files"))?;
+        Ok(Some(Answer::Stored))
     }
 
     fn round<R: Read>(

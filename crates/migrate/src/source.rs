@@ -85,6 +85,8 @@ pub struct Plan {
 pub struct Moved {
     /// What was found before.
     pub plan: Plan,
+    /// Bytes of changed files that were sent ahead, while it ran.
+    pub files: u64,
     /// Memory that was sent ahead, while it ran.
     pub rounds: Vec<RoundDone>,
     /// Bytes of memory that were sent in the freeze.
@@ -137,10 +139,17 @@ pub fn migrate(
         return Ok(Outcome::Planned(Plan { estimate, ..plan }));
     }
     make_ready(&mut conversation, host, &departure, plan.image)?;
-    let rounds = copy_ahead(&mut conversation, &mut departure, options, begin, watch)?;
+    let ahead = send_ahead(&mut conversation, host, &mut departure, options, begin, watch);
+    let (files, rounds) = match ahead {
+        Ok(ahead) => ahead,
+        Err(error) => {
+            host.stay(departure)?;
+            return Err(error);
+        }
+    };
     let (conversation, marks, report) =
         hand_over(host, &mut departure, options, conversation, watch)?;
-    let moved = Moved { rounds, ..figures(plan, &conversation, marks, &report, begin) };
+    let moved = Moved { files, rounds, ..figures(plan, &conversation, marks, &report, begin) };
     Ok(Outcome::Moved(Box::new(moved)))
 }
 
@@ -172,6 +181,21 @@ fn make_ready(
         Answer::Ready => Ok(()),
         other => Err(conversation.out_of_turn(&other)),
     }
+}
+
+/// Files and memory, while the container runs here.
+fn send_ahead(
+    conversation: &mut Conversation,
+    host: &Host,
+    departure: &mut Departure,
+    options: &MigrateOptions,
+    begin: Instant,
+    watch: &mut dyn Watch,
+) -> Result<(u64, Vec<RoundDone>), MigrateError> {
+    watch.event(Event::Phase("files ahead"));
+    let files = conversation.send_files(host, departure)?;
+    let rounds = copy_ahead(conversation, departure, options, begin, watch)?;
+    Ok((files, rounds))
 }
 
 /// From the freeze to the end of the container here.
@@ -227,6 +251,7 @@ fn figures(
     };
     Moved {
         plan,
+        files: 0,
         rounds: Vec::new(),
         rest: report.pages_written * arctern_sys::PAGE_SIZE,
         sent: conversation.transport.sent(),

@@ -93,13 +93,23 @@ fn redis_moves_with_its_memory_while_clients_write() -> Result<(), String> {
 }
 
 /// Writes 48 MiB over and over, a number of the round into each page, and answers with the number of
-/// rounds if all pages have it.
+/// rounds and of pages that do not have it. One file that it does not write, one that it writes in each
+/// round, and one that it makes in each round and removes in the next, are as wrong as pages.
 const WRITER: &str = r#"
-import mmap, socket, threading
+import mmap, os, socket, threading
 size = 48 << 20
 memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 lock = threading.Lock()
 done = 0
+still = bytes(range(256)) * 8192
+for name in ("still", "written", "made0"):
+    with open("/var/tmp/" + name, "wb") as file:
+        file.write(still)
+def files():
+    at = done % 4096
+    with open("/var/tmp/still", "rb") as a, open("/var/tmp/written", "rb") as b:
+        wrong = (a.read() != still) + (b.read() != still[:at] + b"x" + still[at + 1:] if done else 0)
+    return wrong + (sorted(os.listdir("/var/tmp")) != sorted(["made%d" % done, "still", "written"]))
 def write():
     global done
     while True:
@@ -107,13 +117,18 @@ def write():
             for at in range(0, size, 4096):
                 memory[at:at + 8] = (done + 1).to_bytes(8, "little")
             done += 1
+            with open("/var/tmp/written", "r+b") as file:
+                file.write(still[:4097])
+                file.seek(done % 4096)
+                file.write(b"x")
+            os.rename("/var/tmp/made%d" % (done - 1), "/var/tmp/made%d" % done)
 threading.Thread(target=write, daemon=True).start()
 server = socket.create_server(("0.0.0.0", 7), backlog=64)
 while True:
     client = server.accept()[0]
     with client, lock:
         wrong = sum(memory[at:at + 8] != done.to_bytes(8, "little") for at in range(0, size, 4096))
-        client.sendall(b"%d %d\n" % (done, wrong))
+        client.sendall(b"%d %d\n" % (done, wrong + files()))
 "#;
 
 fn writer_says(client: &Place, server: SocketAddr) -> Result<u64> {
@@ -160,6 +175,10 @@ fn what_writes_faster_than_the_link_carries_stays_unless_its_freeze_is_accepted(
         let moved = a.moved_with(&b, &["--max-downtime", "60s", "--rounds", "2"], "writer")?;
         println!("{moved:#}");
         ensure!(moved["downtime_us"].as_u64().context("no downtime")? < 60_000_000, "{moved}");
+        ensure!(
+            moved["files"].as_u64().context("no files")? > 2 << 20,
+            "no files went ahead: {moved}"
+        );
         ensure!(moved["rounds"].as_array().context("no rounds")?.len() <= 2, "{moved}");
         ensure!(writer_says(&client, server)? >= between, "it went back");
         b.host.arctern(&["rm", "-f", "-t", "0", "writer"])?;

@@ -11,7 +11,7 @@ use arctern_engine::options::{
 };
 use arctern_engine::precopy::{PageSink, Precopy};
 use arctern_net::Keep;
-use arctern_storage::{diff, tree};
+use arctern_storage::{RootFs, diff, tree};
 
 use super::archive::Archive;
 use super::{CheckpointOptions, Checkpointed, NETNS_KEY, discard, durable, streams, volumes};
@@ -101,6 +101,7 @@ impl Host {
             guard: guard.as_mut(),
             hand_over: None,
             ahead: None,
+            early: None,
         };
         let result = self.capture(work, events);
         if let Some(guard) = guard {
@@ -164,21 +165,20 @@ impl Host {
         work: Work<'_>,
         events: &mut dyn Events,
     ) -> Result<(CaptureReport, Option<u64>)> {
-        let Work { record, pid, options, archive, guard, hand_over, ahead } = work;
+        let Work { record, pid, options, archive, guard, hand_over, ahead, early } = work;
         let id = record.id().to_owned();
         let paths = self.paths.container(&id);
         let images = paths.checkpoint_new();
-        let root = self.images.root_fs(&id).map_err(Error::storage)?;
         let spec = spec::load(&paths.spec())?;
         let binds = spec::mounts::binds(&spec);
-        let excludes: Vec<_> = binds.iter().map(|(destination, _)| destination.clone()).collect();
+        let changes = Changes::of(self, record)?;
         let with_rootfs = archive.is_some() && !options.ignore_rootfs;
 
-        let source = diff::Source { upper: &root.upper, lowers: &root.lowers, excludes: &excludes };
-        let mut early = match with_rootfs {
-            true => diff::Early::begin(&source, &paths.capture_dir(), EARLY_FILES)
-                .map_err(Error::storage)?,
-            false => diff::Early::default(),
+        let source = changes.source();
+        let mut early = match early {
+            Some(early) => early,
+            None if with_rootfs => changes.early(&paths)?,
+            None => diff::Early::default(),
         };
 
         let with_volumes = archive.is_some() && !options.ignore_volumes;
@@ -330,6 +330,34 @@ pub(crate) struct Work<'a> {
     pub hand_over: Option<HandOver<'a>>,
     /// Its memory was copied ahead.
     pub ahead: Option<Ahead<'a>>,
+    /// Large files that it had changed were copied ahead.
+    pub early: Option<diff::Early>,
+}
+
+/// Where the changes of a container's root file system are.
+pub(crate) struct Changes {
+    root: RootFs,
+    excludes: Vec<std::path::PathBuf>,
+}
+
+impl Changes {
+    pub fn of(host: &Host, record: &Record) -> Result<Changes> {
+        let root = host.images.root_fs(record.id()).map_err(Error::storage)?;
+        let spec = spec::load(&host.paths.container(record.id()).spec())?;
+        let binds = spec::mounts::binds(&spec);
+        Ok(Changes { root, excludes: binds.into_iter().map(|(to, _)| to).collect() })
+    }
+
+    fn source(&self) -> diff::Source<'_> {
+        let Changes { root, excludes } = self;
+        diff::Source { upper: &root.upper, lowers: &root.lowers, excludes }
+    }
+
+    /// Copies large files, while the container runs.
+    pub fn early(&self, paths: &ContainerPaths) -> Result<diff::Early> {
+        diff::Early::begin(&self.source(), &paths.capture_dir(), EARLY_FILES)
+            .map_err(Error::storage)
+    }
 }
 
 /// Memory that was copied ahead, and where the rest goes.

@@ -161,6 +161,6 @@ pub(super) fn bring_in(
 }
 
 /// The device nodes that may come out of an archive.
-pub(super) fn devices(options: &RestoreOptions) -> Devices {
+pub(crate) fn devices(options: &RestoreOptions) -> Devices {
     if options.allowed.trust { Devices::Character } else { Devices::Ordinary }
 }

@@ -9,6 +9,8 @@ use arctern_engine::options::{Events, TcpPolicy};
 use arctern_engine::precopy::PageDirectory;
 use arctern_image::manifest::HostFacts;
 
+use arctern_storage::diff;
+
 use super::{Blocker, Offer, Verdict};
 use crate::cgroup::Hierarchies;
 use crate::checkpoint::RestoreOptions;
@@ -177,6 +179,13 @@ impl Host {
             shim,
             is_built: false,
         })
+    }
+
+    /// Takes in files that come ahead of the archive, an archive themselves.
+    pub fn take_files(&self, arrival: &Arrival, mut archive: impl Read) -> Result<()> {
+        let root = self.images.mount_root(arrival.id(), false).map_err(Error::storage)?;
+        let devices = crate::checkpoint::volumes::devices(&options());
+        diff::apply(Some(&mut archive), &[], &root, devices).map(drop).map_err(Error::storage)
     }
 
     /// Where the next round of memory goes, on top of those before.

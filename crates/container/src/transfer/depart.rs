@@ -1,7 +1,7 @@
 //! The source: a container leaves, or goes on as if nothing had been.
 
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
 use std::time::Instant;
 
 use arctern_engine::CaptureError;
@@ -9,12 +9,12 @@ use arctern_engine::options::{CaptureReport, Events, Fate, HookError, TcpPolicy}
 use arctern_engine::precopy::{PageSink, Precopy, RoundFigures};
 use arctern_image::archive::{ArchiveWriter, Compression};
 use arctern_image::manifest::HostFacts;
-use arctern_storage::tree;
+use arctern_storage::{diff, tree};
 
 use super::{Marker, Offer, Phase};
 use crate::checkpoint::CheckpointOptions;
 use crate::checkpoint::archive::Archive;
-use crate::checkpoint::capture::{Ahead, FREEZE_TIMEOUT, Guard, HandOver, Work, micros};
+use crate::checkpoint::capture::{Ahead, Changes, FREEZE_TIMEOUT, Guard, HandOver, Work, micros};
 use crate::checkpoint::volumes;
 use crate::error::{Error, Result};
 use crate::host::Host;
@@ -43,6 +43,8 @@ pub struct Departure {
     offer: Offer,
     /// Its memory as far as it was copied ahead.
     copied: Option<Precopy>,
+    /// Large files that it had changed, as they were sent ahead.
+    early: Option<diff::Early>,
     _lock: Lock,
 }
 
@@ -108,7 +110,24 @@ impl Host {
             images: amount.images,
             changed: files + volumes::least(self, &record.config),
         };
-        Ok(Departure { record, offer, copied: None, _lock: lock })
+        Ok(Departure { record, offer, copied: None, early: None, _lock: lock })
+    }
+
+    /// Copies large files that the container has changed, while it runs: an archive for the other host,
+    /// if there are any. What changes from here on is in the last archive again.
+    pub fn files_ahead(&self, departure: &mut Departure) -> Result<Option<fs::File>> {
+        let paths = self.paths.container(departure.record.id());
+        let dir = paths.capture_dir();
+        fs::create_dir(&dir).map_err(Error::io("create", &dir))?;
+        let mut early = Changes::of(self, &departure.record)?.early(&paths)?;
+        let part = early.part(&dir).map_err(Error::storage)?;
+        departure.early = Some(early);
+        Ok(part)
+    }
+
+    /// A container that was about to leave stays: nothing of the attempt is left.
+    pub fn stay(&mut self, departure: Departure) -> Result<()> {
+        self.sweep(&departure.record)
     }
 
     /// The image of a container that is about to leave, as an archive.
@@ -130,7 +149,7 @@ impl Host {
         events: &mut dyn Events,
     ) -> Result<HandedOver> {
         let begin = Instant::now();
-        let Departure { record, offer, copied, .. } = departure;
+        let Departure { record, offer, copied, early, .. } = departure;
         let paths = self.paths.container(record.id());
         let Some(init) = record.init else {
             return Err(Error::NoSuchContainer(record.name().to_owned()));
@@ -139,7 +158,11 @@ impl Host {
         // Images come and go in thousands; not every file system can be told.
         let _ = arctern_sys::directory::spread_subdirectories(&paths.dir);
         for dir in [&paths.checkpoint_new(), &paths.capture_dir()] {
-            fs::create_dir(dir).map_err(Error::io("create", dir))?;
+            match fs::create_dir(dir) {
+                // Of files that went ahead.
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists && early.is_some() => {}
+                other => other.map_err(Error::io("create", dir))?,
+            }
         }
         let stream = peer.archive().map_err(|e| Error::Capture(Box::new(CaptureError::Hook(e))))?;
         let writer = ArchiveWriter::stream(stream, destination, Compression::None)
@@ -164,6 +187,7 @@ impl Host {
             guard: Some(&mut guard),
             hand_over: Some(HandOver { marker: &marker, peer }),
             ahead,
+            early: early.take(),
         };
         let captured = self.capture(work, events);
         match captured {

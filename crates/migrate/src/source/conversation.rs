@@ -14,6 +14,10 @@ use crate::transport::Transport;
 /// How long the other side may take for what needs no data: preparing, answering.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long it may take to say that data is there, after its last byte was written: what pipes and
+/// sockets hold on a slow link. Whether the link is dead ssh finds out.
+pub(super) const ARRIVING: Duration = Duration::from_secs(600);
+
 /// A conversation with the other side, from its first word.
 pub(super) struct Conversation {
     pub(super) transport: Transport,
@@ -73,12 +77,34 @@ impl Conversation {
         host: &Host,
         departure: &Departure,
     ) -> Result<(), MigrateError> {
-        let mut image = host.image_of(departure)?;
-        self.transport.send(&Request::Image)?;
+        let image = host.image_of(departure)?;
+        self.send_stream(&Request::Image, image).map(drop)
+    }
+
+    /// Large files that the container has changed; gives the bytes that were sent.
+    pub(super) fn send_files(
+        &mut self,
+        host: &Host,
+        departure: &mut Departure,
+    ) -> Result<u64, MigrateError> {
+        let Some(files) = host.files_ahead(departure)? else { return Ok(0) };
+        let sent = self.send_stream(&Request::Files, files)?;
+        match self.answer(ARRIVING)? {
+            Answer::Stored => Ok(sent),
+            other => Err(self.out_of_turn(&other)),
+        }
+    }
+
+    fn send_stream(
+        &mut self,
+        request: &Request,
+        mut stream: impl io::Read,
+    ) -> Result<u64, MigrateError> {
+        self.transport.send(request)?;
         let mut data = self.transport.data();
-        let sent = io::copy(&mut image, &mut data).and_then(|_| data.finish());
-        match sent {
-            Ok(()) => Ok(()),
+        let sent = io::copy(&mut stream, &mut data);
+        match sent.and_then(|sent| data.finish().map(|()| sent)) {
+            Ok(sent) => Ok(sent),
             Err(error) => {
                 let error = self.transport.failed(error).into();
                 Err(self.instead_of(error))

@@ -10,16 +10,12 @@ use arctern_engine::precopy::PageSink;
 use arctern_image::messages::MmEntry;
 use serde::Serialize;
 
-use super::conversation::Conversation;
+use super::conversation::{ARRIVING, Conversation};
 use super::{MigrateOptions, Watch, micros};
 use crate::error::MigrateError;
 use crate::message::{Answer, Request};
 use crate::pages::PageWriter;
 use crate::policy::{self, Next, Round};
-
-/// How long the other side may take to say that a round is there, after its last byte was written:
-/// what pipes and sockets hold on a slow link. Whether the link is dead ssh finds out.
-const ARRIVING: Duration = Duration::from_secs(600);
 
 /// What a freeze takes without any memory to send, as far as it can be known before.
 pub(super) const FIXED: Duration = Duration::from_millis(60);

@@ -86,6 +86,24 @@ impl Early {
         }
     }
 
+    /// Ends the archive of what was copied and gives it, to be brought ahead of the rest: None if there is
+    /// nothing. [`Early::finish`] begins another one then, which goes over this one where both have a
+    /// path. `dir` is that of [`Early::begin`].
+    ///
+    /// # Errors
+    /// [`CaptureError::Write`].
+    pub fn part(&mut self, dir: &Path) -> Result<Option<File>, CaptureError> {
+        let Some(packer) = self.packer.take() else { return Ok(None) };
+        let path = dir.join(DIFF_FILE);
+        let part = || -> io::Result<File> {
+            packer.finish()?.flush()?;
+            let file = File::open(&path)?;
+            std::fs::remove_file(&path)?;
+            Ok(file)
+        };
+        part().map(Some).map_err(|source| CaptureError::Write { path: path.clone(), source })
+    }
+
     /// Captures the rest, while the container is frozen. `source` and `dir` are those of
     /// [`Early::begin`].
     ///
