@@ -139,7 +139,8 @@ pub struct ContainerLock {
 
 impl Network {
     /// Makes ready to lock an attached container: whatever takes time is done here. A lock that is
-    /// kept for its address is taken over, and stands from the beginning. `means` is what is wanted;
+    /// kept for its address is taken over, and stands from the beginning; if the container had another
+    /// hardware address then, what is held is dropped, since it carries that. `means` is what is wanted;
     /// [`Means::Hold`] becomes [`Means::Drop`] where the kernel cannot hold.
     ///
     /// # Errors
@@ -149,26 +150,40 @@ impl Network {
         container: &str,
         means: Means,
     ) -> Result<ContainerLock, NetworkError> {
-        let locked = self.lock()?;
+        let mut locked = self.lock()?;
         let mut route = self.route()?;
         let mut nft = self.nft()?;
         let not_attached = || NetworkError::NotAttached(container.to_owned());
         let lease = locked.state.leases.get(container).ok_or_else(not_attached)?.clone();
         let bridge = self.bridge_link(&mut route)?.ok_or_else(not_attached)?;
-        let hold = hold(&bridge, lease.addresses(), lease.mac);
-        let standing = locked.state.standing_lock(lease.ip, container).map(|lock| lock.means);
-        let means = match (standing, means) {
-            (Some(means), _) => {
-                hold.mend(&mut route, &mut nft, means)?;
+        let ours = hold(&bridge, lease.addresses(), lease.mac);
+        let standing = locked.state.standing_lock(lease.ip, container).cloned();
+        let means = match (&standing, means) {
+            (Some(lock), means) if lock.mac != lease.mac => {
+                let means = match means {
+                    Means::Hold => ours.prepare(&mut route, &mut nft)?,
+                    Means::Drop => Means::Drop,
+                };
+                ours.engage(&mut route, &mut nft, means)?;
+                let before = hold(&bridge, lock.addresses(lease.ip), lock.mac);
+                before.remove(&mut route, &mut nft)?;
+                if let Some(lock) = locked.state.locks.get_mut(&lease.ip) {
+                    (lock.mac, lock.means) = (lease.mac, means);
+                }
+                locked.save()?;
                 means
             }
-            (None, Means::Hold) => hold.prepare(&mut route, &mut nft)?,
+            (Some(lock), _) => {
+                ours.mend(&mut route, &mut nft, lock.means)?;
+                lock.means
+            }
+            (None, Means::Hold) => ours.prepare(&mut route, &mut nft)?,
             (None, Means::Drop) => Means::Drop,
         };
         Ok(ContainerLock {
             network: self.clone(),
             container: container.to_owned(),
-            hold,
+            hold: ours,
             means,
             ip: lease.ip,
             veth: lease.host_veth,

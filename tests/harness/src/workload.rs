@@ -7,7 +7,8 @@ use rustix::fd::AsFd;
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -18,6 +19,24 @@ const LIMIT: Duration = Duration::from_secs(40);
 /// The program with the workloads; `ARCTERN_WORKLOAD` overrides the build directory's.
 pub fn program() -> PathBuf {
     crate::engine::built("ARCTERN_WORKLOAD", "workload")
+}
+
+/// Listens as workloads with somebody outside expect it: answers each byte with the number of the
+/// connection.
+pub fn serve(listener: UnixListener) {
+    std::thread::spawn(move || {
+        for (count, stream) in listener.incoming().enumerate() {
+            let Ok(mut stream) = stream else { return };
+            std::thread::spawn(move || {
+                let mut byte = [0];
+                while stream.read_exact(&mut byte).is_ok() {
+                    if stream.write_all(&[count as u8]).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
 }
 
 /// A running (or captured, or restored) workload.

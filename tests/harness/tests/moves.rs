@@ -73,6 +73,71 @@ fn moves_with_its_address(lan: Lan) -> Result<()> {
     Ok(())
 }
 
+/// A restore that fails on the other host, when that has announced the container already, is made again:
+/// there, and where the container came from.
+fn fails_elsewhere(lan: Lan) -> Result<()> {
+    let lab = Lab::new()?;
+    let (a, b, client) = (lan.host(&lab, 1)?, lan.host(&lab, 2)?, lab.client(100)?);
+    a.image("redis", &[])?;
+    let server = ["redis-server", "--protected-mode", "no"];
+    let run = ["run", "-d", "--network", "lan", "--name", "db", "redis"];
+    a.arctern(&[&run[..], &server].concat())?;
+    let db = SocketAddr::new("192.0.2.16".parse()?, 6379);
+    client.await_listener(db)?;
+    let stream = client.inside(|| Ok(TcpStream::connect(db)?))?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    let ping = || -> Result<()> {
+        (&stream).write_all(b"PING\r\n")?;
+        let mut answer = [0; 7];
+        (&stream).read_exact(&mut answer)?;
+        ensure!(&answer == b"+PONG\r\n", "redis answers {answer:?}");
+        Ok(())
+    };
+    ping()?;
+    let capture = Capture::start(&client)?;
+    let archive = a.dir().join("db.tar").to_string_lossy().into_owned();
+    let restore = ["container", "restore", "--tcp-established", "--file", &archive];
+    // From, where it fails, where it goes on.
+    for (from, bad, good) in [(&a, &b, &b), (&b, &a, &b)] {
+        let checkpoint = ["container", "checkpoint", "--tcp-established", "--with-image"];
+        from.arctern(&[&checkpoint[..], &["--file", &archive, "db"]].concat())?;
+        from.arctern(&["rm", "db"])?;
+        std::thread::scope(|scope| -> Result<()> {
+            let answer = scope.spawn(ping);
+            let mut command = bad.command(&restore);
+            let output = command.env("ARCTERN_FAULT", "restore:unlock").output()?;
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            ensure!(!output.status.success() && said.contains("unlock"), "it did not fail: {said}");
+            ensure!(bad.arctern(&["ps", "-aq"])?.is_empty(), "the failed restore left a container");
+            ensure!(!answer.is_finished(), "somebody answered");
+            good.arctern(&restore)?;
+            answer.join().map_err(|_| anyhow::anyhow!("a client panicked"))?
+        })?;
+        ping()?;
+    }
+    let seen = capture.finish()?;
+    ensure!(seen.resets.is_empty(), "resets: {:?}", seen.resets);
+    ensure!(seen.icmp_errors.is_empty(), "ICMP errors: {:?}", seen.icmp_errors);
+    b.arctern(&["rm", "-f", "-t", "0", "db"])?;
+    for host in [&a, &b] {
+        host.arctern(&["network", "rm", "--force", "lan"])?;
+        host.await_keepers()?;
+        let left = host.leftovers()?;
+        ensure!(left.is_empty(), "left on a host:\n{}", left.join("\n"));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_restore_that_fails_elsewhere_is_made_again_on_macvlan() -> Result<(), String> {
+    judge("moves::failed-macvlan", || fails_elsewhere(Lan::Macvlan))
+}
+
+#[test]
+fn a_restore_that_fails_elsewhere_is_made_again_on_a_plain_bridge() -> Result<(), String> {
+    judge("moves::failed-plain-bridge", || fails_elsewhere(Lan::PlainBridge))
+}
+
 #[test]
 fn an_address_moves_on_macvlan() -> Result<(), String> {
     judge("moves::address-macvlan", || moves_with_its_address(Lan::Macvlan))

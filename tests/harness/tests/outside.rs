@@ -4,8 +4,8 @@
 
 use anyhow::{Result, bail, ensure};
 use arctern_harness::engine::Engine::Arctern;
-use arctern_harness::workload::Run;
-use std::io::{Read, Write};
+use arctern_harness::workload::{Run, serve};
+use std::io::Write;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
 use std::path::PathBuf;
@@ -28,19 +28,7 @@ impl Server {
         let name = SocketAddr::from_abstract_name(path.as_os_str().as_encoded_bytes())?;
         let mailbox = UnixDatagram::bind_addr(&name)?;
         let listener = UnixListener::bind(&path)?;
-        std::thread::spawn(move || {
-            for (count, stream) in listener.incoming().enumerate() {
-                let Ok(mut stream) = stream else { return };
-                std::thread::spawn(move || {
-                    let mut byte = [0];
-                    while stream.read_exact(&mut byte).is_ok() {
-                        if stream.write_all(&[count as u8]).is_err() {
-                            return;
-                        }
-                    }
-                });
-            }
-        });
+        serve(listener);
         Ok(Server { path, mailbox, _one: one })
     }
 }

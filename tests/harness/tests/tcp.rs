@@ -312,6 +312,69 @@ fn connections_that_wait_to_be_accepted_are_served_after_a_move() -> Result<()> 
     slow_to_accept(true)
 }
 
+#[test]
+fn damaged_lists_of_waiting_connections_restore_nothing() -> Result<()> {
+    let mut run = Run::start_with(&["load", "late", "1"])?;
+    let (port, images) = (port(&run)?, run.images("images")?);
+    let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    client.write_all(b"before")?;
+    let tree = run.tree()?;
+    Arctern.dump(run.pid(), &images, false)?;
+    run.wait_for_kill(tree)?;
+    let list = images.join("arctern-accept.json");
+    let good = std::fs::read_to_string(&list)?;
+    let one: serde_json::Value = serde_json::from_str(&good)?;
+    let with = |key: &str, value: serde_json::Value| {
+        let mut changed = one.clone();
+        changed[0][key] = value;
+        changed.to_string()
+    };
+    let twice = format!("[{0},{0}]", one[0]);
+    let many = format!("[{}]", vec![one[0].to_string(); 20_000].join(","));
+    let local = one[0]["local"].as_str().context("no address")?.to_owned();
+    let damaged = [
+        String::new(),
+        "{}".to_owned(),
+        "[[[[".to_owned(),
+        "[".repeat(1 << 20),
+        format!("[{}", good.repeat(100_000)),
+        twice,
+        many,
+        with("listener", 0.into()),
+        with("listener", u64::MAX.into()),
+        with("ino", 0.into()),
+        with("ino", (-1).into()),
+        with("state", 10.into()),
+        with("state", 4.into()),
+        with("local", "198.51.100.7:80".into()),
+        with("local", format!("127.0.0.1:{}", port ^ 1).into()),
+        with("local", "no address".into()),
+        with("peer", "[2001:db8::1]:4711".into()),
+        with("peer", "224.0.0.1:4711".into()),
+        with("peer", local.into()),
+    ];
+    for text in damaged {
+        std::fs::write(&list, &text)?;
+        let begin = Instant::now();
+        let (done, message) = said(Arctern.restore_command(&images)?, &[])?;
+        let start = &text[..text.len().min(200)];
+        ensure!(!done && message.contains("error"), "restored: {start}\n{message}");
+        ensure!(!message.contains("panicked"), "{start}\n{message}");
+        ensure!(begin.elapsed() < Duration::from_secs(30), "{start} took {:?}", begin.elapsed());
+        let left = arctern_harness::process::processes_below(&run.work());
+        ensure!(left.is_empty(), "{left:?} are left of {start}");
+    }
+    std::fs::write(&list, &good)?;
+    run.restored(Arctern.restore(&images)?)?;
+    client.write_all(b" after")?;
+    client.shutdown(Shutdown::Write)?;
+    run.verify()?;
+    let mut back = String::new();
+    client.read_to_string(&mut back)?;
+    ensure!(back == "before after", "{back:?} came back");
+    Ok(())
+}
+
 /// A connection of this kind is refused by name, and its program goes on.
 fn refused(kind: &str, cause: &str) -> Result<(), String> {
     judge(&format!("tcp::{kind}"), || {

@@ -5,10 +5,23 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
 
-/// The names under which the outer program listens, by its pid.
+/// Says where the outer program listens, if it cannot be reached by abstract names.
+const OUTSIDE: &str = "OUTSIDE";
+
+/// The name under which the outer program listens: as the environment says, or by its pid.
 fn path() -> String {
     // SAFETY: plain call.
-    format!("/tmp/arctern-outside-{}", unsafe { libc::getppid() })
+    let by_pid = || format!("/tmp/arctern-outside-{}", unsafe { libc::getppid() });
+    std::env::var(OUTSIDE).unwrap_or_else(|_| by_pid())
+}
+
+/// The name at which it takes datagrams.
+fn mailbox_of(path: &str) -> SocketAddr {
+    let name = match std::env::var(OUTSIDE) {
+        Ok(path) => SocketAddr::from_pathname(format!("{path}-mail")),
+        Err(_) => SocketAddr::from_abstract_name(path),
+    };
+    name.expect("name")
 }
 
 /// What the outer program answers: how often somebody has connected.
@@ -18,12 +31,12 @@ fn ask(stream: &mut UnixStream) -> Option<u8> {
     stream.read_exact(&mut answer).ok().map(|()| answer[0])
 }
 
-/// A stream by path and datagrams by abstract name, which are connected to again.
+/// A stream by path and datagrams by abstract name or path, which are connected to again.
 pub fn reconnected(stage: &Stage, checks: &mut Checks) {
     let path = path();
     let mut stream = UnixStream::connect(&path).expect("connect");
     let mailbox = UnixDatagram::unbound().expect("socket");
-    mailbox.connect_addr(&SocketAddr::from_abstract_name(&path).expect("name")).expect("connect");
+    mailbox.connect_addr(&mailbox_of(&path)).expect("connect");
     let before = ask(&mut stream);
     stage.ready();
     stage.wait_for_verify();
@@ -37,7 +50,7 @@ pub fn closed(stage: &Stage, checks: &mut Checks) {
     let mut stream = UnixStream::connect(&path).expect("connect");
     stream.write_all(b"?").expect("write");
     let mailbox = UnixDatagram::unbound().expect("socket");
-    mailbox.connect_addr(&SocketAddr::from_abstract_name(&path).expect("name")).expect("connect");
+    mailbox.connect_addr(&mailbox_of(&path)).expect("connect");
     // The answer is there, and unread.
     let mut peeked = libc::pollfd {
         fd: std::os::fd::AsRawFd::as_raw_fd(&stream),

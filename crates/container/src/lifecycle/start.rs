@@ -15,6 +15,9 @@ use crate::shim::protocol::{self, Kind, Report};
 use crate::shim::{Action, control};
 use crate::state::{Record, Status};
 
+/// What a shim is told by the environment: what it logs, and where it fails in a test.
+const PASSED_ON: [&str; 2] = ["ARCTERN_LOG", "ARCTERN_FAULT"];
+
 /// A container that was started or restored.
 #[derive(Debug)]
 pub struct Started {
@@ -219,7 +222,7 @@ impl Host {
             // The environment of whoever starts a container is not the container's business.
             .env_clear()
             .env("PATH", crate::spec::DEFAULT_PATH)
-            .envs(std::env::var_os("ARCTERN_LOG").map(|v| ("ARCTERN_LOG", v)))
+            .envs(PASSED_ON.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
             .current_dir("/")
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::from(lock.share()?))

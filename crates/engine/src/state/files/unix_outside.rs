@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use arctern_image::messages::{FdTypes, FileEntry, FownEntry, UnixSkEntry};
-use arctern_sys::diag::UnixSocket;
+use arctern_sys::diag::{UnixSocket, unix_sockets};
 use arctern_sys::proc;
 use nix::sys::stat::stat;
 
@@ -50,8 +50,10 @@ impl FileCollector {
     ) -> Result<Outside, (String, Remedy)> {
         let declared = self.options.externals.contains(&External::Unix { ino: peer.into() });
         let policy = if declared { ExternalUnix::Reconnect } else { self.options.external_unix };
-        let other = sockets.get(&peer);
-        let name = other.map_or_else(|| "unknown".to_owned(), |other| shown(&other.name));
+        // Paths lead to sockets of other network namespaces: a container's to those of the host.
+        let own = || unix_sockets(None).unwrap_or_default();
+        let other = sockets.get(&peer).cloned().or_else(|| own().remove(&peer));
+        let name = other.as_ref().map_or_else(|| "unknown".to_owned(), |other| shown(&other.name));
         let whom = format!("a socket outside of the tree ({name}, inode {peer})");
         let refuse =
             |why: &str, remedy: Remedy| Err((format!("it is connected to {whom}{why}"), remedy));
@@ -74,7 +76,7 @@ impl FileCollector {
             let listens = |s: &&UnixSocket| {
                 u32::from(s.state) == LISTEN && s.kind == other.kind && s.name == other.name
             };
-            if !sockets.values().any(|s| listens(&s)) {
+            if !sockets.values().any(|s| listens(&s)) && !own().values().any(|s| listens(&s)) {
                 return refuse(", and nobody listens under that name", otherwise.into());
             }
             if socket.receive_queue != 0 {
@@ -85,7 +87,7 @@ impl FileCollector {
         if !reachable(task, &other.name) {
             return refuse(", whose name leads nowhere in the tree", otherwise.into());
         }
-        Ok(Outside::Named(other.clone()))
+        Ok(Outside::Named(other))
     }
 
     /// Lists a socket that lives outside, so that `by` can be connected to its name again.
