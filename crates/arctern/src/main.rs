@@ -9,6 +9,7 @@ mod cli;
 mod commands;
 mod format;
 mod interrupt;
+mod output;
 mod progress;
 mod report;
 mod transfer;

@@ -268,7 +268,7 @@ impl Host {
     pub(crate) fn record_end(&mut self, id: &str, exit: Option<ExitRecord>) -> Result<()> {
         if let Some(moving) = self.store.get(id)?.filter(|r| r.status == Status::Migrating) {
             // It runs on another host, or may: no policy starts a second copy here.
-            self.mark_stopped(&moving)?;
+            self.mark_moved(&moving)?;
         }
         self.store.update(id, |r| {
             let ended = |r: &mut Record, code| {

@@ -15,6 +15,7 @@
 //! ROOT/containers/ID/shim.log        diagnostics of the shim
 //! ROOT/containers/ID/lock            taken by the command that changes the container
 //! ROOT/containers/ID/stopped         there while a command has stopped it: no policy starts it
+//! ROOT/containers/ID/moved           there when it runs on another host: no boot starts it
 //! RUNROOT/containers/ID/health.json  what the checks of its health found
 //! RUNROOT/containers/ID/restarts     how often its restart policy started it
 //! RUNROOT/containers/ID/kept         `restart` is at work: `--rm` does not remove it now
@@ -156,6 +157,12 @@ impl ContainerPaths {
     #[must_use]
     pub fn stopped(&self) -> PathBuf {
         self.dir.join("stopped")
+    }
+
+    /// There when the container went to another host and stays here, stopped: no boot starts it.
+    #[must_use]
+    pub fn moved(&self) -> PathBuf {
+        self.dir.join("moved")
     }
 
     /// How often the restart policy started it.

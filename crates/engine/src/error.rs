@@ -176,6 +176,14 @@ impl CaptureError {
     }
 }
 
+impl RestoreError {
+    /// Whether somebody killed what was being restored.
+    #[must_use]
+    pub fn is_death(&self) -> bool {
+        matches!(self, RestoreError::Tracee(TraceeError::Died { .. }))
+    }
+}
+
 /// Why a restore did not happen. Nothing of it is left.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {

@@ -80,6 +80,14 @@ pub fn extract(mut stream: impl Read, dir: &Path, devices: Devices) -> Result<Un
     Ok(diff::apply(Some(&mut stream), &[], dir, devices)?)
 }
 
+/// Writes everything of the file system that `dir` is on to disk.
+///
+/// # Errors
+/// The directory is not there, or the disk fails.
+pub fn sync(dir: &Path) -> io::Result<()> {
+    Ok(rustix::fs::syncfs(std::fs::File::open(dir)?)?)
+}
+
 /// Copies the tree `from` over the tree `to`, which exists.
 ///
 /// # Errors

@@ -159,7 +159,8 @@ impl Store {
     /// [`StoreError::NoSuchVolume`], [`StoreError::Io`].
     pub fn volume_remove(&self, name: &str) -> Result<(), StoreError> {
         self.volume_path(name)?;
-        self.discard(&self.volumes_dir().join(name))
+        self.discard(&self.volumes_dir().join(name))?;
+        sync_dir(&self.volumes_dir())
     }
 
     /// Fills a volume that was never mounted, and is empty, with what a container's root has at `path`,

@@ -2,6 +2,7 @@
 //! reason, and finding what was left behind.
 #![forbid(unsafe_code)]
 
+pub mod attempts;
 pub mod capture;
 pub mod crash;
 pub mod engine;

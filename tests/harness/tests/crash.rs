@@ -4,96 +4,32 @@
 #![forbid(unsafe_code)]
 
 use anyhow::{Context, Result, bail, ensure};
+use arctern_harness::attempts::{ATTEMPTS, Attempt, FASTER, GONE, RUN, random_command};
 use arctern_harness::crash::{self, alive};
 use arctern_harness::host::{Host, run as run_command};
 use arctern_harness::random::{Random, rounds};
+use arctern_harness::registry::{ADDRESS, Registry};
 use arctern_harness::skips::judge;
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// A command that is killed, what has to be there before, and how it may fail when it is repeated
-/// because it had got through.
-struct Attempt {
-    before: &'static [&'static [&'static str]],
-    command: &'static [&'static str],
-    got_through: &'static [&'static str],
-}
-
-const CREATE: &[&str] = &["create", "--name", "c", "tiny", "sh", "-c", "while :; do sleep 1; done"];
-const RUN: &[&str] =
-    &["run", "-d", "-p", "8080:80", "--name", "c", "tiny", "sh", "-c", "while :; do sleep 1; done"];
-const CHECKPOINT: &[&str] = &["container", "checkpoint", "c"];
-const EXPORT: &[&str] = &["container", "checkpoint", "c", "--file", "@/c.tar"];
-const NETWORK: &[&str] = &["network", "create", "lan"];
-const GONE: &str = "no container with name";
-
-/// Every command that changes something.
-const ATTEMPTS: &[Attempt] = &[
-    Attempt { before: &[], command: CREATE, got_through: &["is used by container"] },
-    Attempt { before: &[], command: RUN, got_through: &["is used by container"] },
-    Attempt { before: &[CREATE], command: &["start", "c"], got_through: &[] },
-    Attempt { before: &[RUN], command: &["stop", "-t", "0", "c"], got_through: &[] },
-    Attempt { before: &[RUN], command: &["kill", "c"], got_through: &["is exited, not running"] },
-    Attempt { before: &[RUN], command: &["rm", "-f", "-t", "0", "c"], got_through: &[GONE] },
-    Attempt { before: &[CREATE], command: &["rm", "c"], got_through: &[GONE] },
-    Attempt { before: &[RUN], command: &["exec", "c", "sh", "-c", "sleep 0.1"], got_through: &[] },
-    Attempt { before: &[RUN], command: CHECKPOINT, got_through: &["not running"] },
-    Attempt { before: &[RUN], command: EXPORT, got_through: &["not running"] },
-    Attempt {
-        before: &[RUN],
-        command: &["container", "checkpoint", "c", "--leave-running", "--file", "@/c.tar"],
-        got_through: &[],
-    },
-    Attempt {
-        before: &[RUN],
-        command: &["container", "checkpoint", "c", "--tcp-established", "--file", "@/c.tar"],
-        got_through: &["not running"],
-    },
-    Attempt {
-        before: &[RUN, CHECKPOINT],
-        command: &["container", "restore", "c"],
-        got_through: &["is running, not"],
-    },
-    Attempt {
-        before: &[RUN, EXPORT, &["rm", "c"]],
-        command: &["container", "restore", "--file", "@/c.tar"],
-        got_through: &["exists already"],
-    },
-    Attempt { before: &[], command: &["import", "@/tiny.tar", "other"], got_through: &[] },
-    Attempt { before: &[], command: &["tag", "tiny", "third"], got_through: &[] },
-    Attempt {
-        before: &[&["tag", "tiny", "third"]],
-        command: &["rmi", "third"],
-        got_through: &["no image"],
-    },
-    Attempt {
-        before: &[&["import", "--change", "ENV A=B", "@/tiny.tar", "other"]],
-        command: &["rmi", "other"],
-        got_through: &["no image"],
-    },
-    Attempt { before: &[], command: NETWORK, got_through: &["network lan exists"] },
-    Attempt {
-        before: &[NETWORK],
-        command: &["network", "rm", "lan"],
-        got_through: &["no network with name"],
-    },
-    Attempt {
-        before: &[NETWORK],
-        command: &["run", "-d", "--network", "lan", "--name", "c", "tiny", "sleep", "100"],
-        got_through: &["is used by container"],
-    },
-];
-
 /// Takes everything away that an attempt may have left by getting through.
 fn clear(host: &Host) -> Result<()> {
-    let _ = host.attempt(&["rm", "-f", "-t", "0", "c"])?;
-    let _ = host.attempt(&["rm", "-f", "-t", "0", "again"])?;
+    for name in ["c", "again"] {
+        let _ = host.attempt(&["rm", "-f", "-t", "0", name])?;
+    }
     let _ = host.attempt(&["network", "rm", "--force", "lan"])?;
-    let _ = host.attempt(&["rmi", "--force", "other"])?;
+    let _ = host.attempt(&["volume", "rm", "v"])?;
+    for image in ["other", "frozen", &format!("{ADDRESS}/team/app:1")] {
+        let _ = host.attempt(&["rmi", "--force", image])?;
+    }
     let _ = host.attempt(&["rmi", "third"])?;
-    let _ = std::fs::remove_file(host.dir().join("c.tar"));
+    let _ = host.attempt(&["image", "prune", "--force"])?;
+    for file in ["c.tar", "saved.tar", "copy", "v.tar"] {
+        let _ = std::fs::remove_file(host.dir().join(file));
+    }
     Ok(())
 }
 
@@ -128,35 +64,57 @@ fn not_lost(host: &Host) -> Result<()> {
     Ok(())
 }
 
+/// A host with a registry in its network.
+struct World {
+    host: Host,
+    registry: Registry,
+}
+
+impl World {
+    fn new() -> Result<World> {
+        let host = Host::new()?;
+        crash::leave_orphans_to_init()?;
+        crash::tiny_image(&host)?;
+        let mut registry = Registry::new()?;
+        registry.serve(&host)?;
+        registry.login(&host)?;
+        // A layer that nothing else has.
+        crash::image_of(&host, "app", &["/bin/cat"])?;
+        registry.arctern(&host, &["push", "app", &format!("{ADDRESS}/team/app:1")])?;
+        host.arctern(&["rmi", "app"])?;
+        Ok(World { host, registry })
+    }
+
+    /// A command of the list: `@` is the directory of the host, `%` the registry.
+    fn command(&self, list: &[&str]) -> Result<Command> {
+        let place = self.host.dir().to_string_lossy();
+        let words: Vec<String> =
+            list.iter().map(|word| word.replace('@', &place).replace('%', ADDRESS)).collect();
+        self.registry.command(&self.host, &words.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+}
+
 fn one_kill(
-    host: &Host,
+    world: &World,
     attempt: &Attempt,
     spans: &mut BTreeMap<String, Duration>,
     random: &mut Random,
 ) -> Result<bool> {
-    let place = host.dir().to_string_lossy().into_owned();
-    let arguments = |list: &[&str]| -> Vec<String> {
-        list.iter().map(|word| word.replace('@', &place)).collect()
-    };
-    let run = |list: &[&str]| -> Result<String> {
-        let list = arguments(list);
-        host.arctern(&list.iter().map(String::as_str).collect::<Vec<_>>())
-    };
+    let host = &world.host;
     clear(host)?;
     for command in attempt.before {
-        run(command)?;
+        run_command(&mut world.command(command)?)?;
     }
-    let words = arguments(attempt.command);
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let key = attempt.command.join(" ");
     let Some(span) = spans.get(&key).copied() else {
         // The first time it is measured.
         let begin = Instant::now();
-        host.arctern(&words)?;
+        run_command(&mut world.command(attempt.command)?)?;
         spans.insert(key, begin.elapsed());
         return Ok(false);
     };
-    let mut child = host.command(&words).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let mut child =
+        world.command(attempt.command)?.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     // The moment of the kill is the point of the test, not a wait for something.
     std::thread::sleep(Duration::from_micros(random.below(span.as_micros() as u64)));
     child.kill()?;
@@ -166,13 +124,14 @@ fn one_kill(
     let inspected = host.attempt(&["inspect", "c"])?;
     let said = String::from_utf8_lossy(&inspected.stderr);
     ensure!(inspected.status.success() || said.contains(GONE), "inspect: {said}");
-    if attempt.command.contains(&"checkpoint") {
+    if attempt.captures {
         not_lost(host)?;
-        let _ = host.attempt(&["rm", "-f", "-t", "0", "c"])?;
-        let _ = std::fs::remove_file(host.dir().join("c.tar"));
-        run(RUN)?;
+        clear(host)?;
+        for command in attempt.before {
+            run_command(&mut world.command(command)?)?;
+        }
     }
-    let again = host.attempt(&words)?;
+    let again = world.command(attempt.command)?.output()?;
     let said = String::from_utf8_lossy(&again.stderr);
     let got_through = attempt.got_through.iter().any(|text| said.contains(text));
     ensure!(again.status.success() || got_through, "the repeated command: {said}");
@@ -186,26 +145,32 @@ fn one_kill(
 #[test]
 fn killed_commands_lose_nothing_and_can_be_repeated() -> Result<(), String> {
     judge("crash::kills", || {
-        let host = Host::new()?;
-        crash::leave_orphans_to_init()?;
-        crash::tiny_image(&host)?;
+        let world = World::new()?;
+        let host = &world.host;
         let mut random = Random::seeded();
         let mut spans = BTreeMap::new();
         let mut hits = 0;
         let count = rounds(25, 200);
         let mut kills = 0;
         while kills < count {
+            // `ARCTERN_ATTEMPT` leaves those of one kind.
+            let only = std::env::var("ARCTERN_ATTEMPT").unwrap_or_default();
             let attempt = &ATTEMPTS[random.below(ATTEMPTS.len() as u64) as usize];
+            if !attempt.command.join(" ").contains(&only) {
+                continue;
+            }
             let measured = spans.len();
-            let hit = one_kill(&host, attempt, &mut spans, &mut random);
+            let hit = one_kill(&world, attempt, &mut spans, &mut random);
             hits +=
                 usize::from(hit.with_context(|| {
                     format!("kill {kills}, of `{}`", attempt.command.join(" "))
                 })?);
             kills += usize::from(measured == spans.len());
         }
-        println!("{hits} of {kills} commands were killed");
-        clear(&host)?;
+        println!("{hits} of {kills} commands were killed, of {} kinds", spans.len());
+        clear(host)?;
+        let World { host, registry } = world;
+        drop(registry);
         let left = host.leftovers()?;
         ensure!(left.is_empty(), "left on the host:\n{}", left.join("\n"));
         Ok(())
@@ -217,8 +182,10 @@ fn a_killed_shim_leaves_a_container_that_can_be_used() -> Result<(), String> {
     judge("crash::shim", || {
         let host = Host::new()?;
         crash::tiny_image(&host)?;
-        let endings: [&[&str]; 4] = [
+        let tar = host.dir().join("tiny.tar").to_string_lossy().into_owned();
+        let endings: [&[&str]; 5] = [
             &["stop", "-t", "0", "c"],
+            &["restart", "-t", "0", "c"],
             &["rm", "-f", "-t", "0", "c"],
             &["kill", "c"],
             &["container", "checkpoint", "c"],
@@ -230,7 +197,20 @@ fn a_killed_shim_leaves_a_container_that_can_be_used() -> Result<(), String> {
             let list = host.arctern(&["ps"])?;
             ensure!(list.contains("Up "), "it does not run any more:\n{list}");
             ensure!(alive(&host, "c")?, "it does not run any more");
-            host.arctern(&["exec", "c", "sh", "-c", ":"])?;
+            for command in [
+                &["exec", "c", "sh", "-c", ":"][..],
+                &["exec", "-d", "c", "sh", "-c", ":"],
+                &["pause", "c"],
+                &["unpause", "c"],
+                &["cp", &tar, "c:/x"],
+                &["top", "c"],
+                &["stats", "--no-stream", "c"],
+                &["logs", "c"],
+                &["rename", "c", "d"],
+                &["rename", "d", "c"],
+            ] {
+                host.arctern(command)?;
+            }
             let found = host.attempt(&["system", "check"])?;
             let text = String::from_utf8_lossy(&found.stdout);
             ensure!(
@@ -241,7 +221,8 @@ fn a_killed_shim_leaves_a_container_that_can_be_used() -> Result<(), String> {
             if ending[0] == "kill" {
                 host.arctern(&["wait", "c"])?;
             }
-            ensure!(host.arctern(&["ps", "-q"])?.is_empty(), "it still runs");
+            let restarted = ending[0] == "restart";
+            ensure!(alive(&host, "c")? == restarted, "it is not as it should be");
             if ending[0] == "stop" {
                 let exited = host.arctern(&["ps", "-a"])?;
                 ensure!(exited.contains("Exited (137)"), "{exited}");
@@ -331,58 +312,6 @@ fn an_interrupted_checkpoint_or_restore_leaves_nothing() -> Result<(), String> {
     })
 }
 
-/// What commands may say when others were faster.
-const FASTER: &[&str] = &[
-    "no container with name",
-    "is used by container",
-    "exists already",
-    "is running",
-    "has ended meanwhile",
-    // An `exec` is on its way in.
-    "(youki:",
-    // Another command killed it while it was being restored.
-    " died",
-    "not running",
-    "not stopped",
-    "has no checkpoint",
-    "no image",
-    "network net exists",
-    "is on network",
-    "no network with name",
-    "is in use",
-    "is used by",
-];
-
-fn random_command(random: &mut Random, place: &str) -> Vec<String> {
-    let name = format!("n{}", random.below(5));
-    let file = format!("{place}/{name}.tar");
-    let words: Vec<&str> = match random.below(16) {
-        0 | 1 => vec!["run", "-d", "--name", &name, "tiny", "sleep", "1000"],
-        2 => vec!["create", "--name", &name, "tiny", "sleep", "1000"],
-        3 => vec!["start", &name],
-        4 => vec!["stop", "-t", "0", &name],
-        5 => vec!["kill", &name],
-        6 => vec!["rm", "-f", "-t", "0", &name],
-        7 => vec!["exec", &name, "sh", "-c", ":"],
-        8 => vec!["container", "checkpoint", &name],
-        9 => vec!["container", "restore", &name],
-        10 => vec!["container", "checkpoint", &name, "--leave-running", "--file", &file],
-        11 => vec!["ps", "-a"],
-        12 => vec!["run", "--rm", "--network", "net", "tiny", "sh", "-c", ":"],
-        13 => vec!["import", "FILE", "other"],
-        14 => vec!["rmi", "other"],
-        _ => match random.below(3) {
-            0 => vec!["network", "create", "net"],
-            1 => vec!["network", "rm", "net"],
-            _ => vec!["system", "check", "--quick", "--repair"],
-        },
-    };
-    words
-        .into_iter()
-        .map(|word| if word == "FILE" { format!("{place}/tiny.tar") } else { word.to_owned() })
-        .collect()
-}
-
 #[test]
 fn many_commands_at_a_time_agree() -> Result<(), String> {
     judge("crash::parallel", || {
@@ -399,7 +328,9 @@ fn many_commands_at_a_time_agree() -> Result<(), String> {
                 scope.spawn(move || {
                     let mut random = Random::seeded_for(number);
                     while Instant::now() < end && wrong.lock().is_ok_and(|list| list.is_empty()) {
-                        let words = random_command(&mut random, place);
+                        let words = random_command(&mut random);
+                        let words: Vec<String> =
+                            words.iter().map(|word| word.replace('@', place)).collect();
                         let words: Vec<&str> = words.iter().map(String::as_str).collect();
                         match crash::within(host.command(&words), Duration::from_secs(120)) {
                             Ok(output) => {
@@ -451,6 +382,7 @@ fn many_commands_at_a_time_agree() -> Result<(), String> {
         for id in ids.lines() {
             host.arctern(&["rm", "-f", "-t", "0", id])?;
         }
+        host.arctern(&["volume", "prune", "--force"])?;
         let left = host.leftovers()?;
         ensure!(left.is_empty(), "left on the host:\n{}", left.join("\n"));
         Ok(())

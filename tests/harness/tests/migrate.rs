@@ -134,6 +134,12 @@ fn what_moves_is_not_paused_and_not_started_again_by_its_policy() -> Result<(), 
         // Who would start it again is gone.
         source.gone(Duration::from_secs(60))?;
         ensure!(status(&a, "web")? == "exited", "there are two of it");
+        let booting =
+            ["ps", "-a", "--filter", "should-start-on-boot=true", "--format", "{{.Names}}"];
+        ensure!(a.host.arctern(&booting)?.is_empty(), "the next boot makes a second one");
+        ensure!(b.host.arctern(&booting)? == "web");
+        a.host.arctern(&["stop", "web"])?;
+        ensure!(a.host.arctern(&booting)?.is_empty(), "the next boot makes a second one");
         ensure!(status(&b, "web")? == "running");
         // Both have groups of the same name.
         for machine in [&a, &b] {

@@ -51,6 +51,8 @@ impl<'a> After<'a> {
     fn the_cut(host: &'a Host, file: &Path, number: usize) -> Result<After<'a>> {
         let base = host.dir();
         let copy = base.join("copy");
+        // The file system of the copy before may still be on its way out, and writes then.
+        let _ = fs::remove_file(&copy);
         run(Command::new("cp").arg("--sparse=always").args([file, &copy]))?;
         let root = base.join(format!("after-{number}"));
         let disk = Disk::mount(&copy, &root)?;
@@ -164,6 +166,47 @@ fn what_was_told_is_there_after_a_power_cut() -> Result<(), String> {
         after.arctern(&["network", "exists", "lan"])?;
         after.arctern(&["volume", "inspect", "data"])?;
         after.arctern(&["run", "--rm", "--network", "none", "small", "sh", "-c", ":"])?;
+        after.is_consistent()?;
+        drop(after);
+
+        let saved = root.join("saved.tar").to_string_lossy().into_owned();
+        let tar = host.dir().join("tiny.tar").to_string_lossy().into_owned();
+        host.arctern(&["save", "-o", &saved, "small"])?;
+        host.arctern(&["untag", "tiny", "small"])?;
+        host.arctern(&["volume", "import", "data", &tar])?;
+        host.arctern(&["volume", "create", "gone"])?;
+        host.arctern(&["volume", "rm", "gone"])?;
+        host.arctern(&[&["run", "-d", "--network", "none", "--name", "d"][..], SLEEPER].concat())?;
+        host.arctern(&["rename", "d", "e"])?;
+        host.arctern(&["container", "checkpoint", "--create-image", "frozen", "e"])?;
+        let after = After::the_cut(&host, &file, 6)?;
+        let names = after.arctern(&["ps", "-a", "--format", "{{.Names}}"])?;
+        ensure!(names == "e", "the containers are {names}");
+        let images = after.arctern(&["images", "--json"])?;
+        ensure!(!images.contains("small"), "a name is back: {images}");
+        ensure!(after.arctern(&["volume", "ls", "-q"])? == "data", "a removed volume is back");
+        after.arctern(&[
+            "volume",
+            "export",
+            "data",
+            "-o",
+            &after.root.join("v").to_string_lossy(),
+        ])?;
+        let listed = run(Command::new("tar").arg("-tf").arg(after.root.join("v")))?;
+        let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+        ensure!(listed.contains("bin/sh"), "the volume has {listed}");
+        after.arctern(&["load", "-i", &after.root.join("saved.tar").to_string_lossy()])?;
+        after.arctern(&["container", "restore", "--name", "f", "frozen"])?;
+        after.is_consistent()?;
+        drop(after);
+
+        host.arctern(&["rm", "e"])?;
+        host.arctern(&["rmi", "frozen"])?;
+        host.arctern(&["volume", "rm", "data"])?;
+        let after = After::the_cut(&host, &file, 7)?;
+        let images = after.arctern(&["images", "--json"])?;
+        ensure!(!images.contains("frozen"), "a removed image is back: {images}");
+        ensure!(after.arctern(&["volume", "ls", "-q"])?.is_empty(), "a removed volume is back");
         after.is_consistent()
     })
 }

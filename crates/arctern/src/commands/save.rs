@@ -1,12 +1,12 @@
 //! `save`
 
-use std::fs::File;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
 use arctern_storage::SaveFormat;
 
 use super::Context;
+use crate::output::Output;
 use crate::report::{Cannot, CommandResult};
 
 /// Write images to an archive
@@ -49,22 +49,8 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
     }
     let host = ctx.host()?;
     let mut archive = host.images.save(&args.images, format).cannot(action)?;
-    let Some(file) = &args.output else {
-        let mut out = io::stdout().lock();
-        io::copy(&mut archive, &mut out).and_then(|_| out.flush()).cannot(action)?;
-        return Ok(0);
-    };
-    // Under its name there is a whole archive or none.
-    let mut partial = file.clone().into_os_string();
-    partial.push(".part");
-    let written = File::create(&partial).and_then(|mut out| {
-        io::copy(&mut archive, &mut out)?;
-        out.sync_all()?;
-        std::fs::rename(&partial, file)
-    });
-    if written.is_err() {
-        let _ = std::fs::remove_file(&partial);
-    }
-    written.cannot(|| format!("write {}", file.display()))?;
+    let mut out = Output::open(args.output.as_deref()).cannot(action)?;
+    io::copy(&mut archive, &mut out).cannot(action)?;
+    out.finish().cannot(action)?;
     Ok(0)
 }

@@ -1,9 +1,10 @@
 //! `volume export`
 
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter};
 use std::path::PathBuf;
 
 use super::Context;
+use crate::output::Output;
 use crate::report::{Cannot, CommandResult};
 
 /// Write the files of a volume as a tar
@@ -25,12 +26,10 @@ pub struct Args {
 pub fn run(ctx: &Context, args: Args) -> CommandResult {
     let action = || format!("export volume `{}`", args.volume);
     let info = ctx.host()?.volume(&args.volume).cannot(action)?;
-    let out: Box<dyn Write> = match &args.output {
-        Some(path) => Box::new(std::fs::File::create(path).cannot(action)?),
-        None => Box::new(io::stdout().lock()),
-    };
+    let out = Output::open(args.output.as_deref()).cannot(action)?;
     let mut out = BufWriter::with_capacity(1 << 20, out);
     arctern_storage::tree::archive(&info.mountpoint, &mut out).cannot(action)?;
-    out.flush().cannot(action)?;
+    let out = out.into_inner().map_err(io::IntoInnerError::into_error).cannot(action)?;
+    out.finish().cannot(action)?;
     Ok(0)
 }

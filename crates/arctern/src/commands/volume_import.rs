@@ -32,5 +32,6 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         false => Box::new(std::fs::File::open(&args.file).cannot(action)?),
     };
     arctern_storage::tree::extract(source, &info.mountpoint, Devices::Character).cannot(action)?;
+    arctern_storage::tree::sync(&info.mountpoint).cannot(action)?;
     Ok(0)
 }

@@ -9,7 +9,6 @@ use super::{Audit, AuditOptions, Outcome};
 use crate::config::short_id;
 use crate::error::{Error, Result};
 use crate::host::Host;
-use crate::process::ProcessId;
 use crate::state::{Record, Status};
 
 /// How long a shim may take to end when its container is gone.
@@ -103,12 +102,7 @@ impl Host {
             let problem = format!("it does not run and still has {}", there.join(", "));
             audit.add(options, &object, problem, "remove them", || self.teardown(&id));
         }
-        let kept = self.locks()?.values().any(|lock| lock.container == id && lock.kept);
-        let strangers: Vec<ProcessId> = match kept {
-            true => traces.shims,
-            false => traces.shims.into_iter().chain(traces.keepers).collect(),
-        };
-        self.end_helpers(&object, &strangers, options, audit);
+        self.end_helpers(&object, &id, &traces, options, audit)?;
         let images = self.paths.container(&id).checkpoint();
         if images.exists() && !self.has_checkpoint(&record) {
             audit.add(
@@ -205,24 +199,22 @@ impl Host {
                 self.remove_dirs(id)
             });
         }
-        let kept = self.locks()?.values().any(|lock| lock.container == id && lock.kept);
-        let strangers: Vec<ProcessId> = match kept {
-            true => traces.shims.clone(),
-            false => traces.shims.iter().chain(&traces.keepers).copied().collect(),
-        };
-        self.end_helpers(&object, &strangers, options, audit);
-        Ok(())
+        self.end_helpers(&object, id, traces, options, audit)
     }
 
-    /// Shims and keepers that nobody needs. They may be about to end by themselves.
+    /// Shims and keepers that nobody needs, of a container that does not run. They may be about to end
+    /// by themselves.
     fn end_helpers(
         &self,
         object: &str,
-        strangers: &[ProcessId],
+        id: &str,
+        traces: &Traces,
         options: AuditOptions,
         audit: &mut Audit,
-    ) {
-        for process in strangers {
+    ) -> Result<()> {
+        let kept = self.locks()?.values().any(|lock| lock.container == id && lock.kept);
+        let keepers = traces.keepers.iter().filter(|_| !kept);
+        for process in traces.shims.iter().chain(keepers) {
             let ended = process.open().is_none_or(|handle| handle.wait(Some(END)).unwrap_or(false));
             if ended {
                 continue;
@@ -235,6 +227,7 @@ impl Host {
                 handle.wait(Some(END)).map(drop).map_err(fail())
             });
         }
+        Ok(())
     }
 
     /// Takes back the addresses that a container without a row has on any network.

@@ -105,6 +105,7 @@ pub(crate) fn launch(
         _ => TcpPolicy::Refuse,
     };
     let oci = host.paths.oci();
+    let mut told = false;
     let mut before_resume = |pid: i32| -> std::result::Result<(), HookError> {
         runtime::record_restored(&oci, id, &paths.bundle(), &spec, pid)?;
         if let Some(transfer) = &request.transfer {
@@ -112,6 +113,7 @@ pub(crate) fn launch(
         }
         let after = if request.keep { Images::Kept } else { Images::UsedUp };
         running(host, id, pid, Some(after))?;
+        told = true;
         Ok(())
     };
     let confinement = match request.trust {
@@ -141,7 +143,11 @@ pub(crate) fn launch(
         },
         &mut warnings,
     )
-    .map_err(|error| Error::Restore(Box::new(error)))?;
+    .map_err(|error| match told && error.is_death() {
+        // From then on `kill` reaches it.
+        true => Error::EndedMeanwhile(config.name.clone()),
+        false => Error::Restore(Box::new(error)),
+    })?;
     if let Some(mut lock) = lock {
         // It runs; what is left of the lock is no reason to take it down.
         if let Err(error) = lock.open().and_then(|()| lock.finish()) {

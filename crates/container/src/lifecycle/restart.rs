@@ -27,9 +27,10 @@ impl Host {
         if matches!(record.status, Status::Checkpointed | Status::Migrating) {
             return false;
         }
+        let paths = self.paths.container(record.id());
         match record.config.restart_policy {
-            RestartPolicy::Always => true,
-            RestartPolicy::UnlessStopped => !self.paths.container(record.id()).stopped().exists(),
+            RestartPolicy::Always => !paths.moved().exists(),
+            RestartPolicy::UnlessStopped => !paths.moved().exists() && !paths.stopped().exists(),
             RestartPolicy::No | RestartPolicy::OnFailure => false,
         }
     }
@@ -49,10 +50,16 @@ impl Host {
         }
     }
 
+    /// Writes down that it went to another host, and stays here as it was.
+    pub(crate) fn mark_moved(&self, record: &Record) -> Result<()> {
+        mark(&self.paths.container(record.id()).moved())?;
+        self.mark_stopped(record)
+    }
+
     /// Forgets it: a command starts the container.
     pub(crate) fn unmark_stopped(&self, id: &str) -> Result<()> {
         let paths = self.paths.container(id);
-        for path in [paths.stopped(), paths.restarts()] {
+        for path in [paths.stopped(), paths.moved(), paths.restarts()] {
             match fs::remove_file(&path) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                     return Err(Error::io("remove", &path)(e));

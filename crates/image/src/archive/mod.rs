@@ -24,7 +24,7 @@ pub use extract::{Extracted, Provenance, extract};
 pub use members::{Entry, EntryKind, Limits, Members, open_members};
 pub use name::{LINK_NAME, LINK_TARGET};
 pub use peek::{list, peek, peek_within};
-pub use target::sweep;
+pub use target::{Target, sweep};
 pub use writer::{ArchiveSummary, ArchiveWriter};
 
 /// Bytes moved at a time.

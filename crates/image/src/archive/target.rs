@@ -51,7 +51,8 @@ pub fn sweep(directory: &Path) -> io::Result<usize> {
 /// A file being written. Dropped before [`Target::publish`] it leaves nothing behind; a process that
 /// is killed leaves nothing either where the file system has files without a name (O_TMPFILE: ext4,
 /// xfs, btrfs, tmpfs), else one file whose name begins with a dot.
-pub(super) struct Target {
+#[derive(Debug)]
+pub struct Target {
     directory: File,
     name: OsString,
     path: PathBuf,
@@ -62,7 +63,22 @@ pub(super) struct Target {
 
 impl Target {
     /// Makes the file, readable by its owner only, in the directory of `path`.
+    ///
+    /// # Errors
+    /// The directory cannot be written, or `path` is something else than a file.
     pub fn create(path: &Path) -> Result<Self, ArchiveError> {
+        Self::create_with(path, Mode::S_IRUSR | Mode::S_IWUSR)
+    }
+
+    /// As [`Target::create`], readable by whom the umask lets.
+    ///
+    /// # Errors
+    /// As [`Target::create`].
+    pub fn create_for_all(path: &Path) -> Result<Self, ArchiveError> {
+        Self::create_with(path, Mode::from_bits_truncate(0o666))
+    }
+
+    fn create_with(path: &Path, mode: Mode) -> Result<Self, ArchiveError> {
         let path = &Self::replaceable(path)
             .map_err(ArchiveError::io("write the archive", path.display()))?;
         let Some(name) = path.file_name() else {
@@ -84,7 +100,7 @@ impl Target {
                 .map_err(ArchiveError::io::<io::Error>("open", "/dev/null"))?,
             temporary: None,
         };
-        target.open_file().map_err(ArchiveError::io("create a file for", path.display()))?;
+        target.open_file(mode).map_err(ArchiveError::io("create a file for", path.display()))?;
         Ok(target)
     }
 
@@ -102,8 +118,7 @@ impl Target {
         }
     }
 
-    fn open_file(&mut self) -> io::Result<()> {
-        let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+    fn open_file(&mut self, mode: Mode) -> io::Result<()> {
         let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
         match openat(&self.directory, ".", flags | OFlag::O_TMPFILE, mode) {
             Ok(fd) => self.file = File::from(fd),
@@ -146,6 +161,9 @@ impl Target {
 
     /// Writes the file to disk and gives it its name, in place of a file that has it. Returns its
     /// size in bytes.
+    ///
+    /// # Errors
+    /// The kernel's; then nothing of it is left.
     pub fn publish(mut self) -> Result<u64, ArchiveError> {
         self.try_publish().map_err(ArchiveError::io("write", self.path.display()))
     }
@@ -154,12 +172,16 @@ impl Target {
         self.file.sync_all()?;
         let size = self.file.metadata()?.len();
         if self.temporary.is_none() {
-            // A name can be added to a file without one, but not in place of another file.
-            let link = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-            let (name, ()) = self.with_free_name(|name| {
-                linkat(AT_FDCWD, link.as_str(), &self.directory, name, AtFlags::AT_SYMLINK_FOLLOW)
-            })?;
-            self.temporary = Some(name);
+            let own = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+            let link = |name: &OsStr| {
+                linkat(AT_FDCWD, own.as_str(), &self.directory, name, AtFlags::AT_SYMLINK_FOLLOW)
+            };
+            match link(&self.name) {
+                Ok(()) => {}
+                // A name is not given in place of another file's, but changed.
+                Err(Errno::EEXIST) => self.temporary = Some(self.with_free_name(link)?.0),
+                Err(errno) => return Err(errno.into()),
+            }
         }
         if let Some(temporary) = &self.temporary {
             renameat(
@@ -231,6 +253,21 @@ mod tests {
         assert_eq!(target.publish().unwrap(), 5);
         assert_eq!(std::fs::read(&path).unwrap(), b"newer");
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(names(directory.path()), ["web.tar"]);
+    }
+
+    #[test]
+    fn two_writers_of_one_name_do_not_mix() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("web.tar");
+        let mut one = Target::create_for_all(&path).unwrap();
+        let mut two = Target::create_for_all(&path).unwrap();
+        one.write_all(b"one").unwrap();
+        two.write_all(b"second").unwrap();
+        one.publish().unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"one");
+        two.publish().unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"second");
         assert_eq!(names(directory.path()), ["web.tar"]);
     }
 
