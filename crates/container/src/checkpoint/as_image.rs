@@ -108,6 +108,7 @@ impl Host {
         pull: &PullOptions,
         progress: &dyn Progress,
     ) -> Result<()> {
+        self.room_for_archive(file)?;
         let limits = source::limits(self)?;
         let (config, ..) = read_config(file, options, limits)?;
         let missing = match self.find_image(file, &config) {

@@ -88,8 +88,8 @@ impl Host {
         events: &mut dyn Events,
     ) -> Result<Restored> {
         let begin = Instant::now();
-        let (config, renamed, dump) = read_config(file, options, source::limits(self)?)?;
         self.room_for_archive(file)?;
+        let (config, renamed, dump) = read_config(file, options, source::limits(self)?)?;
         volumes::check(self, &config, options)?;
         self.find_image(file, &config)?;
         let record = Record {

@@ -9,7 +9,7 @@ use arctern_storage::tree;
 use arctern_sys::Pid;
 use arctern_sys::proc::meminfo;
 
-use super::{CheckpointOptions, volumes};
+use super::{CheckpointOptions, source, volumes};
 use crate::cgroup::Hierarchies;
 use crate::config::ContainerConfig;
 use crate::error::{Error, Result};
@@ -81,7 +81,8 @@ impl Host {
     /// # Errors
     /// [`Error::NoRoom`].
     pub(super) fn room_for_archive(&self, file: &Path) -> Result<()> {
-        let length = std::fs::metadata(file).map_err(Error::io("inspect", file))?.len();
+        let archive = source::open(file)?.metadata().map_err(Error::io("inspect", file))?;
+        let length = archive.len();
         let mut needs = Needs::default();
         // What does not compress becomes longer by a few bytes in each block.
         let least = length - length / 64;
