@@ -221,6 +221,35 @@ pub fn blocked_calls(stage: &Stage, checks: &mut Checks) {
 
 const LIMIT: Duration = Duration::from_secs(3);
 
+/// poll(2) without a limit, for which the kernel has a way of its own: it goes on, and ends with what it
+/// waits for; another ends with EINTR when a handler has run.
+pub fn endless_poll(stage: &Stage, checks: &mut Checks) {
+    let signal = libc::SIGRTMIN() + 9;
+    // SAFETY: the handler does nothing. No SA_RESTART: the call ends.
+    unsafe { libc::signal(signal, nothing as extern "C" fn(i32) as usize) };
+    let mut ends = [0; 2];
+    must!(libc::pipe(ends.as_mut_ptr()));
+    let [reader, writer] = ends;
+    let start = move || {
+        let mut poll = libc::pollfd { fd: reader, events: libc::POLLIN, revents: 0 };
+        // SAFETY: the structure outlives the call.
+        unsafe { libc::syscall(libc::SYS_poll, &mut poll, 1, -1) }
+    };
+    let calls = [
+        blocked("poll", libc::SYS_poll, move || expect(1, start())),
+        blocked("poll that a signal ends", libc::SYS_poll, move || {
+            expect_error(libc::EINTR, start())
+        }),
+    ];
+    stage.ready();
+    stage.wait_for_verify();
+    must!(libc::syscall(libc::SYS_tgkill, libc::getpid(), calls[1].tid, signal));
+    let [first, second] = calls;
+    second.finish(checks);
+    must!(libc::write(writer, b"x".as_ptr().cast(), 1));
+    first.finish(checks);
+}
+
 /// Calls with a time limit: none returns early or with an error, none takes its time again from the
 /// start, and the time spent captured may or may not count.
 pub fn sleeping_calls(stage: &Stage, checks: &mut Checks) {

@@ -45,6 +45,7 @@ pub const GROUPS: &[(&str, &[Kind])] = &[
     ("Credentials and confinement", CREDENTIALS),
     ("Namespaces", NAMESPACES),
     ("Control groups", CGROUPS),
+    ("Real programs at work", PROGRAMS),
 ];
 
 const PROCESSES: &[Kind] = &[
@@ -228,7 +229,7 @@ const CREDENTIALS: &[Kind] = &[
     kind("securebits", "securebits"),
     kind("no-new-privs", "no_new_privs"),
     kind("seccomp-strict", "seccomp strict mode"),
-    kind("seccomp-filters", "seccomp filters, inherited and with TSYNC"),
+    kind("seccomp-filters", "seccomp filters, inherited ones too"),
     kind("labels", "AppArmor and SELinux labels"),
     kind("user-ns", "user namespaces with maps"),
     noted("landlock", "Landlock domains", "a restored task is free of them"),
@@ -288,5 +289,46 @@ const CGROUPS: &[Kind] = &[
         "cpusets",
         &["crates/engine/tests/cgroups.rs:a_made_cpuset_takes_tasks"],
         "",
+    ),
+];
+
+const PROGRAMS: &[Kind] = &[
+    tested(
+        "postgres",
+        "PostgreSQL under pgbench",
+        &["tests/harness/tests/programs.rs:postgres_loses_no_commit"],
+        "no commit lost, its sums agree",
+    ),
+    tested("redis", "redis", &["tests/harness/tests/containers.rs:redis_keeps_every_key"], ""),
+    tested(
+        "nginx",
+        "nginx",
+        &["tests/harness/tests/containers.rs:nginx_serves_after_every_restore"],
+        "",
+    ),
+    tested(
+        "node",
+        "Node with timers, workers, files, a child, a connection",
+        &["tests/harness/tests/programs.rs:node_keeps_its_timers_and_workers"],
+        "",
+    ),
+    tested(
+        "java",
+        "Java with a busy heap",
+        &["tests/harness/tests/programs.rs:java_keeps_its_heap"],
+        "",
+    ),
+    tested(
+        "desk",
+        "a shell and an editor in tmux, a build with gcc, SQLite writers, Python with threads and \
+         multiprocessing",
+        &["tests/harness/tests/programs.rs:what_is_at_work_on_a_desk_goes_on"],
+        "SQLite where the container keeps its files",
+    ),
+    tested(
+        "systemd",
+        "systemd as init",
+        &["tests/harness/tests/programs.rs:systemd_goes_on_as_init"],
+        "without logind, whose namespaces are not carried, and without filters in BPF",
     ),
 ];

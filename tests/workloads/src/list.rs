@@ -98,6 +98,7 @@ pub const WORKLOADS: &[Workload] = &[
     ("uts-names", libc::CLONE_NEWUTS, ipc::uts_names, &["ns-uts"]),
     ("pid-namespace", libc::CLONE_NEWPID, ipc::pid_namespace, &["ns-pid"]),
     ("blocked-calls", NONE, calls::blocked_calls, &["calls-blocked", "futex-waits"]),
+    ("endless-poll", NONE, calls::endless_poll, &["calls-blocked"]),
     ("sleeping-calls", NONE, calls::sleeping_calls, &["calls-timed"]),
     ("personality", NONE, attributes::personality, &["personality"]),
     ("io-priority", NONE, attributes::io_priority, &["ioprio"]),

@@ -175,11 +175,18 @@ fn is_interrupted(regs: &Registers) -> bool {
         && matches!(code, ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND | ERESTART_RESTARTBLOCK)
 }
 
+/// Whether a call is poll(2) without a time limit: the kernel gives that a restart block, too, with
+/// nothing in it that the call would not find out again.
+fn is_endless_poll(call: i64, limit: u64) -> bool {
+    call == libc::SYS_poll && (limit as i32) < 0
+}
+
 /// Registers that are right for whoever knows no restart codes.
 pub fn portable(regs: &Registers) -> Registers {
     let mut regs = *regs;
     if is_interrupted(&regs) {
-        if regs.rax as i64 == ERESTART_RESTARTBLOCK {
+        let endless = is_endless_poll(regs.orig_rax as i64, regs.rdx);
+        if regs.rax as i64 == ERESTART_RESTARTBLOCK && !endless {
             regs.rax = -i64::from(libc::EINTR) as u64;
         } else {
             regs.rax = regs.orig_rax;
@@ -235,6 +242,9 @@ pub fn resumption(restart: Option<&Restart>) -> Resumption {
         (ERESTART_RESTARTBLOCK, libc::SYS_futex, _) => {
             Resumption::Code { code: ERESTARTNOHAND, call, rip }
         }
+        (ERESTART_RESTARTBLOCK, ..) if is_endless_poll(call, args[2]) => {
+            Resumption::Code { code: ERESTARTNOHAND, call, rip }
+        }
         _ => Resumption::AsImage,
     }
 }
@@ -272,5 +282,10 @@ mod tests {
         let call = libc::SYS_pause;
         assert_eq!(resumption(Some(&r)), Resumption::Code { code: ERESTARTNOHAND, call, rip: 100 });
         assert_eq!(resumption(None), Resumption::AsImage);
+        let call = libc::SYS_poll;
+        let mut r = restart(ERESTART_RESTARTBLOCK, call, None);
+        assert_eq!(resumption(Some(&r)), Resumption::AsImage);
+        r.args[2] = u64::from(u32::MAX);
+        assert_eq!(resumption(Some(&r)), Resumption::Code { code: ERESTARTNOHAND, call, rip: 100 });
     }
 }
