@@ -4,8 +4,8 @@
 #   fuzz.sh [DECODER …]      all of them without a name
 #
 # FUZZ_SECONDS (3600) is the time for all together; each starts from fuzz/corpus/DECODER and keeps
-# what it finds in FUZZ_CORPUS/DECODER (target/fuzz-corpus). FUZZ_FEATURES=documents also builds the
-# documents of a container, which takes long. Ends with the first input that a decoder fails on; the
+# what it finds in FUZZ_CORPUS/DECODER (target/fuzz-corpus). An empty FUZZ_FEATURES
+# leaves out what needs the crates of containers and moves, which take long to build. Ends with the first input that a decoder fails on; the
 # input is in fuzz/artifacts/DECODER.
 set -eu
 
@@ -13,18 +13,18 @@ cd "$(dirname "$0")/.."
 # cargo-fuzz drives libFuzzer. Without a sanitizer the pinned compiler is enough: the decoders are
 # safe code, and what is looked for is panics, overflows and hangs.
 if [ $# -eq 0 ]; then
-    set -- archive image_archive images layer manifest network_status pagemap plan
+    set -- archive image_archive images layer manifest network_status pagemap plan registry sealed
     if [ "${FUZZ_FEATURES-documents}" = documents ]; then
-        set -- "$@" documents
+        set -- "$@" conversation documents
     fi
 fi
 seconds=$((${FUZZ_SECONDS:-3600} / $#))
 kept=${FUZZ_CORPUS:-$PWD/target/fuzz-corpus}
 for decoder in "$@"; do
     features=
-    if [ "$decoder" = documents ]; then
-        features=documents
-    fi
+    case $decoder in
+    conversation | documents) features=documents ;;
+    esac
     mkdir -p "$kept/$decoder" "fuzz/corpus/$decoder"
     echo "fuzz: $decoder for $seconds s"
     # One input takes 10 s at most, and 2 GiB of memory.

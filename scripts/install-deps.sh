@@ -5,7 +5,7 @@ set -eu
 packages="
     ca-certificates curl gcc libc6-dev make pkg-config libseccomp-dev
     mmdebstrap debian-archive-keyring
-    catatonit e2fsprogs iproute2 jq nftables iptables openssh-client openssh-server procps util-linux zstd
+    age catatonit e2fsprogs iproute2 jq nftables iptables openssh-client openssh-server procps util-linux zstd
     docker-registry apache2-utils openssl
 "
 

@@ -228,6 +228,8 @@ pub fn examine(images: &ImageDir) -> Result<Vec<Refusal>, RestoreError> {
     let files = FilesRestore::load(images, &loaded.nodes, FileRestoreOptions::default())?;
     files.check_confined(&confinement, &mut refusals)?;
     CgroupRestore::load(images)?;
+    crate::state::files::examine_waiting(images)
+        .map_err(|error| RestoreError::Inconsistent(error.to_string()))?;
     Ok(refusals)
 }
 

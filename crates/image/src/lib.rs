@@ -6,6 +6,7 @@
 //! - [`describe`]: images as JSON for people.
 //! - [`summary`]: what is in a checkpoint, and what is different in another one.
 //! - [`archive`] and [`manifest`]: a checkpoint as one file, with digests.
+//! - [`seal`]: signatures and encryption of that file.
 #![forbid(unsafe_code)]
 
 pub mod archive;
@@ -16,5 +17,6 @@ pub mod manifest;
 #[expect(missing_docs, reason = "fields carry CRIU's names; their meaning is in docs/format.md")]
 pub mod messages;
 pub mod pages;
+pub mod seal;
 mod section;
 pub mod summary;

@@ -8,6 +8,7 @@ use arctern_image::archive::{
     ArchiveError, ArchiveWriter, Compression, Extracted, Limits, Provenance, extract, list, peek,
 };
 use arctern_image::manifest::{HostFacts, Manifest};
+use arctern_image::seal::Unseal;
 use tar::{EntryType, Header};
 use tempfile::TempDir;
 
@@ -55,7 +56,7 @@ impl Fixture {
     /// Unpacks bytes into a fresh directory.
     fn unpack(&self, bytes: &[u8], limits: Limits) -> (PathBuf, Result<Extracted, ArchiveError>) {
         let dest = tempfile::tempdir_in(self.directory.path()).unwrap().keep();
-        let result = extract(bytes, &dest, limits, &mut |_| {});
+        let result = extract(bytes, &dest, limits, &Unseal::default(), &mut |_| {});
         (dest, result)
     }
 }
@@ -458,7 +459,7 @@ fn progress_counts_every_byte() {
     let dest = tempfile::tempdir_in(fixture.directory.path()).unwrap();
     let mut last = 0;
     let mut rising = true;
-    extract(bytes.as_slice(), dest.path(), Limits::default(), &mut |done| {
+    extract(bytes.as_slice(), dest.path(), Limits::default(), &Unseal::default(), &mut |done| {
         rising &= done > last;
         last = done;
     })

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use arbitrary::{Arbitrary, Unstructured};
 use arctern_image::archive::{Limits, extract, list, peek};
+use arctern_image::seal::Unseal;
 use tar::{EntryType, Header};
 
 use crate::scratch;
@@ -103,7 +104,7 @@ pub fn archive(bytes: &[u8]) {
     let dest = outer.path().join("dest");
     fs::create_dir(&dest).expect("make");
     let limits = Limits { total_bytes: 4 << 20, members: 100 };
-    let _ = extract(bytes.as_slice(), &dest, limits, &mut |_| {});
+    let _ = extract(bytes.as_slice(), &dest, limits, &Unseal::default(), &mut |_| {});
     assert_eq!(fs::read_dir(outer.path()).expect("list").count(), 1, "written outside");
     check(&dest);
     let _ = peek(bytes.as_slice(), &["config.dump", "spec.dump"], 1 << 16);

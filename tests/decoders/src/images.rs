@@ -6,10 +6,12 @@ use arbitrary::{Arbitrary, Unstructured};
 use arctern_image::describe::describe_records;
 use arctern_image::images::{ImageKind, RecordReader, RecordWriter};
 use arctern_image::manifest::Manifest;
-use arctern_image::messages::{PagemapEntry, PagemapHead};
+use arctern_image::messages::{CriuReq, CriuResp, PagemapEntry, PagemapHead};
 use arctern_image::pages::{read_runs, resolve};
+use prost::Message;
 
-/// Every record decoder: the first byte chooses the kind of file, the rest is the file.
+/// Every record decoder: the first byte chooses the kind of file, the rest is the file; and the
+/// messages of CRIU's service.
 pub fn images(input: &[u8]) {
     let Some((&choice, rest)) = input.split_first() else { return };
     let kind = ImageKind::ALL[usize::from(choice) % ImageKind::ALL.len()];
@@ -23,6 +25,8 @@ pub fn images(input: &[u8]) {
     if let Ok(mut reader) = RecordReader::new(bytes.as_slice(), bytes.len() as u64, kind, name) {
         let _ = describe_records(kind, &mut reader);
     }
+    let _ = CriuReq::decode(rest);
+    let _ = CriuResp::decode(rest);
     // And as it is, for the magic words themselves.
     let _ = RecordReader::new(rest, rest.len() as u64, kind, name);
 }

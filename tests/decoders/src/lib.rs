@@ -11,6 +11,8 @@ mod documents;
 mod images;
 mod layer;
 mod plan;
+mod sealed;
+mod wire;
 
 use std::path::PathBuf;
 
@@ -21,6 +23,8 @@ pub type Target = (&'static str, fn(&[u8]));
 pub const TARGETS: &[Target] = &[
     ("archive", archive::archive),
     #[cfg(feature = "documents")]
+    ("conversation", wire::conversation),
+    #[cfg(feature = "documents")]
     ("documents", documents::documents),
     ("image_archive", layer::image_archive),
     ("images", images::images),
@@ -29,6 +33,8 @@ pub const TARGETS: &[Target] = &[
     ("network_status", images::network_status),
     ("pagemap", images::pagemap),
     ("plan", plan::plan),
+    ("registry", wire::registry),
+    ("sealed", sealed::sealed),
 ];
 
 /// Runs one of [`TARGETS`].

@@ -31,9 +31,16 @@ const KINDS: &[ImageKind] = &[
 pub fn plan(mut input: &[u8]) {
     let dir = scratch();
     while let [kind, id, low, high, rest @ ..] = input {
+        // A list of ours, which is JSON.
+        let waiting = *kind == u8::MAX;
         let kind = KINDS[usize::from(*kind) % KINDS.len()];
         let length = usize::from(u16::from_le_bytes([*low, *high])).min(rest.len());
         let (content, after) = rest.split_at(length);
+        if waiting {
+            fs::write(dir.path().join("arctern-accept.json"), content).expect("write");
+            input = after;
+            continue;
+        }
         let mut bytes = kind.head().word().map_or(Vec::new(), |word| word.to_le_bytes().to_vec());
         if kind.type_word() != 0 {
             bytes.extend(kind.type_word().to_le_bytes());
@@ -45,5 +52,6 @@ pub fn plan(mut input: &[u8]) {
     let _ = arctern_engine::describe_plan(dir.path(), true);
     if let Ok(images) = ImageDir::open(dir.path()) {
         let _ = arctern_engine::examine(&images);
+        let _ = arctern_engine::room::of_images(images.path());
     }
 }

@@ -11,6 +11,7 @@ use arctern_image::archive::Compression;
 use serde_json::{Value, json};
 
 use super::engine_args::EngineArgs;
+use super::seal_args::SealArgs;
 use super::select::{Select, running};
 use super::{Context, blockers, for_each};
 use crate::interrupt;
@@ -28,6 +29,7 @@ use crate::ui::{duration, size};
 ///   arctern container checkpoint --leave-running --compress none -e web.tar web
 ///   arctern container checkpoint --leave-running web --create-image registry.example/team/web-checkpoint
 ///   arctern container checkpoint web --file web.tar.gz
+///   arctern container checkpoint --leave-running frozen --sign key --encrypt-to friends --file frozen.tar.zst.age
 ///   arctern container checkpoint --all
 ///   arctern container checkpoint --dry-run other
 ///
@@ -100,6 +102,8 @@ pub struct Args {
     #[arg(long, requires = "dry_run")]
     pub json: bool,
     #[command(flatten)]
+    pub seal: SealArgs,
+    #[command(flatten)]
     pub engine: EngineArgs,
     #[command(flatten)]
     pub select: Select,
@@ -137,6 +141,7 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
             .cannot(|| format!("checkpoint {} containers into one", names.len()));
     }
     let options = CheckpointOptions {
+        seal: args.seal.seal()?,
         file: args.file,
         compression: args.compress.as_deref().map(|method| match method {
             "gzip" => Compression::Gzip,

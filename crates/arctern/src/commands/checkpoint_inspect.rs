@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use arctern_image::summary::{Process, Summary, summarise};
+use arctern_image::summary::{Process, Summary, summarise_sealed};
 
 use super::Context;
+use super::seal_args::UnsealArgs;
 use crate::report::{Cannot, CommandResult, Failure};
 use crate::ui::{Table, size};
 
@@ -16,7 +17,7 @@ use crate::ui::{Table, size};
 ///   arctern checkpoint inspect web.tar.gz
 ///   arctern checkpoint inspect --json web.tar.gz | jq '.processes[].command'
 ///
-/// Digests are compared by a restore and not here.
+/// Digests are compared by a restore, and here only with --require-signature.
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Args {
@@ -26,6 +27,8 @@ pub struct Args {
     /// Also the open descriptors of every process, and the size of every file
     #[arg(short, long)]
     pub verbose: bool,
+    #[command(flatten)]
+    pub unseal: UnsealArgs,
     /// An archive, a directory of images, or a container
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
@@ -46,7 +49,9 @@ pub fn locate(ctx: &Context, given: &Path) -> Result<PathBuf, Failure> {
 /// Runs the command.
 pub fn run(ctx: &Context, args: Args) -> CommandResult {
     let path = locate(ctx, &args.file)?;
-    let summary = summarise(&path).cannot(|| format!("look into {}", path.display()))?;
+    let unseal = args.unseal.unseal()?;
+    let summary =
+        summarise_sealed(&path, &unseal).cannot(|| format!("look into {}", path.display()))?;
     if args.json {
         outln!("{}", serde_json::to_string_pretty(&summary).cannot(|| "write JSON")?);
         return Ok(0);
@@ -87,6 +92,9 @@ fn about(summary: &Summary) {
     }
     line("Hostname", summary.hostname.as_deref().unwrap_or_default());
     line("Written by", &summary.written_by);
+    if let Some(key) = &summary.signed_by {
+        line("Signed by", key);
+    }
     if let Some(host) = &summary.host {
         line("Host", &format!("{} {} {}", host.distribution, host.kernel, host.architecture));
         line("CPU", &host.cpu_features.join(" "));

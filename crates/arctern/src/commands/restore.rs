@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use super::create::parse_volume;
 use super::engine_args::EngineArgs;
 use super::registry_args::RegistryArgs;
+use super::seal_args::UnsealArgs;
 use super::select::Select;
 use super::{Context, for_each};
 use crate::interrupt;
@@ -38,6 +39,7 @@ use crate::transfer::Transfers;
 ///   arctern container restore --file web.tar.gz --name web2 --publish 8081:80
 ///   arctern container restore registry.example/team/web-checkpoint
 ///   arctern container restore --file shared.tar.gz --volume /tmp:/mnt:ro
+///   arctern container restore --file sealed.tar.age --identity friend --require-signature key.pub
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Args {
@@ -85,6 +87,8 @@ pub struct Args {
     #[arg(long)]
     pub ignore_static_mac: bool,
     #[command(flatten)]
+    pub unseal: UnsealArgs,
+    #[command(flatten)]
     pub engine: EngineArgs,
     /// All containers that were checkpointed
     #[arg(short, long, conflicts_with_all = ["file", "containers"])]
@@ -121,6 +125,9 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         ("--privileged", args.privileged),
         ("--network", args.network.is_some()),
         ("--trust", args.trust),
+        ("--require-signature", !args.unseal.require_signature.is_empty()),
+        ("--identity", !args.unseal.identity.is_empty()),
+        ("--passphrase-file", args.unseal.passphrase_file.is_some()),
         ("--ignore-rootfs", args.ignore_rootfs),
         ("--ignore-volumes", args.ignore_volumes),
         ("--ignore-static-ip", args.ignore_static_ip),
@@ -139,6 +146,7 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         file_locks: args.engine.file_locks,
         tcp: args.engine.tcp(),
         cancel: interrupt::listen().cannot(|| "catch signals")?,
+        unseal: args.unseal.unseal()?,
         allowed: Allowed {
             trust: args.trust,
             volumes: args.volume,

@@ -38,7 +38,8 @@ impl Archive {
         let Some(file) = &options.file else { return Ok(None) };
         super::note_target(&host.paths.container(record.id()), file)?;
         let compression = options.compression.unwrap_or_else(|| Compression::from_file_name(file));
-        let writer = ArchiveWriter::create(file, compression).map_err(Error::archive)?;
+        let writer = ArchiveWriter::create_sealed(file, compression, &options.seal)
+            .map_err(Error::archive)?;
         Archive::over(writer, host, record, options).map(Some)
     }
 

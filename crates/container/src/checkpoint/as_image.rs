@@ -111,7 +111,7 @@ impl Host {
         self.room_for_archive(file)?;
         let limits = source::limits(self)?;
         let (config, ..) = read_config(file, options, limits)?;
-        let missing = match self.find_image(file, &config) {
+        let missing = match self.find_image(file, &config, &options.unseal) {
             Ok(()) => return Ok(()),
             Err(error @ Error::ImageMissing { .. }) => error,
             Err(error) => return Err(error),

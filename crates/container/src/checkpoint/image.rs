@@ -6,6 +6,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use arctern_image::archive::{EntryKind, Members, open_members};
+use arctern_image::seal::{self, Unseal};
 
 use super::{IMAGE, source};
 use crate::error::{Error, Result};
@@ -23,8 +24,9 @@ impl<R: Read> Read for Member<'_, R> {
 impl Host {
     /// Takes the image with this id out of an archive; says whether there was one. It gets no name:
     /// what an archive calls `debian` must not become what the next `run debian` runs.
-    pub(crate) fn load_image(&self, file: &Path, id: &str) -> Result<bool> {
-        let archive = source::open(file)?;
+    pub(crate) fn load_image(&self, file: &Path, id: &str, unseal: &Unseal) -> Result<bool> {
+        let archive =
+            seal::open(source::open(file)?, unseal.keys.as_ref()).map_err(Error::archive)?;
         let mut members = open_members(archive, source::limits(self)?).map_err(Error::archive)?;
         while let Some(entry) = members.next_entry().map_err(Error::archive)? {
             if entry.name == IMAGE && matches!(entry.kind, EntryKind::File { .. }) {

@@ -7,8 +7,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use arctern_engine::options::{Event, Events, RestoreReport};
-use arctern_image::archive::{Limits, Provenance, extract, peek_within};
+use arctern_image::archive::{Limits, Provenance, extract, peek_within, verify};
 use arctern_image::manifest::{HostFacts, Manifest};
+use arctern_image::seal::Unseal;
 use arctern_storage::unpack::Devices;
 
 use super::capture::micros;
@@ -91,7 +92,7 @@ impl Host {
         self.room_for_archive(file)?;
         let (config, renamed, dump) = read_config(file, options, source::limits(self)?)?;
         volumes::check(self, &config, options)?;
-        self.find_image(file, &config)?;
+        self.find_image(file, &config, &options.unseal)?;
         let record = Record {
             status: Status::Restoring,
             created_at: Timestamp::parse_rfc3339(&config.created).unwrap_or_else(Timestamp::now),
@@ -140,12 +141,17 @@ impl Host {
     }
 
     /// The image must be here, or in the archive.
-    pub(super) fn find_image(&self, file: &Path, config: &ContainerConfig) -> Result<()> {
+    pub(super) fn find_image(
+        &self,
+        file: &Path,
+        config: &ContainerConfig,
+        unseal: &Unseal,
+    ) -> Result<()> {
         let missing = match self.images.resolve(&config.image_id) {
             Ok(_) => return Ok(()),
             Err(error) => error,
         };
-        if self.load_image(file, &config.image_id)? {
+        if self.load_image(file, &config.image_id, unseal)? {
             return self.images.resolve(&config.image_id).map(drop).map_err(Error::storage);
         }
         Err(Error::ImageMissing {
@@ -175,8 +181,9 @@ impl Host {
         let mut progress = |done: u64| {
             events.event(Event::Progress { done, total: incoming.length.max(done) });
         };
-        let extracted = extract(incoming.stream, &dir, Limits::default(), &mut progress)
-            .map_err(Error::archive)?;
+        let extracted =
+            extract(incoming.stream, &dir, Limits::default(), &options.unseal, &mut progress)
+                .map_err(Error::archive)?;
         if let Provenance::Arctern(manifest) = &extracted.provenance {
             check_facts(manifest)?;
         }
@@ -246,15 +253,20 @@ fn restored(record: Record, started: Started, begin: Instant) -> Restored {
 }
 
 /// The configuration of the container in an archive, with the user's changes, and what it was read
-/// from. It asks for nothing that is not allowed.
+/// from. It asks for nothing that is not allowed. Where a signature is required, the whole archive was
+/// compared with it.
 pub(super) fn read_config(
     file: &Path,
     options: &RestoreOptions,
     limits: Limits,
 ) -> Result<(ContainerConfig, volumes::Renamed, Dump)> {
+    if options.unseal.signers.is_some() {
+        verify(source::open(file)?, limits, &options.unseal).map_err(Error::archive)?;
+    }
     let source = source::open(file)?;
     let names = [CONFIG, SPEC];
-    let mut found = peek_within(source, &names, MAX_CONFIG, limits).map_err(Error::archive)?;
+    let mut found =
+        peek_within(source, &names, MAX_CONFIG, limits, &options.unseal).map_err(Error::archive)?;
     let dump: Dump = found.iter().map(|(name, bytes)| (name.clone(), bytes.clone())).collect();
     let Some(json) = found.remove(CONFIG) else {
         return Err(Error::Invalid(format!(

@@ -43,6 +43,7 @@ use std::time::Duration;
 
 use arctern_engine::options::{CaptureReport, ExternalUnix, RestoreReport, TcpPolicy};
 use arctern_image::archive::Compression;
+use arctern_image::seal::{Seal, Unseal};
 
 pub use store::{Kept, Retention};
 
@@ -84,6 +85,8 @@ pub struct CheckpointOptions {
     pub file: Option<PathBuf>,
     /// Compression of the archive; None goes by the file's name.
     pub compression: Option<Compression>,
+    /// Who signs the archive, and who can read it.
+    pub seal: Seal,
     /// Let the container go on.
     pub leave_running: bool,
     /// Leave the root file system's changes out.
@@ -148,6 +151,8 @@ pub struct RestoreOptions {
     pub cancel: Cancel,
     /// What the archive may have beyond a container's defaults.
     pub allowed: policy::Allowed,
+    /// What opens the archive, and who must have signed it.
+    pub unseal: Unseal,
 }
 
 /// A container that was restored.

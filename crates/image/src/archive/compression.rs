@@ -21,8 +21,10 @@ pub enum Compression {
 
 impl Compression {
     /// The compression that a file's name asks for: none for `.tar`, gzip for `.gz` and `.tgz`, else
-    /// zstd, which is Podman's default too.
+    /// zstd, which is Podman's default too. `.age` after it says something else.
     pub fn from_file_name(path: &Path) -> Self {
+        let bare = path.file_stem().filter(|_| path.extension().is_some_and(|e| e == "age"));
+        let path = bare.map_or(path, Path::new);
         let extension = path.extension().and_then(|extension| extension.to_str());
         match extension.map(str::to_ascii_lowercase).as_deref() {
             Some("tar") => Self::None,
@@ -117,6 +119,7 @@ impl<R: Read> Decoder<R> {
             [0x1f, 0x8b, 0x08, ..] => Ok(Self::Gzip(Box::new(MultiGzDecoder::new(stream)))),
             [b'B', b'Z', b'h', ..] => Err(unsupported("bzip2", "bunzip2")),
             [0xfd, b'7', b'z', b'X', b'Z', 0] => Err(unsupported("xz", "unxz")),
+            start if crate::seal::is_encrypted(start) => Err(ArchiveError::Encrypted),
             _ => Ok(Self::None(stream)),
         }
     }
@@ -152,6 +155,9 @@ mod tests {
             ("nginx.TGZ", Compression::Gzip),
             ("nginx.tar.zst", Compression::Zstd),
             ("nginx", Compression::Zstd),
+            ("nginx.tar.age", Compression::None),
+            ("nginx.tgz.age", Compression::Gzip),
+            (".age", Compression::Zstd),
         ] {
             assert_eq!(Compression::from_file_name(Path::new(name)), compression, "{name}");
         }

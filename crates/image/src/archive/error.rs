@@ -110,6 +110,33 @@ pub enum ArchiveError {
     /// The manifest cannot be used.
     #[error(transparent)]
     Manifest(ManifestError),
+    /// It is encrypted, and no key was given.
+    #[error("the archive is encrypted: give a key with --identity or --passphrase-file")]
+    Encrypted,
+    /// It is not encrypted, and a key was given: whoever expects one that only its maker could
+    /// encrypt would be deceived.
+    #[error("the archive is not encrypted: leave the keys out if that is what you expect")]
+    NotEncrypted,
+    /// No key fits.
+    #[error("none of the given keys opens the archive, or it is damaged")]
+    WrongKey,
+    /// A signature is required, and there is none.
+    #[error("the archive is not signed")]
+    Unsigned,
+    /// The signature does not fit.
+    #[error(
+        "the signature does not fit the archive, which was changed after it was signed: {cause}"
+    )]
+    BadSignature {
+        /// What does not fit.
+        cause: String,
+    },
+    /// It was signed by somebody else.
+    #[error("the archive is signed with the key {fingerprint}, which is none of those required")]
+    WrongSigner {
+        /// The key's fingerprint, as OpenSSH writes it.
+        fingerprint: String,
+    },
 }
 
 impl ArchiveError {

@@ -1,6 +1,5 @@
 //! Unpacking an archive into a directory.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,11 +11,13 @@ use nix::sys::stat::{Mode, mkdirat};
 use nix::sys::statvfs::fstatvfs;
 use nix::unistd::symlinkat;
 
+use super::ledger::{Document, Judged, Ledger, link_member};
 use super::members::{Entry, EntryKind, Limits, Members, open_members};
 use super::name::LINK_TARGET;
 use super::{ArchiveError, STEP};
-use crate::digest::{Digest, Hasher};
-use crate::manifest::{MANIFEST_NAME, MAX_MANIFEST, Manifest, Member};
+use crate::digest::Hasher;
+use crate::manifest::{Manifest, Member};
+use crate::seal::{Signature, Unseal};
 
 /// Who wrote an archive, as far as that can be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,11 +37,13 @@ pub struct Extracted {
     pub members: Vec<Member>,
     /// Bytes written.
     pub bytes: u64,
+    /// Who signed it, if somebody did.
+    pub signature: Option<Signature>,
 }
 
 /// Unpacks an archive into `dest`, a directory that should be empty, and compares every member with
 /// the manifest's digest if there is one. Files belong to the caller and are readable by nobody else.
-/// `progress` is told how many bytes were written so far.
+/// `unseal` opens what is encrypted and says who must have signed it. `progress` is told how many bytes were written so far.
 ///
 /// After an error `dest` holds part of the archive, which the caller removes.
 ///
@@ -51,12 +54,13 @@ pub fn extract<R: Read>(
     source: R,
     dest: &Path,
     limits: Limits,
+    unseal: &Unseal,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Extracted, ArchiveError> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let root = nix::fcntl::open(dest, flags, Mode::empty())
         .map_err(ArchiveError::io("open the directory", dest.display()))?;
-    let mut members = open_members(source, limits)?;
+    let mut members = open_members(crate::seal::open(source, unseal.keys.as_ref())?, limits)?;
     let mut unpack = Unpack {
         free: free_space(&root).map_err(ArchiveError::io("ask for space in", dest.display()))?,
         root,
@@ -65,58 +69,29 @@ pub fn extract<R: Read>(
         buffer: vec![0; STEP],
         progress,
     };
-    let mut found = Vec::new();
-    let mut manifest = None;
+    let mut ledger = Ledger::default();
     while let Some(entry) = members.next_entry()? {
-        let member = match entry.kind {
+        match entry.kind {
             EntryKind::Directory => {
                 unpack.make_directory(&entry.name)?;
-                continue;
+                ledger.directory(&entry.name);
             }
-            EntryKind::ParentLink => unpack.link(entry.name)?,
-            EntryKind::File { size } if entry.name == MANIFEST_NAME => {
-                if size > MAX_MANIFEST {
-                    let (member, limit) = (entry.name, MAX_MANIFEST);
-                    return Err(ArchiveError::TooLarge { member, size, limit });
+            EntryKind::ParentLink => ledger.found.push(unpack.link(entry.name)?),
+            EntryKind::File { size } => match ledger.document(&entry, &mut members)? {
+                Some(Document::Manifest(json)) => {
+                    unpack.file(&entry, size, |file| file.write_all(&json))?;
                 }
-                let json = members.read_to_vec(MAX_MANIFEST)?;
-                unpack.file(&entry, size, |file| file.write_all(&json))?;
-                manifest = Some(Manifest::from_json(&json).map_err(ArchiveError::Manifest)?);
-                continue;
-            }
-            EntryKind::File { size } => unpack.content(&entry, size, &mut members)?,
-        };
-        found.push(member);
-    }
-    let provenance = match manifest {
-        Some(manifest) => {
-            compare(&found, &manifest.members)?;
-            Provenance::Arctern(Box::new(manifest))
+                Some(Document::Signature) => {}
+                None => ledger.found.push(unpack.content(&entry, size, &mut members)?),
+            },
         }
+    }
+    let Judged { found, manifest, signature } = ledger.judge(unseal)?;
+    let provenance = match manifest {
+        Some(manifest) => Provenance::Arctern(Box::new(manifest)),
         None => Provenance::Foreign,
     };
-    Ok(Extracted { provenance, members: found, bytes: unpack.bytes })
-}
-
-/// Compares what is there with what the manifest says.
-fn compare(found: &[Member], listed: &[Member]) -> Result<(), ArchiveError> {
-    let mut expected: HashMap<&str, &Member> = HashMap::with_capacity(listed.len());
-    for member in listed {
-        if expected.insert(&member.name, member).is_some() {
-            return Err(ArchiveError::Duplicate { member: member.name.clone() });
-        }
-    }
-    for member in found {
-        match expected.remove(member.name.as_str()) {
-            Some(listed) if listed == member => {}
-            Some(_) => return Err(ArchiveError::Mismatch { member: member.name.clone() }),
-            None => return Err(ArchiveError::Unlisted { member: member.name.clone() }),
-        }
-    }
-    match listed.iter().find(|member| expected.contains_key(member.name.as_str())) {
-        Some(missing) => Err(ArchiveError::MissingMember { member: missing.name.clone() }),
-        None => Ok(()),
-    }
+    Ok(Extracted { provenance, members: found, bytes: unpack.bytes, signature })
 }
 
 fn free_space(dir: &OwnedFd) -> Result<u64, Errno> {
@@ -189,8 +164,7 @@ impl Unpack<'_> {
     fn link(&mut self, name: String) -> Result<Member, ArchiveError> {
         let (directory, last) = self.parent(&name)?;
         symlinkat(LINK_TARGET, directory, last).map_err(ArchiveError::io("create", &name))?;
-        let sha256 = Digest::of(LINK_TARGET.as_bytes());
-        Ok(Member { name, size: 0, sha256, link: Some(LINK_TARGET.to_owned()) })
+        Ok(link_member(name))
     }
 
     /// Opens the directory of a member, making it if it is not there; returns it with the member's

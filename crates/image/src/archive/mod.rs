@@ -12,6 +12,7 @@
 mod compression;
 mod error;
 mod extract;
+mod ledger;
 mod members;
 mod name;
 mod peek;
@@ -21,6 +22,7 @@ mod writer;
 pub use compression::Compression;
 pub use error::ArchiveError;
 pub use extract::{Extracted, Provenance, extract};
+pub use ledger::verify;
 pub use members::{Entry, EntryKind, Limits, Members, open_members};
 pub use name::{LINK_NAME, LINK_TARGET};
 pub use peek::{list, peek, peek_within};

@@ -5,6 +5,7 @@ use std::io::Read;
 
 use super::ArchiveError;
 use super::members::{Entry, EntryKind, Limits, open_members};
+use crate::seal::Unseal;
 
 /// Reads the members with these names, each of at most `limit` bytes, and stops at the last of them.
 /// Names that are not in the archive are not in the answer. Nothing is compared with digests: those
@@ -14,11 +15,12 @@ pub fn peek<R: Read>(
     names: &[&str],
     limit: u64,
 ) -> Result<HashMap<String, Vec<u8>>, ArchiveError> {
-    peek_within(source, names, limit, Limits::default())
+    peek_within(source, names, limit, Limits::default(), &Unseal::default())
 }
 
 /// As [`peek`], in an archive that asks for no more than `limits`: what lies before the last of the
-/// names is unpacked to be passed over, which may be far more than the archive is long.
+/// names is unpacked to be passed over, which may be far more than the archive is long. Signatures are
+/// not looked at: see [`super::verify`].
 ///
 /// # Errors
 /// As for [`super::extract`].
@@ -27,8 +29,9 @@ pub fn peek_within<R: Read>(
     names: &[&str],
     limit: u64,
     limits: Limits,
+    unseal: &Unseal,
 ) -> Result<HashMap<String, Vec<u8>>, ArchiveError> {
-    let mut members = open_members(source, limits)?;
+    let mut members = open_members(crate::seal::open(source, unseal.keys.as_ref())?, limits)?;
     let mut found = HashMap::new();
     while found.len() < names.len() {
         let Some(entry) = members.next_entry()? else {

@@ -19,6 +19,7 @@ use super::target::Target;
 use super::{ArchiveError, Compression, STEP};
 use crate::digest::{Digest, Hasher};
 use crate::manifest::{MANIFEST_NAME, Manifest, Member};
+use crate::seal::{SIGNATURE_NAME, Seal, Sealed, Signer};
 use crate::section::Section;
 
 const BLOCK: usize = 512;
@@ -66,7 +67,8 @@ impl Write for Output {
 
 /// Writes one archive in one pass. Dropped before [`ArchiveWriter::finish`] it leaves nothing behind.
 pub struct ArchiveWriter {
-    sink: Encoder<BufWriter<Output>>,
+    sink: Encoder<BufWriter<Sealed<Output>>>,
+    signer: Option<Signer>,
     members: Vec<Member>,
     names: HashSet<String>,
     content_bytes: u64,
@@ -83,7 +85,20 @@ impl ArchiveWriter {
     /// The directory is missing or not writable, or `path` is a directory: worth knowing before
     /// anything is frozen.
     pub fn create(path: &Path, compression: Compression) -> Result<Self, ArchiveError> {
-        Self::new(Output::File(Target::create(path)?), compression, path.display().to_string())
+        Self::create_sealed(path, compression, &Seal::default())
+    }
+
+    /// As [`ArchiveWriter::create`], signed and encrypted as `seal` says.
+    ///
+    /// # Errors
+    /// Also: a recipient cannot be encrypted to.
+    pub fn create_sealed(
+        path: &Path,
+        compression: Compression,
+        seal: &Seal,
+    ) -> Result<Self, ArchiveError> {
+        let output = Output::File(Target::create(path)?);
+        Self::new(output, compression, seal, path.display().to_string())
     }
 
     /// Begins an archive that goes to a stream as it is made; `name` is the stream's, for errors.
@@ -95,15 +110,24 @@ impl ArchiveWriter {
         name: &str,
         compression: Compression,
     ) -> Result<Self, ArchiveError> {
-        Self::new(Output::Stream { to, bytes: 0 }, compression, name.to_owned())
+        let output = Output::Stream { to, bytes: 0 };
+        Self::new(output, compression, &Seal::default(), name.to_owned())
     }
 
-    fn new(output: Output, compression: Compression, path: String) -> Result<Self, ArchiveError> {
-        let sink = Encoder::new(BufWriter::with_capacity(STEP, output), compression)
-            .map_err(ArchiveError::io("begin the archive", &path))?;
+    fn new(
+        output: Output,
+        compression: Compression,
+        seal: &Seal,
+        path: String,
+    ) -> Result<Self, ArchiveError> {
+        let begin = || ArchiveError::io("begin the archive", &path);
+        let sealed = Sealed::new(output, seal.recipients.as_ref()).map_err(begin())?;
+        let sink =
+            Encoder::new(BufWriter::with_capacity(STEP, sealed), compression).map_err(begin())?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Ok(Self {
             sink,
+            signer: seal.signer.clone(),
             members: Vec::new(),
             names: HashSet::new(),
             content_bytes: 0,
@@ -210,17 +234,23 @@ impl ArchiveWriter {
         }
     }
 
-    /// Adds the manifest, whose members are filled in, ends the archive, writes it to disk and gives
-    /// it its name.
+    /// Adds the manifest, whose members are filled in, and its signature, ends the archive, writes it
+    /// to disk and gives it its name.
     pub fn finish(mut self, mut manifest: Manifest) -> Result<ArchiveSummary, ArchiveError> {
         manifest.members = std::mem::take(&mut self.members);
-        let members = manifest.members.len() as u64 + 1;
+        let mut members = manifest.members.len() as u64 + 1;
         let json = manifest.to_json();
         self.content(MANIFEST_NAME, json.len() as u64, &mut json.as_slice())?;
+        if let Some(signer) = self.signer.take() {
+            let signature = signer.sign(&json)?;
+            self.content(SIGNATURE_NAME, signature.len() as u64, &mut signature.as_bytes())?;
+            members += 1;
+        }
         self.write(&[0; 2 * BLOCK])?;
         let write_error = || ArchiveError::io("write", &self.path);
         let buffered = self.sink.finish().map_err(write_error())?;
-        let output = buffered.into_inner().map_err(|error| write_error()(error.into_error()))?;
+        let sealed = buffered.into_inner().map_err(|error| write_error()(error.into_error()))?;
+        let output = sealed.finish().map_err(write_error())?;
         let bytes = match output {
             Output::File(target) => target.publish()?,
             Output::Stream { mut to, bytes } => {
@@ -238,8 +268,8 @@ impl ArchiveWriter {
         if name.is_empty() {
             return Err(refused("it has no name"));
         }
-        if name == MANIFEST_NAME {
-            return Err(refused("the manifest is added at the end"));
+        if name == MANIFEST_NAME || name == SIGNATURE_NAME {
+            return Err(refused("the manifest and its signature are added at the end"));
         }
         if let Some((above, _)) = name.rsplit_once('/') {
             self.directory(above)?;

@@ -17,6 +17,7 @@ use crate::messages::{
     PstreeEntry, TaskKobjIdsEntry, UtsnsEntry,
 };
 use crate::pages::Run;
+use crate::seal::{SIGNATURE_NAME, Signature};
 
 /// Bits of `vma_entry.status` (CRIU's image.h).
 mod status {
@@ -88,6 +89,11 @@ fn about(raw: &Raw, summary: &mut Summary) {
                 summary.host = Some(manifest.host);
             }
             Err(error) => summary.problems.push(error.to_string()),
+        }
+        match raw.documents.get(SIGNATURE_NAME).map(|text| Signature::check(text, json)) {
+            Some(Ok(signature)) => summary.signed_by = Some(signature.fingerprint()),
+            Some(Err(error)) => summary.problems.push(error.to_string()),
+            None => {}
         }
     }
     let mut document = |name: &str| {

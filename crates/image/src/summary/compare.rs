@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::{Connection, Descriptor, Process, Summary, SummaryError, build, read};
 use crate::pages::PAGE_SIZE;
+use crate::seal::Unseal;
 
 /// What is in one checkpoint and not in the other. `removed` is only in the first one, `added` only in
 /// the second one.
@@ -64,7 +65,7 @@ impl ProcessDifference {
 /// [`SummaryError`], of either.
 pub fn compare(first: &Path, second: &Path) -> Result<Difference, SummaryError> {
     let read = |path| {
-        let raw = read::read(path, read::Pages::Digests)?;
+        let raw = read::read(path, read::Pages::Digests, &Unseal::default())?;
         build::build(&raw).map(|summary| (summary, raw.pages))
     };
     let (before, old_pages) = read(first)?;

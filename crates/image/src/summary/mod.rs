@@ -17,6 +17,7 @@ use serde::Serialize;
 use crate::archive::ArchiveError;
 use crate::images::ImageError;
 use crate::manifest::HostFacts;
+use crate::seal::Unseal;
 
 pub use compare::{Difference, ProcessDifference, compare};
 
@@ -77,6 +78,9 @@ pub struct Summary {
     pub written_by: String,
     /// When, in seconds since 1970-01-01 UTC.
     pub created: Option<u64>,
+    /// Fingerprint of the key whose signature fits the manifest; who has that key it does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signed_by: Option<String>,
     /// The container, if it is one.
     pub container: Option<Container>,
     /// The machine, if the archive says so.
@@ -219,5 +223,14 @@ pub fn summarise_stream(source: impl io::Read) -> Result<Summary, SummaryError> 
 /// # Errors
 /// [`SummaryError`].
 pub fn summarise(path: &Path) -> Result<Summary, SummaryError> {
-    build::build(&read::read(path, read::Pages::Commands)?)
+    summarise_sealed(path, &Unseal::default())
+}
+
+/// As [`summarise`], of an archive that is encrypted, or must be signed: then all of it is compared with
+/// its manifest and the signature first.
+///
+/// # Errors
+/// [`SummaryError`].
+pub fn summarise_sealed(path: &Path, unseal: &Unseal) -> Result<Summary, SummaryError> {
+    build::build(&read::read(path, read::Pages::Commands, unseal)?)
 }

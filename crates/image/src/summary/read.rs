@@ -10,10 +10,11 @@ use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use super::SummaryError;
-use crate::archive::{Compression, EntryKind, Limits, open_members};
+use crate::archive::{ArchiveError, Compression, EntryKind, Limits, open_members, verify};
 use crate::images::{ImageDir, ImageKind, RecordReader};
 use crate::messages::MmEntry;
 use crate::pages::{PAGE_SIZE, Run, read_runs};
+use crate::seal::{self, SIGNATURE_NAME, Unseal};
 
 /// The largest file that is taken into memory, in bytes.
 const MAX_FILE: u64 = 32 << 20;
@@ -32,7 +33,7 @@ const IMAGES: &str = "checkpoint/";
 
 /// Members that are no images and are looked into.
 const DOCUMENTS: &[&str] =
-    &["config.dump", "spec.dump", "network.status", crate::manifest::MANIFEST_NAME];
+    &["config.dump", "spec.dump", "network.status", crate::manifest::MANIFEST_NAME, SIGNATURE_NAME];
 
 /// What was read.
 #[derive(Debug, Default)]
@@ -70,11 +71,17 @@ struct Reading {
 }
 
 /// Reads an archive or a directory.
-pub(super) fn read(path: &Path, pages: Pages) -> Result<Raw, SummaryError> {
+pub(super) fn read(path: &Path, pages: Pages, unseal: &Unseal) -> Result<Raw, SummaryError> {
     let metadata = std::fs::metadata(path).map_err(SummaryError::io("look at", path))?;
     if !metadata.is_dir() {
-        let file = File::open(path).map_err(SummaryError::io("open", path))?;
-        return read_stream(file, path, pages);
+        let open = || File::open(path).map_err(SummaryError::io("open", path));
+        if unseal.signers.is_some() {
+            verify(open()?, Limits::default(), unseal)?;
+        }
+        return read_stream(seal::open(open()?, unseal.keys.as_ref())?, path, pages);
+    }
+    if unseal.signers.is_some() {
+        return Err(ArchiveError::Unsigned.into());
     }
     let mut reading = Reading { raw: Raw::default(), pages, taken: 0, digests: 0 };
     reading.directory(path)?;

@@ -56,5 +56,5 @@ mod unix_senders;
 
 pub use capture::{FileCollector, FileOptions};
 pub use restore::{FileRestoreOptions, FilesRestore};
-pub(crate) use tcp::ClosedWindows;
+pub(crate) use tcp::{ClosedWindows, examine as examine_waiting};
 pub use tty_restore::orphans as orphan_terminals;

@@ -27,5 +27,6 @@ pub(super) use capture::Collected;
 pub(super) use collect::options;
 pub(super) use inject::Injector;
 pub(super) use restore::{check, is_clamp, is_live};
+pub(crate) use waiting::examine;
 pub(super) use wake::Built;
 pub(crate) use window::ClosedWindows;

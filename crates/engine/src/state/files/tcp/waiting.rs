@@ -65,6 +65,11 @@ pub(super) fn list(images: &ImageDir) -> io::Result<Vec<Waiting>> {
     serde_json::from_slice(&text).map_err(io::Error::other)
 }
 
+/// Reads the list, for whoever only wants to know whether it can be read.
+pub(crate) fn examine(images: &ImageDir) -> io::Result<()> {
+    list(images).map(drop)
+}
+
 impl FileCollector {
     /// Whether connections that wait can be given back, in the tree's network namespace.
     pub(super) fn gives_back(&mut self, tree: &FrozenTree) -> bool {
