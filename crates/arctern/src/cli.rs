@@ -7,11 +7,11 @@ use clap::{Parser, Subcommand, ValueEnum};
 use crate::commands::{
     attach, check, checkpoint, checkpoint_diff, checkpoint_inspect, checkpoint_ls,
     checkpoint_prune, checkpoint_rm, container_exists, container_prune, cp, create, criu, diff,
-    exec, healthcheck_run, images, import, info, inspect, internal, kill, logs, migrate,
-    network_create, network_exists, network_inspect, network_ls, network_rm, pause, port, ps,
-    rename, restart, restore, rm, rmi, run, start, stats, stop, system_check, tag, top, unpause,
-    version, volume_create, volume_exists, volume_export, volume_import, volume_inspect, volume_ls,
-    volume_prune, volume_rm, wait,
+    exec, forward_ls, forward_rm, healthcheck_run, images, import, info, inspect, internal, kill,
+    logs, migrate, network_create, network_exists, network_inspect, network_ls, network_rm, pause,
+    port, ps, rename, restart, restore, rm, rmi, run, start, stats, stop, system_check, tag, top,
+    unpause, version, volume_create, volume_exists, volume_export, volume_import, volume_inspect,
+    volume_ls, volume_prune, volume_rm, wait,
 };
 use crate::commands::{
     history, image_exists, image_inspect, image_prune, image_tree, load, login, logout, pull, push,
@@ -138,6 +138,9 @@ pub enum Command {
     /// Manage networks
     #[command(subcommand)]
     Network(Network),
+    /// Connections by way of hosts that containers have left
+    #[command(subcommand)]
+    Forward(Forward),
     /// Manage volumes
     #[command(subcommand)]
     Volume(Volume),
@@ -302,6 +305,14 @@ pub enum Network {
     Inspect(network_inspect::Args),
     Rm(network_rm::Args),
     Exists(network_exists::Args),
+}
+
+/// `arctern forward …`
+#[derive(Debug, Subcommand)]
+pub enum Forward {
+    #[command(name = "ls", visible_alias = "list")]
+    Ls(forward_ls::Args),
+    Rm(forward_rm::Args),
 }
 
 /// `arctern volume …`

@@ -55,6 +55,7 @@ const COMMANDS: &[&str] = &[
     "logout",
     "image",
     "network",
+    "forward",
     "volume",
     "system",
     "info",

@@ -25,6 +25,9 @@ pub enum Error {
     /// No network has this name or id.
     #[error("no network with name or id `{0}`")]
     NoSuchNetwork(String),
+    /// Nothing is forwarded for such a container.
+    #[error("nothing is forwarded for a container with name or id `{0}`")]
+    NoSuchForward(String),
     /// A container would lose its network.
     #[error("container `{container}` is on network `{name}`")]
     NetworkInUse {
@@ -327,6 +330,7 @@ impl Error {
             Error::NoSuchNetwork(name) => {
                 format!("`arctern network ls` lists all; `arctern network create {name}` makes it")
             }
+            Error::NoSuchForward(_) => "`arctern forward ls` lists what is forwarded".to_owned(),
             Error::NetworkInUse { container, .. } => {
                 format!("`arctern rm {container}` first, or pass --force")
             }

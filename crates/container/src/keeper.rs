@@ -230,7 +230,12 @@ fn wait(timer: &OwnedFd) -> rustix::io::Result<()> {
 
 /// Ends the keeper of a lock that has ended.
 pub(crate) fn dismiss(lock: &arctern_net::Lock) {
-    let Some((pid, start)) = lock.keeper else { return };
+    dismiss_process(lock.keeper);
+}
+
+/// Ends a keeper, by pid and start time.
+pub(crate) fn dismiss_process(keeper: Option<(i32, u64)>) {
+    let Some((pid, start)) = keeper else { return };
     let own = i32::try_from(std::process::id()).ok();
     if own == Some(pid) {
         return;

@@ -217,6 +217,23 @@ pub fn end_lock(paths: &Paths, config: &ContainerConfig) -> Result<()> {
     Ok(())
 }
 
+/// Nothing of a container is returned to hosts that it came from any more, unless it goes on from here.
+pub(crate) fn end_backs(paths: &Paths, config: &ContainerConfig) -> Result<()> {
+    if config.network != NetworkMode::Bridge {
+        return Ok(());
+    }
+    match of(paths, config) {
+        // It was removed with everything on it.
+        Err(Error::NoSuchNetwork(_)) => Ok(()),
+        Err(error) => Err(error),
+        Ok(network) => {
+            let ended = network.end_backs(&config.id).map_err(Error::network)?;
+            ended.iter().for_each(|back| keeper::dismiss_process(back.keeper));
+            Ok(())
+        }
+    }
+}
+
 /// Removes what a command that was killed has left of a lock that it had not made yet. The caller
 /// has the lock of the container.
 pub(crate) fn sweep(paths: &Paths, config: &ContainerConfig) -> Result<()> {
@@ -241,6 +258,10 @@ pub(crate) fn end_locks(paths: &Paths, config: &NetworkConfig) -> Result<()> {
     for lock in network.locks().map_err(Error::network)?.values() {
         let ended = network.end_lock(&lock.container).map_err(Error::network)?;
         ended.iter().for_each(keeper::dismiss);
+    }
+    for back in network.backs().map_err(Error::network)? {
+        let ended = network.give_up_backs(&back.container).map_err(Error::network)?;
+        ended.iter().for_each(|back| keeper::dismiss_process(back.keeper));
     }
     Ok(())
 }

@@ -19,5 +19,5 @@ pub mod wire;
 pub use error::MigrateError;
 pub use receive::receive;
 pub use source::{
-    Estimate, MigrateOptions, Moved, Outcome, Plan, RoundDone, Watch, migrate, resolve,
+    Estimate, Forwarding, MigrateOptions, Moved, Outcome, Plan, RoundDone, Watch, migrate, resolve,
 };

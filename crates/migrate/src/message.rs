@@ -16,6 +16,8 @@
 //! Rest, data                           →   frozen from here on; memory written since the last round
 //! Archive, data                        →   everything else
 //!                                      ←   Built: nothing of it has run
+//! Pass                                 →   connections by way of the source, if there are any
+//!                                      ←   Passed
 //! Commit                               →   written down by both, each before it acts
 //!                                      ←   Running
 //! Done                                 →   the source's copy is gone
@@ -24,11 +26,13 @@
 //! At any time [`Answer::Failed`] ends the conversation, as does its end without a word: before the
 //! commit the container stays the source's. `Ask` begins a conversation about an earlier move.
 
-use arctern_container::transfer::{Blocker, Offer};
+use std::net::IpAddr;
+
+use arctern_container::transfer::{Blocker, Offer, Passage};
 use serde::{Deserialize, Serialize};
 
 /// Version of this conversation. Both sides must have the same.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// From the source.
 #[derive(Debug, Serialize, Deserialize)]
@@ -52,6 +56,8 @@ pub enum Request {
     Rest,
     /// The archive follows as data, and is built when it is complete.
     Archive,
+    /// These connections come by way of the source: return them there.
+    Pass(Box<Passage>),
     /// It is yours.
     Commit,
     /// It is gone here: the move can be forgotten.
@@ -82,6 +88,11 @@ pub enum Answer {
     Stored,
     /// To the archive.
     Built,
+    /// To `Pass`.
+    Passed {
+        /// Why they are not returned.
+        refused: Option<String>,
+    },
     /// To `Commit`.
     Running {
         /// What the user should know.
@@ -107,13 +118,20 @@ pub struct Hello {
     pub version: u32,
     /// The program's version, for people.
     pub program: String,
+    /// The address at which the destination was called, as it sees it.
+    #[serde(default)]
+    pub called_at: Option<IpAddr>,
 }
 
 impl Hello {
     /// This program.
     #[must_use]
     pub fn new() -> Hello {
-        Hello { version: VERSION, program: env!("CARGO_PKG_VERSION").to_owned() }
+        let program = env!("CARGO_PKG_VERSION").to_owned();
+        // sshd says: client's address and port, own address and port.
+        let connection = std::env::var("SSH_CONNECTION").unwrap_or_default();
+        let called_at = connection.split(' ').nth(2).and_then(|address| address.parse().ok());
+        Hello { version: VERSION, program, called_at }
     }
 }
 

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 
 use arctern_container::Host;
 use arctern_container::error::chain;
-use arctern_container::transfer::{Arrival, Offer, Verdict};
+use arctern_container::transfer::{Arrival, Offer, Passage, Verdict};
 use arctern_engine::options::{Event, Events};
 
 use crate::message::{Answer, Hello, Request, VERSION};
@@ -85,6 +85,7 @@ impl Destination<'_> {
                 Request::Round => self.round(receiver),
                 Request::Rest => self.rest(receiver),
                 Request::Archive => self.archive(receiver),
+                Request::Pass(passage) => self.pass(&passage),
                 Request::Commit => self.commit(),
                 Request::Ask { transfer: asked } => {
                     let verdict = Verdict::Aborted.decide(&self.host.paths, &asked);
@@ -165,6 +166,12 @@ impl Destination<'_> {
         data.drain().map_err(arctern_container::Error::system("receive the container"))?;
         self.host.build(arrival)?;
         Ok(Some(Answer::Built))
+    }
+
+    fn pass(&mut self, passage: &Passage) -> arctern_container::Result<Option<Answer>> {
+        let arrival = self.arrival.as_ref().ok_or_else(out_of_turn)?;
+        let refused = self.host.send_back(arrival, passage).err().map(|error| chain(&error));
+        Ok(Some(Answer::Passed { refused }))
     }
 
     fn commit(&mut self) -> arctern_container::Result<Option<Answer>> {

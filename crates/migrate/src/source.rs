@@ -9,7 +9,7 @@ mod rounds;
 use std::time::{Duration, Instant};
 
 use arctern_container::Host;
-use arctern_container::transfer::{Departure, Offer};
+use arctern_container::transfer::{Departure, Leaving, Offer};
 use arctern_engine::CaptureError;
 use arctern_engine::options::{CaptureReport, Event, Events};
 use serde::Serialize;
@@ -40,6 +40,8 @@ pub struct MigrateOptions {
     pub limits: Limits,
     /// Bytes that may be sent in a second.
     pub bandwidth: Option<u64>,
+    /// How long connections by way of this host are led to the other one.
+    pub forward: Forwarding,
 }
 
 impl MigrateOptions {
@@ -53,6 +55,7 @@ impl MigrateOptions {
             keep_source: false,
             limits: Limits::default(),
             bandwidth: None,
+            forward: Forwarding::Never,
         }
     }
 }
@@ -61,6 +64,17 @@ impl MigrateOptions {
 pub trait Watch: Events {
     /// A round of memory is at the other side.
     fn round(&mut self, round: &RoundDone);
+}
+
+/// How long connections by way of the source are led to the destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forwarding {
+    /// They are not.
+    Never,
+    /// For so long.
+    For(Duration),
+    /// Until it is ended.
+    Always,
 }
 
 /// What was found before anything was touched.
@@ -207,11 +221,12 @@ fn hand_over(
     watch: &mut dyn Watch,
 ) -> Result<(Conversation, Marks, CaptureReport), MigrateError> {
     let destination = serde_json::to_string(&options.remote).unwrap_or_default();
+    let forward = conversation.onward(options.forward);
+    let leaving = Leaving { destination, keep: options.keep_source, forward };
     let clock = Clock::default();
     let mut events = Frozen { watch, clock: clock.clone() };
     let mut peer = Destination::new(conversation, clock, options.limits.downtime);
-    let given =
-        host.hand_over(departure, &destination, options.keep_source, &mut peer, &mut events);
+    let given = host.hand_over(departure, &leaving, &mut peer, &mut events);
     let late = peer.is_late();
     let Destination { mut conversation, failure, marks, .. } = peer;
     let report = match (given, failure) {

@@ -100,6 +100,10 @@ impl Network {
             _ => None,
         };
         let is_locked = locked.state.standing_lock(ip, container).is_some();
+        if let Some(onward) = locked.state.onward(ip) {
+            // It comes back: packets are for the lock of its restore from here on.
+            onward.stop(&mut route, &mut nft, ip)?;
+        }
         // Before the kernel is touched: who kills us now leaves a record to clean up by.
         locked.save()?;
         // Others need not wait while it is connected; the address is its own by now.
@@ -126,6 +130,7 @@ impl Network {
             let _ = self.drop_link(&mut route, &lease, Some(netns), Route::delete_link);
             locked.state.leases.remove(container);
             locked.save()?;
+            let _ = self.mend_passages(&locked.state, &mut route, &mut nft, Some(container));
             return Err(error);
         }
         Ok(self.status_of(&lease, ground.subnet))
@@ -188,8 +193,9 @@ impl Network {
         let mut errors = Vec::new();
         let mut note = |result: Result<(), NetworkError>| errors.extend(result.err());
         let kept = locked.state.leave_to_lock(container);
+        let goes_on = locked.state.goes_on(container);
         note(self.nft().and_then(|mut nft| {
-            if kept {
+            if kept || goes_on {
                 return Ok(());
             }
             self.drop_lock(&mut locked, &mut route, &mut nft, container)?;
@@ -207,9 +213,19 @@ impl Network {
         {
             note(how(&mut route, &veth).map(drop).doing("remove", &veth));
         }
+        if goes_on {
+            // Its connections are somebody else's: it is cut off before it can end them.
+            note(
+                self.nft().and_then(|mut nft| {
+                    self.drop_lock(&mut locked, &mut route, &mut nft, container)
+                }),
+            );
+        }
         if let Some(lease) = locked.state.leases.get(container).filter(|_| !kept) {
-            let forgotten = conntrack::forget_udp(&lease.ports);
-            note(forgotten.doing("end the flows to ports of", container));
+            if !goes_on {
+                let forgotten = conntrack::forget_udp(&lease.ports);
+                note(forgotten.doing("end the flows to ports of", container));
+            }
             if let Ok(Some(link)) = route.link(&self.link) {
                 for ip in lease.addresses() {
                     note(route.delete_neighbour(link.index, ip).doing("forget", ip));
@@ -220,6 +236,11 @@ impl Network {
             0 => {
                 if locked.state.leases.remove(container).is_some() {
                     locked.save()?;
+                }
+                if goes_on {
+                    // Its ports lead to where it is.
+                    let (state, mut nft) = (&locked.state, self.nft()?);
+                    self.mend_passages(state, &mut route, &mut nft, Some(container))?;
                 }
                 Ok(())
             }

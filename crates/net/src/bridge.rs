@@ -63,6 +63,7 @@ impl Network {
                     .doing("publish ports of container", container)?;
             }
             self.mend_locks(&locked.state, &link, route, nft)?;
+            self.mend_passages(&locked.state, route, nft, None)?;
         }
         let gateway = self.plan.gateway.unwrap_or(gateway(subnet));
         Ok(Bridge {

@@ -48,7 +48,8 @@ pub(crate) fn check(
         return Err(NetworkError::PortTwice { port, protocol });
     }
     let ours = state.leases.iter().flat_map(|(id, lease)| lease.ports.iter().map(move |p| (id, p)));
-    let kept = state.locks.values().flat_map(|lock| lock.ports.iter().map(|p| (&lock.name, p)));
+    let kept = state.locks.values().chain(state.away.values());
+    let kept = kept.flat_map(|lock| lock.ports.iter().map(|p| (&lock.name, p)));
     for (holder, other) in ours.chain(kept).chain(foreign.iter().map(|(id, port)| (id, port))) {
         if let Some(port) = mapping.conflicts_with(other) {
             return Err(NetworkError::PortPublished { port, protocol, holder: holder.clone() });

@@ -68,6 +68,9 @@ pub enum NetworkError {
         /// The container that has it.
         holder: String,
     },
+    /// A host that connections were to be led to or from is not on a segment of this host.
+    #[error("{0} is no neighbour: there is a router in between")]
+    NoNeighbour(std::net::Ipv4Addr),
     /// A container has no address here.
     #[error("container {0} is not attached to the network")]
     NotAttached(String),

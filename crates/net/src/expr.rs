@@ -19,6 +19,12 @@ pub enum Expr<'a> {
     DestinationType(u32),
     /// Loads the connection's status bits.
     CtStatus(u32),
+    /// Loads the connection's mark, in host byte order.
+    CtMark(u32),
+    /// Gives the connection the mark that a register holds.
+    SetCtMark(u32),
+    /// Gives the packet the mark that a register holds.
+    SetMark(u32),
     /// Goes on if the register equals the value.
     Equal(u32, &'a [u8]),
     /// Goes on if the register differs from the value.
@@ -34,13 +40,20 @@ pub enum Expr<'a> {
     Value(u32, &'a [u8]),
     /// Sends the frame out of the device whose index the register holds (`netdev` tables).
     SendTo(u32),
+    /// Sends an IPv4 packet to the neighbour whose address the second register holds, out of the
+    /// device whose index the first one holds (`netdev` tables).
+    SendToNeighbour(u32, u32),
     /// Redirects the connection to the IPv4 address in the register and the port in the next one.
     DestinationNat(u32),
     /// Redirects the connection to the IPv6 address that begins in the register and the port after
     /// it.
     DestinationNat6(u32),
+    /// Gives the connection the IPv4 address in the register as its source.
+    SourceNat(u32),
     /// Gives the connection the address of the interface it leaves by.
     Masquerade,
+    /// Nobody tracks the connection of this packet (before `prerouting -200`).
+    Untracked,
     /// Drops the packet.
     Drop,
 }
@@ -77,6 +90,16 @@ impl Expr<'_> {
                 // NFT_CT_STATUS
                 m.be32(1, register).be32(2, 2);
             }),
+            Expr::CtMark(register) => expression(m, "ct", |m| {
+                // NFT_CT_MARK
+                m.be32(1, register).be32(2, 3);
+            }),
+            Expr::SetCtMark(register) => expression(m, "ct", |m| {
+                m.be32(2, 3).be32(4, register);
+            }),
+            Expr::SetMark(register) => expression(m, "meta", |m| {
+                m.be32(2, meta::MARK).be32(3, register);
+            }),
             Expr::Equal(register, value) => compare(m, register, 0, value),
             Expr::Differs(register, value) => compare(m, register, 1, value),
             Expr::Mask(register, mask) => expression(m, "bitwise", |m| {
@@ -104,6 +127,14 @@ impl Expr<'_> {
             Expr::SendTo(register) => expression(m, "fwd", |m| {
                 m.be32(1, register);
             }),
+            Expr::SendToNeighbour(device, address) => expression(m, "fwd", |m| {
+                // NFPROTO_IPV4
+                m.be32(1, device).be32(2, address).be32(3, 2);
+            }),
+            Expr::SourceNat(register) => expression(m, "nat", |m| {
+                // NFT_NAT_SNAT, NFPROTO_IPV4
+                m.be32(1, 0).be32(2, 2).be32(3, register);
+            }),
             Expr::DestinationNat(register) => expression(m, "nat", |m| {
                 // NFT_NAT_DNAT, NFPROTO_IPV4, address and port registers.
                 m.be32(1, 1).be32(2, 2).be32(3, register).be32(5, register + 1);
@@ -113,6 +144,7 @@ impl Expr<'_> {
                 m.be32(1, 1).be32(2, 10).be32(3, register).be32(5, register + 4);
             }),
             Expr::Masquerade => expression(m, "masq", |_| ()),
+            Expr::Untracked => expression(m, "notrack", |_| ()),
             Expr::Drop => expression(m, "immediate", |m| {
                 m.be32(1, 0);
                 let data = m.nest(2);

@@ -32,7 +32,7 @@
 //! Where the kernel has no such queue, frames to the container are dropped in the bridge; where it
 //! has no nf_tables for bridges, packets are dropped by address in the IP hooks.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use sha2::{Digest, Sha256};
 
@@ -40,7 +40,7 @@ use crate::connect::index;
 use crate::error::{Doing, NetworkError};
 use crate::mac::Mac;
 use crate::marker::Marker;
-use crate::nft::{Batch, Expr, Hook, Nft, REG, TableFamily, Way, is_unsupported, meta};
+use crate::nft::{Batch, Expr, Hook, Nft, REG, REG2, TableFamily, Way, is_unsupported, meta};
 use crate::route::Route;
 use crate::segment::{Rate, neighbour};
 
@@ -198,6 +198,36 @@ impl Hold {
             route.believe(self.bridge, *ip, self.mac, neighbour::STALE).doing("believe", ip)?;
         }
         Ok(Released { hold: self.clone(), to, marker })
+    }
+
+    /// Sends what was held to a neighbour, out of a device, and waits until it has left.
+    pub fn send_on(
+        &self,
+        route: &mut Route,
+        nft: &mut Nft,
+        device: u32,
+        via: Ipv4Addr,
+    ) -> Result<(), NetworkError> {
+        let Some(port) = route.link(&self.port).doing("look up", &self.port)?.map(|l| l.index)
+        else {
+            return Ok(());
+        };
+        let marker = Marker::arriving(port, index(route, &self.end)?, self.mac);
+        let marker = marker.doing("watch", &self.end)?;
+        let mut batch = Batch::new(&self.port);
+        batch.on(TableFamily::Netdev, &self.port).table().delete_table().table();
+        batch.device_chain("held", &self.end, Way::In);
+        let (device, via) = (device.to_ne_bytes(), via.octets());
+        batch.rule(
+            "held",
+            &[Expr::Value(REG, &device), Expr::Value(REG2, &via), Expr::SendToNeighbour(REG, REG2)],
+        );
+        nft.commit(batch).doing("send on from", &self.port)?;
+        route.set_rate(port, FLOWING).doing("release", &self.port)?;
+        marker.send().doing("push", &self.port)?;
+        marker.wait().doing("see what leaves", &self.port)?;
+        marker.end();
+        Ok(())
     }
 
     /// Removes every trace. What is held is dropped.

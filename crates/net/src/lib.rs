@@ -21,7 +21,9 @@
 //! state     who has which address and ports                     netns   namespaces without a process
 //! audit     what stays behind
 //! route nft typed handles on rtnetlink and nf_tables            ports   -p, and is a port free
-//! netlink   messages and the socket                             mac     hardware addresses
+//! ways                                                          mac     hardware addresses
+//! netlink   messages and the socket                             passage passages  by way of a host
+//!                                                                       that a container has left
 //! ```
 #![forbid(unsafe_code)]
 
@@ -48,6 +50,8 @@ mod netlink;
 pub mod netns;
 mod network;
 mod nft;
+mod passage;
+mod passages;
 mod ports;
 mod route;
 mod rules;
@@ -55,6 +59,7 @@ mod segment;
 mod state;
 mod status;
 mod store;
+mod ways;
 
 pub use attach::AttachSpec;
 pub use audit::Stray;
@@ -70,6 +75,7 @@ pub use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 pub use lock::{ContainerLock, Keep, Lock};
 pub use mac::{BadMac, Mac};
 pub use network::{DEFAULT_BRIDGE, Network};
+pub use passage::{Back, Flow, Onward, Passage};
 pub use ports::{BadPort, PortMapping, Protocol};
 pub use state::{Lease, StateError};
 pub use status::{ArchivedStatus, BadStatus, DEFAULT_NETWORK, NetworkStatus};

@@ -26,6 +26,7 @@ use crate::locks::hold;
 use crate::mac::Mac;
 use crate::network::Network;
 use crate::nft::Nft;
+use crate::passage::Onward;
 use crate::ports::PortMapping;
 use crate::route::Route;
 use crate::rules;
@@ -66,6 +67,9 @@ pub struct Lock {
     /// The container is on another host: nothing is locked, its address is reserved.
     #[serde(default)]
     pub elsewhere: bool,
+    /// Where packets for it go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub onward: Option<Onward>,
 }
 
 /// How a lock is kept when its command has ended.
@@ -102,6 +106,7 @@ impl Lock {
             publisher: String::new(),
             ports: Vec::new(),
             elsewhere: false,
+            onward: None,
         }
     }
 

@@ -9,6 +9,7 @@ use crate::lock::Lock;
 use crate::mac::Mac;
 use crate::network::Network;
 use crate::nft::Nft;
+use crate::passage::Back;
 use crate::route::{Link, Route};
 use crate::rules;
 use crate::state::{Lease, Locked, State, peek};
@@ -39,7 +40,11 @@ impl Network {
         let has = locked.state.leases.get(container).map(|lease| lease.ip);
         let of_it =
             |(ip, lock): (&Ipv4Addr, &Lock)| lock.container == container || Some(*ip) == has;
-        let mut ended = locked.state.reservations_of(container);
+        let reservations = locked.state.reservations_of(container);
+        for (ip, lock) in &reservations {
+            self.stop_onward(&locked, &mut route, &mut nft, *ip, lock)?;
+        }
+        let mut ended: Vec<Lock> = reservations.into_iter().map(|(_, lock)| lock).collect();
         let ip = locked.state.locks.iter().find(|entry| of_it(*entry)).map(|(ip, _)| *ip);
         let mut released = None;
         if let Some(ip) = ip {
@@ -63,13 +68,19 @@ impl Network {
     /// # Errors
     /// [`NetworkError`].
     pub fn end_expired_locks(&self) -> Result<(), NetworkError> {
-        if !self.locks()?.values().any(Lock::expired) {
+        let over = self.locks()?.values().any(Lock::expired);
+        if !over && !self.backs()?.iter().any(Back::expired) {
             return Ok(());
         }
         let mut locked = self.lock()?;
         let (mut route, mut nft) = (self.route()?, self.nft()?);
-        locked.state.away.retain(|_, lock| !lock.expired());
+        let over = locked.state.away.extract_if(.., |_, lock| lock.expired());
+        let over: Vec<(Ipv4Addr, Lock)> = over.collect();
         locked.save()?;
+        for (ip, lock) in over {
+            self.stop_onward(&locked, &mut route, &mut nft, ip, &lock)?;
+        }
+        self.stop_backs(&mut locked, Back::expired)?;
         let state = &locked.state;
         let over = state.locks.iter().filter(|(ip, lock)| lock.expired() && !state.is_leased(**ip));
         for ip in over.map(|(ip, _)| *ip).collect::<Vec<_>>() {
@@ -109,8 +120,13 @@ impl Network {
             return Ok(None);
         }
         let mut locked = self.lock()?;
-        let reservation = has(&locked.state).and_then(|ip| locked.state.away.remove(&ip));
+        let Some(ip) = has(&locked.state) else { return Ok(None) };
+        let reservation = locked.state.away.remove(&ip);
         locked.save()?;
+        if let Some(lock) = &reservation {
+            let (mut route, mut nft) = (self.route()?, self.nft()?);
+            self.stop_onward(&locked, &mut route, &mut nft, ip, lock)?;
+        }
         Ok(reservation)
     }
 
@@ -277,8 +293,8 @@ impl State {
     }
 
     /// Takes the reservations for a container out.
-    fn reservations_of(&mut self, container: &str) -> Vec<Lock> {
-        self.away.extract_if(.., |_, lock| lock.container == container).map(|(_, l)| l).collect()
+    fn reservations_of(&mut self, container: &str) -> Vec<(Ipv4Addr, Lock)> {
+        self.away.extract_if(.., |_, lock| lock.container == container).collect()
     }
 
     /// A container goes. If a lock is kept for its address, its ports stay with the lock. Says

@@ -28,6 +28,8 @@ pub(crate) struct Marker {
     into: u32,
     exit: PacketSocket,
     mac: Mac,
+    /// They are seen to leave, or to arrive.
+    leaving: bool,
 }
 
 impl Marker {
@@ -37,7 +39,16 @@ impl Marker {
     /// # Errors
     /// Those of `socket(2)`, `setsockopt(2)` and `bind(2)`.
     pub fn new(into: u32, exit: u32, mac: Mac) -> io::Result<Self> {
-        Ok(Marker { sender: PacketSocket::sender()?, into, exit: PacketSocket::tap(exit)?, mac })
+        let exit = PacketSocket::tap(exit)?;
+        Ok(Marker { sender: PacketSocket::sender()?, into, exit, mac, leaving: true })
+    }
+
+    /// As [`Marker::new`], of a device that they arrive at.
+    ///
+    /// # Errors
+    /// As [`Marker::new`].
+    pub fn arriving(into: u32, exit: u32, mac: Mac) -> io::Result<Self> {
+        Ok(Marker { leaving: false, ..Marker::new(into, exit, mac)? })
     }
 
     /// Sends one frame as long as may be, which nobody waits for.
@@ -75,7 +86,10 @@ impl Marker {
         loop {
             loop {
                 match self.exit.receive(&mut buffer) {
-                    Ok(received) if received.outgoing && buffer[OFFLOADS + 12..][..2] == TYPE => {
+                    Ok(received)
+                        if received.outgoing == self.leaving
+                            && buffer[OFFLOADS + 12..][..2] == TYPE =>
+                    {
                         return Ok(());
                     }
                     Ok(_) => {}

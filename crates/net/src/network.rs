@@ -215,12 +215,16 @@ impl Network {
         if let Some(lock) = locked.state.locks.get_mut(&lease.ip) {
             lock.ports.clear();
         }
+        // Those of a passage are, too, unless nothing comes of this.
+        let away = locked.state.away.remove(&lease.ip);
+        let kept = kept.or_else(|| away.clone().filter(|lock| lock.onward.is_some()));
         let mut chosen: Vec<PortMapping> = Vec::new();
         for mapping in ports {
             let mapping = claim::settle(mapping, &chosen, &locked.state, &foreign)?;
             claim::check(&mapping, &chosen, &locked.state, &foreign)?;
             chosen.push(mapping);
         }
+        locked.state.away.extend(away.map(|lock| (lease.ip, lock)));
         let subnet = locked.state.subnet.ok_or_else(not_attached)?;
         rules::ensure(&mut nft, &self.link, subnet, self.plan.subnet6)
             .doing("make nf_tables table", &self.link)?;
@@ -235,7 +239,7 @@ impl Network {
         let published = rules::publish(&mut nft, &self.link, before, container, to, &chosen)
             .doing("publish ports of container", container);
         if let Err(error) = published {
-            if let Some(lock) = kept {
+            if let Some(lock) = kept.filter(|lock| lock.onward.is_none()) {
                 locked.state.locks.insert(lease.ip, lock);
             }
             locked.state.leases.insert(container.to_owned(), lease);

@@ -483,7 +483,7 @@ impl Route {
 }
 
 /// A link from the body of an `RTM_NEWLINK`.
-fn parse_link(body: &[u8]) -> Option<Link> {
+pub(crate) fn parse_link(body: &[u8]) -> Option<Link> {
     let info = body.get(16..)?;
     let kind = find(info, IFLA_LINKINFO)
         .and_then(|nested| find(nested, IFLA_INFO_KIND))

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::lock::Lock;
 use crate::mac::Mac;
+use crate::passage::Back;
 use crate::ports::PortMapping;
 
 /// A container's share of the network.
@@ -68,6 +69,9 @@ pub(crate) struct State {
     /// Addresses that are reserved for containers that went to other hosts.
     #[serde(default)]
     pub away: BTreeMap<Ipv4Addr, Lock>,
+    /// What is returned to hosts that containers came from, by [`Back::key`].
+    #[serde(default)]
+    pub backs: BTreeMap<String, Back>,
 }
 
 /// What went wrong with the state file.
@@ -147,6 +151,7 @@ fn read(path: &Path) -> io::Result<State> {
         state.leases.clear();
         state.locks.clear();
         state.away.clear();
+        state.backs.clear();
     }
     state.boot = boot;
     state.version = VERSION;
@@ -162,7 +167,10 @@ impl State {
         range: Option<(Ipv4Addr, Ipv4Addr)>,
     ) -> Option<Ipv4Addr> {
         let taken: BTreeSet<Ipv4Addr> = self.leases.values().map(|l| l.ip).chain(gateway).collect();
-        let taken = &taken | &self.locks.keys().chain(self.away.keys()).copied().collect();
+        let reserved = self.locks.keys().chain(self.away.keys());
+        // Of one that has stopped and will be started again.
+        let reserved = reserved.chain(self.backs.values().map(|back| &back.ip));
+        let taken = &taken | &reserved.copied().collect();
         let usable = (u32::from(subnet.network()) + 1, u32::from(subnet.broadcast()) - 1);
         let (first, last) = match range {
             Some((first, last)) => (u32::from(first).max(usable.0), u32::from(last).min(usable.1)),

@@ -2,11 +2,13 @@
 
 use crate::host::Host;
 use crate::lab::{Lab, address};
+use crate::load::hexadecimal;
 use crate::place::Place;
 use crate::ssh::Sshd;
 use crate::travel::Lan;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::Output;
@@ -23,7 +25,15 @@ pub struct Machine {
 impl Machine {
     /// The machine with this number.
     pub fn new(lab: &Lab, number: u8) -> Result<Machine> {
-        let host = Lan::PlainBridge.host(lab, number)?;
+        Machine::of(Lan::PlainBridge.host(lab, number)?, number)
+    }
+
+    /// One whose containers have addresses of its own bridge, and ports of the host.
+    pub fn with_ports(lab: &Lab, number: u8) -> Result<Machine> {
+        Machine::of(lab.host(number)?, number)
+    }
+
+    fn of(host: Host, number: u8) -> Result<Machine> {
         let sshd = Sshd::start(&host, address(number).into())?;
         Ok(Machine { host, sshd })
     }
@@ -54,10 +64,37 @@ impl Machine {
     /// Nothing may be left on it.
     pub fn end(self) -> Result<()> {
         drop(self.sshd);
+        self.host.arctern(&["forward", "rm", "--all"])?;
         self.host.arctern(&["network", "rm", "--force", "lan"])?;
         let left = self.host.leftovers()?;
         ensure!(left.is_empty(), "left on a host:\n{}", left.join("\n"));
         Ok(())
+    }
+}
+
+/// What an image of nginx needs to be a server.
+pub const NGINX: &str = r#"CMD ["nginx", "-g", "daemon off;"]"#;
+
+/// An image of nginx, and a file of 50 MiB for it to serve as `/files/large`.
+pub struct Website {
+    /// SHA-256 of the file.
+    pub digest: String,
+    /// What `--volume` is to say.
+    pub volume: String,
+}
+
+impl Website {
+    /// Makes both on a host.
+    pub fn new(host: &Host) -> Result<Website> {
+        host.image("nginx", &[NGINX])?;
+        let directory = host.dir().join("files");
+        std::fs::create_dir_all(&directory)?;
+        let contents: Vec<u8> = (0..50u64 << 17)
+            .flat_map(|number| number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes())
+            .collect();
+        std::fs::write(directory.join("large"), &contents)?;
+        let digest = hexadecimal(&Sha256::digest(&contents));
+        Ok(Website { digest, volume: format!("{}:/var/www/html/files:ro", directory.display()) })
     }
 }
 

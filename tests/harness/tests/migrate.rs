@@ -6,16 +6,15 @@ use anyhow::{Context, Result, ensure};
 use arctern_harness::capture::Capture;
 use arctern_harness::crash::shim;
 use arctern_harness::lab::{Lab, address};
-use arctern_harness::load::{Download, Load, hexadecimal};
-use arctern_harness::machine::{Machine, await_listener, redis_value, settled, status};
+use arctern_harness::load::{Download, Load};
+use arctern_harness::machine::{
+    Machine, NGINX, Website, await_listener, redis_value, settled, status,
+};
 use arctern_harness::random::{Random, rounds};
 use arctern_harness::skips::judge;
-use sha2::{Digest, Sha256};
 use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
-
-const NGINX: &str = r#"CMD ["nginx", "-g", "daemon off;"]"#;
 
 #[test]
 fn nginx_goes_to_and_fro_under_load() -> Result<(), String> {
@@ -25,15 +24,7 @@ fn nginx_goes_to_and_fro_under_load() -> Result<(), String> {
         let client = lab.client(100)?;
         let slow = lab.slow_client(101, "40mbit")?;
         let a = &machines[0].host;
-        a.image("nginx", &[NGINX])?;
-        let directory = a.dir().join("files");
-        std::fs::create_dir_all(&directory)?;
-        let contents: Vec<u8> = (0..50u64 << 17)
-            .flat_map(|number| number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes())
-            .collect();
-        std::fs::write(directory.join("large"), &contents)?;
-        let digest = hexadecimal(&Sha256::digest(&contents));
-        let volume = format!("{}:/var/www/html/files:ro", directory.display());
+        let Website { digest, volume } = Website::new(a)?;
         let run = ["run", "-d", "--network", "lan", "--ip", "192.0.2.20", "-v", &volume];
         a.arctern(&[&run[..], &["--name", "web", "nginx"]].concat())?;
         let server = SocketAddr::new(address(20).into(), 80);

@@ -111,9 +111,10 @@ pub struct Args {
 
 /// A time, or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limit(Option<Duration>);
+pub struct Limit(pub Option<Duration>);
 
-fn parse_limit(text: &str) -> Result<Limit, String> {
+/// Reads a time, `none` for no limit.
+pub fn parse_limit(text: &str) -> Result<Limit, String> {
     if text == "none" {
         return Ok(Limit(None));
     }

@@ -8,9 +8,10 @@ use arctern_container::extras::parse_duration;
 use arctern_engine::options::Fate;
 use arctern_migrate::destination::{Destination, Remote};
 use arctern_migrate::policy::Limits;
-use arctern_migrate::{MigrateError, MigrateOptions, Moved, Outcome, Plan};
+use arctern_migrate::{Forwarding, MigrateError, MigrateOptions, Moved, Outcome, Plan};
 
 use super::Context;
+use super::checkpoint::{Limit, parse_limit};
 use crate::progress::Progress;
 use crate::report::{Cannot, CommandResult, Failure};
 use crate::ui::{duration, size};
@@ -34,6 +35,10 @@ use crate::ui::{duration, size};
 /// is being handed over, nobody knows which copy is the right one: neither runs here, `arctern ps`
 /// shows it as migrating, and --resolve asks the other host and does what follows.
 ///
+/// Open connections through published ports of this host, and those that it masquerades, go on by
+/// way of it, and new ones are led to the other host, for as long as --forward-for says. Both hosts
+/// must be on one segment, and ssh must use it. `arctern forward ls` shows what is led on.
+///
 /// Exit codes: 0 it runs there, 125 it runs here as before, 3 it is not known.
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
@@ -53,6 +58,13 @@ pub struct Args {
     /// Send no more than this in a second, as `50m` for 50 MiB
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub bandwidth: Option<u64>,
+    /// How long connections by way of this host are led to the other one; `none`: until
+    /// `arctern forward rm`
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_limit)]
+    pub forward_for: Limit,
+    /// Do not lead connections by way of this host to the other one
+    #[arg(long, conflicts_with = "forward_for")]
+    pub no_forward: bool,
     /// End the doubt about an earlier move
     #[arg(long, conflicts_with_all = ["dry_run", "destination"])]
     pub resolve: bool,
@@ -114,6 +126,11 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         keep_source: args.keep_source,
         limits: Limits { rounds: args.rounds, downtime: args.max_downtime },
         bandwidth: args.bandwidth.filter(|rate| *rate > 0),
+        forward: match (args.no_forward, args.forward_for.0) {
+            (true, _) => Forwarding::Never,
+            (false, Some(time)) => Forwarding::For(time),
+            (false, None) => Forwarding::Always,
+        },
     };
     let mut progress = Progress::new();
     let outcome = arctern_migrate::migrate(&mut host, &args.container, &options, &mut progress)

@@ -19,6 +19,8 @@ pub mod engine_args;
 mod examples;
 pub mod exec;
 pub mod files;
+pub mod forward_ls;
+pub mod forward_rm;
 pub mod health_args;
 pub mod healthcheck_run;
 pub mod history;
@@ -79,7 +81,7 @@ pub mod wait;
 use arctern_container::Host;
 use arctern_container::paths::Paths;
 
-use crate::cli::{Checkpoint, Cli, Command, Healthcheck, Image, Network, System, Volume};
+use crate::cli::{Checkpoint, Cli, Command, Forward, Healthcheck, Image, Network, System, Volume};
 use crate::report::{Cannot, CommandResult, Failure};
 
 /// What every command gets: where the host is. It is opened by those that need it.
@@ -164,6 +166,8 @@ pub fn run(cli: Cli) -> CommandResult {
         Command::Network(Network::Inspect(args)) => network_inspect::run(&ctx, args),
         Command::Network(Network::Rm(args)) => network_rm::run(&ctx, args),
         Command::Network(Network::Exists(args)) => network_exists::run(&ctx, args),
+        Command::Forward(Forward::Ls(args)) => forward_ls::run(&ctx, args),
+        Command::Forward(Forward::Rm(args)) => forward_rm::run(&ctx, args),
         Command::Volume(Volume::Create(args)) => volume_create::run(&ctx, args),
         Command::Volume(Volume::Exists(args)) => volume_exists::run(&ctx, args),
         Command::Volume(Volume::Export(args)) => volume_export::run(&ctx, args),

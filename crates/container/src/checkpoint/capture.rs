@@ -25,7 +25,7 @@ use crate::paths::ContainerPaths;
 use crate::spec;
 use crate::state::{Record, Status};
 use crate::time::Timestamp;
-use crate::transfer::{Marker, Peer, Phase};
+use crate::transfer::{Marker, Passages, Peer, Phase};
 
 /// How long tasks may take to stop.
 pub(crate) const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -222,7 +222,9 @@ impl Host {
                     archive.fill(&paths, &images)?;
                     archive.finish()?;
                 }
-                return hand_over.borrow_mut().peer.built();
+                let HandOver { peer, passages, .. } = &mut *hand_over.borrow_mut();
+                peer.built()?;
+                return passages.offer(*peer, &mut |event| events.borrow_mut().event(event));
             }
             if !stops {
                 // The engine goes on writing what it has read, while the tasks run already.
@@ -257,13 +259,19 @@ impl Host {
         };
         let mut give = || -> std::result::Result<Fate, HookError> {
             let Some(hand_over) = &hand_over else { return Ok(Fate::Back) };
-            let HandOver { marker, peer } = &mut *hand_over.borrow_mut();
-            Marker { phase: Phase::Committed, ..marker.clone() }.write(&paths.dir)?;
+            let HandOver { marker, peer, passages } = &mut *hand_over.borrow_mut();
+            let onward = passages.accepted();
+            let marker = Marker { phase: Phase::Committed, onward, ..marker.clone() };
+            marker.write(&paths.dir)?;
             let fate = peer.commit();
             if !matches!(fate, Ok(Fate::Back))
                 && let (Some(lock), Some(keep)) = (&lock, &keep)
             {
-                lock.borrow_mut().keep(keep.clone())?;
+                let limit = passages.limit(keep.limit);
+                lock.borrow_mut().keep(Keep { limit, ..keep.clone() })?;
+            }
+            if matches!(fate, Ok(Fate::Gone)) {
+                passages.open(&mut |event| events.borrow_mut().event(event));
             }
             fate
         };
@@ -370,6 +378,7 @@ pub(crate) struct Ahead<'a> {
 pub(crate) struct HandOver<'a> {
     pub marker: &'a Marker,
     pub peer: &'a mut dyn Peer,
+    pub passages: &'a mut Passages,
 }
 
 /// A receiver of events that is used from two places in turn.

@@ -34,6 +34,7 @@ impl Host {
     pub(crate) fn remove_ended(&mut self, record: &Record) -> Result<()> {
         // Also for one that was never started: a killed command may have left something.
         self.teardown(record.id())?;
+        crate::network::end_backs(&self.paths, &record.config)?;
         self.remove_files(record.id())
     }
 }

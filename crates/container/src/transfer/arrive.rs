@@ -4,6 +4,7 @@ use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 use std::process::Child;
+use std::time::Duration;
 
 use arctern_engine::options::{Events, TcpPolicy};
 use arctern_engine::precopy::PageDirectory;
@@ -11,7 +12,7 @@ use arctern_image::manifest::HostFacts;
 
 use arctern_storage::diff;
 
-use super::{Blocker, Offer, Verdict};
+use super::{Blocker, Offer, Passage, Verdict};
 use crate::cgroup::Hierarchies;
 use crate::checkpoint::RestoreOptions;
 use crate::checkpoint::import::Incoming;
@@ -19,6 +20,7 @@ use crate::checkpoint::policy::Allowed;
 use crate::config::{NetworkMode, PortMapping, Protocol, short_id};
 use crate::error::{Error, Result};
 use crate::host::Host;
+use crate::keeper::{self, Keeper};
 use crate::lifecycle::{Connection, Started};
 use crate::lock::Lock;
 use crate::shim::{RestoreRequest, Trust};
@@ -257,6 +259,20 @@ impl Host {
         Ok(())
     }
 
+    /// Connections of a container that was built, and that come by way of the host that it leaves, are
+    /// returned there.
+    pub fn send_back(&mut self, arrival: &Arrival, passage: &Passage) -> Result<()> {
+        let record = &arrival.record;
+        let network = crate::network::of(&self.paths, &record.config)?;
+        let keeper = Keeper::start(&self.paths, record.id())?;
+        let before = network
+            .send_back(record.id(), record.name(), passage, keeper.process())
+            .map_err(Error::network)?;
+        keeper::dismiss_process(before.and_then(|back| back.keeper));
+        keeper.keep(passage.seconds.map(Duration::from_secs));
+        Ok(())
+    }
+
     /// The container is this host's: written down, and let go.
     ///
     /// # Errors
@@ -293,6 +309,7 @@ impl Host {
     fn leave(&mut self, record: &Record) -> Result<()> {
         self.teardown(record.id())?;
         crate::network::end_lock(&self.paths, &record.config)?;
+        crate::network::end_backs(&self.paths, &record.config)?;
         self.remove_files(record.id())
     }
 

@@ -2,23 +2,26 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arctern_engine::CaptureError;
 use arctern_engine::options::{CaptureReport, Events, Fate, HookError, TcpPolicy};
 use arctern_engine::precopy::{PageSink, Precopy, RoundFigures};
 use arctern_image::archive::{ArchiveWriter, Compression};
 use arctern_image::manifest::HostFacts;
+use arctern_net::Onward;
 use arctern_storage::{diff, tree};
 
-use super::{Marker, Offer, Phase};
+use super::{Marker, Offer, Passage, Passages, Phase};
 use crate::checkpoint::CheckpointOptions;
 use crate::checkpoint::archive::Archive;
 use crate::checkpoint::capture::{Ahead, Changes, FREEZE_TIMEOUT, Guard, HandOver, Work, micros};
 use crate::checkpoint::volumes;
+use crate::config::NetworkMode;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::ids;
+use crate::keeper;
 use crate::lock::Lock;
 use crate::state::{Record, Status};
 
@@ -34,6 +37,20 @@ pub trait Peer {
     /// Hands the container over: it is written down here that it may be gone. An error means that
     /// nobody knows.
     fn commit(&mut self) -> std::result::Result<Fate, HookError>;
+    /// Tells it of the connections that come by way of this host. Gives why it will not return them.
+    fn pass(&mut self, passage: &Passage) -> std::result::Result<Option<String>, HookError>;
+}
+
+/// How a container leaves.
+#[derive(Clone, Debug, Default)]
+pub struct Leaving {
+    /// What [`Marker`] says of the other host.
+    pub destination: String,
+    /// It stays here, stopped.
+    pub keep: bool,
+    /// The other host's address, and how long connections by way of this host are led there; `None`
+    /// for no limit.
+    pub forward: Option<(Onward, Option<Duration>)>,
 }
 
 /// A container that is about to leave; nobody else changes it meanwhile.
@@ -137,14 +154,10 @@ impl Host {
 
     /// Freezes the container, sends it to `peer`, and gives it up when it runs there. After an error
     /// it goes on, except after [`CaptureError::InDoubt`].
-    ///
-    /// `destination` is what [`Marker`] says of the other host. `keep` leaves the container here,
-    /// stopped.
     pub fn hand_over(
         &mut self,
         departure: &mut Departure,
-        destination: &str,
-        keep: bool,
+        leaving: &Leaving,
         peer: &mut dyn Peer,
         events: &mut dyn Events,
     ) -> Result<HandedOver> {
@@ -165,15 +178,17 @@ impl Host {
             }
         }
         let stream = peer.archive().map_err(|e| Error::Capture(Box::new(CaptureError::Hook(e))))?;
-        let writer = ArchiveWriter::stream(stream, destination, Compression::None)
+        let writer = ArchiveWriter::stream(stream, &leaving.destination, Compression::None)
             .map_err(Error::archive)?;
         let mut archive = Some(Archive::over(writer, self, record, &options)?);
         let shim = self.connect(record, false).ok();
         let marker = Marker {
             transfer: offer.transfer.clone(),
-            destination: destination.to_owned(),
+            destination: leaving.destination.clone(),
             phase: Phase::Held,
+            onward: None,
         };
+        let mut passages = Passages::new(&self.paths, record, leaving.forward.as_ref())?;
         let mut guard = Guard::prepare(self, record)?;
         marker.write(&paths.dir)?;
         self.store.update(record.id(), |r| r.status = Status::Migrating)?;
@@ -185,20 +200,23 @@ impl Host {
             options: &options,
             archive: &mut archive,
             guard: Some(&mut guard),
-            hand_over: Some(HandOver { marker: &marker, peer }),
+            hand_over: Some(HandOver { marker: &marker, peer, passages: &mut passages }),
             ahead,
             early: early.take(),
         };
         let captured = self.capture(work, events);
         match captured {
             Ok((report, _)) => {
-                guard.end(true, options.lock_limit)?;
+                guard.end(true, passages.limit(options.lock_limit))?;
                 self.await_end(record, shim, None)?;
-                if keep {
+                if leaving.keep {
                     Marker::remove(&paths.dir)?;
                     self.sweep(record)?;
                 } else {
                     self.remove_ended(record)?;
+                }
+                if passages.accepted().is_none() {
+                    self.leave_nothing(record)?;
                 }
                 Ok(HandedOver { report, total_us: micros(begin.elapsed()) })
             }
@@ -248,11 +266,32 @@ impl Host {
                     self.kill_init(&record, &init)?;
                     self.await_cleanup(&record, None)?;
                 }
+                let onward = self.migration(&record).and_then(|marker| marker.onward);
+                match &onward {
+                    Some(onward) => {
+                        let network = crate::network::of(&self.paths, &record.config)?;
+                        let home = network.send_on(record.id(), onward).map_err(Error::network)?;
+                        home.iter().for_each(|back| keeper::dismiss_process(back.keeper));
+                    }
+                    None => self.leave_nothing(&record)?,
+                }
                 match keep {
                     true => Marker::remove(&self.paths.container(record.id()).dir),
                     false => self.remove_ended(&record),
                 }
             }
+        }
+    }
+
+    /// A container that has an address of this host's own bridge, and by way of this host no connections
+    /// that go on, needs nothing here any more.
+    fn leave_nothing(&self, record: &Record) -> Result<()> {
+        let config = &record.config;
+        let ours = config.network == NetworkMode::Bridge
+            && !crate::network::of(&self.paths, config)?.is_lan();
+        match ours {
+            true => crate::network::end_lock(&self.paths, config),
+            false => Ok(()),
         }
     }
 

@@ -14,6 +14,8 @@
 
 mod arrive;
 mod depart;
+mod forward;
+mod passages;
 mod preload;
 
 use std::fs::{self, File, OpenOptions};
@@ -27,10 +29,13 @@ use crate::config::ContainerConfig;
 use crate::error::{Error, Result};
 use crate::paths::Paths;
 
+pub use arctern_net::{Onward, Passage};
 pub use arrive::Arrival;
 pub(crate) use preload::take_in;
 
-pub use depart::{Departure, HandedOver, Peer};
+pub use depart::{Departure, HandedOver, Leaving, Peer};
+pub use forward::{Direction, Forward};
+pub(crate) use passages::Passages;
 
 /// What a source says of a container that is to move.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -80,6 +85,9 @@ pub struct Marker {
     pub destination: String,
     /// Where the move stands.
     pub phase: Phase,
+    /// Where connections by way of this host are led when the container runs there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub onward: Option<Onward>,
 }
 
 impl Marker {
@@ -216,8 +224,12 @@ mod tests {
     fn a_marker_comes_back() {
         let dir = tempfile::tempdir().expect("tempdir");
         assert_eq!(Marker::read(dir.path()), None);
-        let marker =
-            Marker { transfer: "ab".repeat(32), destination: "ssh://b".into(), phase: Phase::Held };
+        let marker = Marker {
+            transfer: "ab".repeat(32),
+            destination: "ssh://b".into(),
+            phase: Phase::Held,
+            onward: None,
+        };
         marker.write(dir.path()).expect("write");
         assert_eq!(Marker::read(dir.path()), Some(marker));
         Marker::remove(dir.path()).expect("remove");

@@ -1,12 +1,13 @@
 //! Asking the other side, and understanding what it says.
 
 use std::io;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use arctern_container::Host;
-use arctern_container::transfer::Departure;
+use arctern_container::transfer::{Departure, Onward};
 
-use super::MigrateOptions;
+use super::{Forwarding, MigrateOptions};
 use crate::error::MigrateError;
 use crate::message::{Answer, Hello, Request, VERSION};
 use crate::transport::Transport;
@@ -22,6 +23,8 @@ pub(super) const ARRIVING: Duration = Duration::from_secs(600);
 pub(super) struct Conversation {
     pub(super) transport: Transport,
     destination: String,
+    /// Where the other side was called, as it sees it.
+    called_at: Option<IpAddr>,
 }
 
 impl Conversation {
@@ -33,10 +36,13 @@ impl Conversation {
             Transport::open(&options.ssh, &options.remote, word, options.bandwidth)?;
         let destination = options.remote.destination.to_string();
         transport.send(&Request::Hello(Hello::new()))?;
-        let mut conversation = Conversation { transport, destination };
+        let mut conversation = Conversation { transport, destination, called_at: None };
         // The user may have to type a password.
         match conversation.answer(Duration::from_secs(600))? {
-            Answer::Hello(hello) if hello.version == VERSION => Ok(conversation),
+            Answer::Hello(hello) if hello.version == VERSION => {
+                conversation.called_at = hello.called_at;
+                Ok(conversation)
+            }
             Answer::Hello(hello) => Err(MigrateError::Version {
                 destination: conversation.destination(),
                 theirs: hello.program,
@@ -44,6 +50,17 @@ impl Conversation {
             }),
             other => Err(conversation.out_of_turn(&other)),
         }
+    }
+
+    /// Where connections by way of this host go when the container runs there.
+    pub(super) fn onward(&self, forward: Forwarding) -> Option<(Onward, Option<Duration>)> {
+        let limit = match forward {
+            Forwarding::Never => return None,
+            Forwarding::For(time) => Some(time),
+            Forwarding::Always => None,
+        };
+        let IpAddr::V4(via) = self.called_at?.to_canonical() else { return None };
+        Some((Onward { via, host: self.destination() }, limit))
     }
 
     pub(super) fn destination(&self) -> String {

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use arctern_container::transfer::Peer;
+use arctern_container::transfer::{Passage, Peer};
 use arctern_engine::options::{Fate, HookError};
 use arctern_engine::precopy::PageSink;
 
@@ -141,6 +141,21 @@ impl Peer for Destination {
                 self.in_time()?;
                 self.fail(error)
             }
+        }
+    }
+
+    fn pass(&mut self, passage: &Passage) -> Result<Option<String>, HookError> {
+        let request = Request::Pass(Box::new(passage.clone()));
+        if let Err(error) = self.conversation.transport.send(&request) {
+            return self.fail(error.into());
+        }
+        match self.conversation.answer(BUILDING) {
+            Ok(Answer::Passed { refused }) => Ok(refused),
+            Ok(other) => {
+                let error = self.conversation.out_of_turn(&other);
+                self.fail(error)
+            }
+            Err(error) => self.fail(error),
         }
     }
 
