@@ -62,7 +62,26 @@ pub(super) fn list(images: &ImageDir) -> io::Result<Vec<Waiting>> {
     };
     let mut text = Vec::new();
     file.take(LONGEST_LIST).read_to_end(&mut text)?;
-    serde_json::from_slice(&text).map_err(io::Error::other)
+    let list: Vec<Waiting> = serde_json::from_slice(&text)?;
+    match list.iter().find(|one| !one.is_possible()) {
+        Some(one) => {
+            Err(io::Error::other(format!("there is no connection {} -> {}", one.local, one.peer)))
+        }
+        None => Ok(list),
+    }
+}
+
+impl Waiting {
+    /// Whether a connection can have such ends.
+    fn is_possible(&self) -> bool {
+        let one_host = |end: &SocketAddr| {
+            let ip = end.ip().to_canonical();
+            let all = ip == std::net::Ipv4Addr::BROADCAST;
+            end.port() != 0 && !ip.is_multicast() && !ip.is_unspecified() && !all
+        };
+        let kind = |end: &SocketAddr| end.ip().to_canonical().is_ipv4();
+        one_host(&self.local) && one_host(&self.peer) && kind(&self.local) == kind(&self.peer)
+    }
 }
 
 /// Reads the list, for whoever only wants to know whether it can be read.
