@@ -69,6 +69,13 @@ pub fn start(oci: &Path, id: &str) -> Result<()> {
     container.start().map_err(|e| explain("start", e))
 }
 
+/// Whether [`start`] or [`record_restored`] is through with the container: its state is written no
+/// more.
+#[must_use]
+pub fn has_started(oci: &Path, id: &str) -> bool {
+    Container::load(oci.join(id)).is_ok_and(|it| it.status() == ContainerStatus::Running)
+}
+
 /// What the library leaves away from processes that join a container: the system call filter. It
 /// has to be loaded while the process may still do so, so the process comes to us with every
 /// capability, and gets its own ones after the filter.

@@ -92,6 +92,11 @@ impl Host {
         self.must_run(&record)?;
         self.must_not_be_paused(&record)?;
         let Some(init) = record.init else { return Err(Error::ShimGone(id.to_owned())) };
+        if !crate::runtime::has_started(&self.paths.oci(), id) {
+            // Told to run a moment ago. The command that starts it has the lock until the library's
+            // state is written.
+            drop(self.find_locked(id)?);
+        }
         let paths = self.paths.container(id);
         let spec = spec::load(&paths.spec())?;
         let broken = || Error::Invalid(format!("the runtime spec of container {id} is incomplete"));
