@@ -245,6 +245,14 @@ impl Store {
         Error::Database { path: self.path.clone(), source }
     }
 
+    /// Waits until the change that somebody is writing now, if anybody is, can be read.
+    pub fn await_writer(&mut self) -> Result<()> {
+        let path = self.path.clone();
+        let ours = self.db.transaction_with_behavior(TransactionBehavior::Immediate);
+        // It changes nothing itself.
+        ours.and_then(Transaction::rollback).map_err(|source| Error::Database { path, source })
+    }
+
     /// The changes that `work` makes are on disk when it returns: a power cut does not undo them, nor
     /// any change before them.
     pub fn durably<T>(&mut self, work: impl FnOnce(&mut Store) -> Result<T>) -> Result<T> {

@@ -81,6 +81,8 @@ impl Host {
                 return Ok(now.exit_code.unwrap_or(-1));
             }
             self.sleep_on(&watch, &now, &run)?;
+            // The log is written before the change can be read: who has written it is still at it.
+            self.store.await_writer()?;
         }
     }
 
