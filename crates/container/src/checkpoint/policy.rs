@@ -81,7 +81,8 @@ pub fn settle(config: &mut ContainerConfig, allowed: &Allowed) -> Result<()> {
         }
     }
     for device in &config.devices {
-        ask(format!("the host's device {device:?}"), "--trust".to_owned());
+        let (path, permissions) = (device.host.display(), &device.permissions);
+        ask(format!("the host's device {path} ({permissions})"), "--trust".to_owned());
     }
     for (name, value) in &config.sysctls {
         ask(format!("the kernel setting {name}={value}"), "--trust".to_owned());
