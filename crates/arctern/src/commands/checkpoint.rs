@@ -25,13 +25,13 @@ use crate::ui::{duration, size};
 /// timers. The container stops, unless --leave-running is given, and `restore` lets it go on.
 /// Without --file the checkpoint stays with the container.
 ///
+///   arctern container checkpoint --dry-run web
 ///   arctern container checkpoint db
 ///   arctern container checkpoint --leave-running --compress none -e web.tar web
 ///   arctern container checkpoint --leave-running web --create-image registry.example/team/web-checkpoint
 ///   arctern container checkpoint web --file web.tar.gz
 ///   arctern container checkpoint --leave-running frozen --sign key --encrypt-to friends --file frozen.tar.zst.age
 ///   arctern container checkpoint --all
-///   arctern container checkpoint --dry-run other
 ///
 /// With --tcp-established, nothing reaches or leaves the container's address until a restore, and what
 /// is sent to it is held and arrives then: whoever has a connection to it waits and notices nothing
