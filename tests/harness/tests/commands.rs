@@ -372,6 +372,25 @@ fn attaching_sends_input_and_gives_the_exit_code() -> Result<(), String> {
 }
 
 #[test]
+fn whoever_waits_for_a_start_hears_of_each() -> Result<(), String> {
+    judge("commands::wait", || {
+        let stage = Stage::new()?;
+        let host = &stage.host;
+        host.arctern(&["create", "--network", "none", "--name", "it", "nginx", "sleep", "999"])?;
+        // A woken one that looks too early would sleep on: that needs some luck.
+        for round in 0..20 {
+            let waiting = host.command(&["wait", "--condition", "running", "it"]).spawn()?;
+            host.arctern(&["start", "it"])?;
+            let waited = waiting.wait_with_output()?;
+            ensure!(waited.status.success(), "round {round}: {waited:?}");
+            host.arctern(&["stop", "-t", "0", "it"])?;
+        }
+        host.arctern(&["rm", "it"])?;
+        Ok(())
+    })
+}
+
+#[test]
 fn fields_are_shown_and_unknown_ones_are_refused() -> Result<(), String> {
     judge("commands::format", || {
         let stage = Stage::new()?;
