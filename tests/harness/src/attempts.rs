@@ -57,7 +57,7 @@ pub const ATTEMPTS: &[Attempt] = &[
     attempt(&[], CREATE, &[TAKEN]),
     attempt(&[], RUN, &[TAKEN]),
     attempt(&[], WITH_VOLUME, &[TAKEN]),
-    attempt(&[], &["run", "--rm", "--name", "c", "tiny", "sh", "-c", ":"], &[]),
+    attempt(&[], &["run", "--rm", "--name", "c", "tiny", "sh", "-c", ":"], &[TAKEN]),
     attempt(&[CREATE], &["start", "c"], &[]),
     attempt(&[RUN], &["stop", "-t", "0", "c"], &[]),
     attempt(&[RUN], &["restart", "-t", "0", "c"], &[]),

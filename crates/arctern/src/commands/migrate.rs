@@ -107,7 +107,7 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         outln!(
             "{}",
             match fate {
-                Fate::Gone => "it runs at its destination",
+                Fate::Gone => "it is at its destination",
                 Fate::Back => "it goes on here",
             }
         );

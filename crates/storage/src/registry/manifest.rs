@@ -103,6 +103,9 @@ pub fn convert(manifest: &[u8], to: Format) -> Result<Vec<u8>, String> {
         });
         pair.map(str::to_owned)
     };
+    if !value.is_object() {
+        return Err("a manifest is an object".to_owned());
+    }
     value["mediaType"] = to.manifest().into();
     if to == Format::Docker && value.get("annotations").is_some() {
         return Err("Docker's manifests have no annotations, and this one has".to_owned());
@@ -263,6 +266,7 @@ mod tests {
         annotated["annotations"] = json!({"a": "b"});
         let bytes = serde_json::to_vec(&annotated).expect("json");
         assert!(convert(&bytes, Format::Docker).is_err());
+        assert!(convert(b"2", Format::Oci).is_err());
     }
 
     #[test]
