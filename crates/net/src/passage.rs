@@ -14,7 +14,7 @@
 //! Old host: a route of the container's address, and a table that keeps this host from telling clients
 //! that there is a shorter way (ICMP redirects), since only it translates.
 //!
-//! New host, one table `inet backXXXXXXXX` for each host that it returns to:
+//! New host, one table `inet back` and eight digits for each host that it returns to:
 //!
 //! ```text
 //! set flows { protocol . port . peer . peer's port }   what the old host tracked at the move
