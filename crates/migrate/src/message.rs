@@ -32,7 +32,7 @@ use arctern_container::transfer::{Blocker, Offer, Passage};
 use serde::{Deserialize, Serialize};
 
 /// Version of this conversation. Both sides must have the same.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// From the source.
 #[derive(Debug, Serialize, Deserialize)]

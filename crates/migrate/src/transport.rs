@@ -6,12 +6,16 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::destination::Remote;
 use crate::throttle::Throttle;
 use crate::wire::{DataWriter, Receiver, Sender};
+
+/// How long an ssh may take to end when the other side has ended.
+const ENDING: Duration = Duration::from_secs(2);
 
 /// What is sent goes this way.
 pub type Outgoing = Throttle<PipeWriter>;
@@ -172,9 +176,22 @@ impl Transport {
 
     /// What ended: the other side by itself, or the link.
     fn ended(&mut self) -> TransportError {
-        // Its standard output is closed: it ends now or has ended.
+        // Its standard output is closed: it ends now or has ended, unless it is a program that waits for
+        // the end of what we say.
+        if !self.ends_within(ENDING) {
+            let _ = self.child.kill();
+        }
         let code = self.child.wait().ok().and_then(|status| status.code());
         TransportError::Ended { destination: self.destination.clone(), code }
+    }
+
+    fn ends_within(&self, limit: Duration) -> bool {
+        let limit = Timespec::try_from(limit).ok();
+        let Ok(handle) = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty()) else {
+            return false;
+        };
+        // Readable when it has ended (pidfd_open(2)).
+        matches!(poll(&mut [PollFd::new(&handle, PollFlags::IN)], limit.as_ref()), Ok(1..))
     }
 
     /// What a failed write or read means.

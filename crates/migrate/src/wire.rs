@@ -1,12 +1,16 @@
 //! How two hosts talk: frames on a pair of byte streams.
 //!
-//! A frame is `kind: u8`, `length: u32` little-endian, then that many bytes. [`Kind::Message`] is one
-//! message as JSON; a stream of bytes is any number of [`Kind::Data`] and one [`Kind::End`]. Nothing
-//! that the other side says makes the reader allocate more than [`MAX_PAYLOAD`] bytes.
+//! A frame is `kind: u8`, `length: u32`, CRC-32 of the payload `u32`, CRC-32 of these nine bytes `u32`,
+//! all little-endian, then `length` bytes of payload. [`Kind::Message`] is one message as JSON; a stream
+//! of bytes is any number of [`Kind::Data`] and one [`Kind::End`]. Nothing that the other side says
+//! makes the reader allocate more than [`MAX_PAYLOAD`] bytes. The sums find damage between the two
+//! programs, which ssh does not when the transport is another one: a length that is wrong would be
+//! waited for.
 
 use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use flate2::Crc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -16,7 +20,9 @@ pub const MAX_PAYLOAD: usize = 1 << 20;
 /// Payload of a data frame, in bytes, where there is enough to fill it.
 const CHUNK: usize = 256 << 10;
 
-const HEADER: usize = 5;
+const HEADER: usize = 13;
+
+const DAMAGED: &str = "what arrived was damaged on its way";
 
 /// What a frame holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +36,48 @@ enum Kind {
 impl Kind {
     fn from_byte(byte: u8) -> Option<Kind> {
         [Kind::Message, Kind::Data, Kind::End].into_iter().find(|k| *k as u8 == byte)
+    }
+}
+
+fn sum_of(bytes: &[u8]) -> u32 {
+    let mut sum = Crc::new();
+    sum.update(bytes);
+    sum.sum()
+}
+
+/// What precedes a payload.
+#[derive(Clone, Copy, Debug)]
+struct Header {
+    kind: Kind,
+    length: usize,
+    /// Of the payload.
+    sum: u32,
+}
+
+impl Header {
+    fn of(kind: Kind, payload: &[u8]) -> io::Result<[u8; HEADER]> {
+        let length = u32::try_from(payload.len()).map_err(|_| invalid("a frame is too long"))?;
+        let mut bytes = [0; HEADER];
+        bytes[0] = kind as u8;
+        bytes[1..5].copy_from_slice(&length.to_le_bytes());
+        bytes[5..9].copy_from_slice(&sum_of(payload).to_le_bytes());
+        let own = sum_of(&bytes[..9]);
+        bytes[9..].copy_from_slice(&own.to_le_bytes());
+        Ok(bytes)
+    }
+
+    fn parse(bytes: [u8; HEADER]) -> io::Result<Header> {
+        let number = |at: usize| {
+            let [a, b, c, d] = [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]];
+            u32::from_le_bytes([a, b, c, d])
+        };
+        let kind = Kind::from_byte(bytes[0])
+            .ok_or_else(|| invalid("the other side does not speak arctern's protocol"))?;
+        let length = usize::try_from(number(1)).unwrap_or(usize::MAX);
+        match number(9) == sum_of(&bytes[..9]) && length <= MAX_PAYLOAD {
+            true => Ok(Header { kind, length, sum: number(5) }),
+            false => Err(invalid(DAMAGED)),
+        }
     }
 }
 
@@ -88,9 +136,7 @@ impl<W: Write> Sender<W> {
     }
 
     fn frame(&self, kind: Kind, payload: &[u8]) -> io::Result<()> {
-        let length = u32::try_from(payload.len()).map_err(|_| invalid("a frame is too long"))?;
-        let mut header = [kind as u8, 0, 0, 0, 0];
-        header[1..].copy_from_slice(&length.to_le_bytes());
+        let header = Header::of(kind, payload)?;
         let mut outgoing = self.lock();
         outgoing.to.write_all(&header)?;
         outgoing.to.write_all(payload)?;
@@ -176,22 +222,25 @@ impl<R: Read> Receiver<R> {
     /// # Errors
     /// What comes is no message of ours.
     pub fn message<M: DeserializeOwned>(&mut self) -> io::Result<Option<M>> {
-        let Some((kind, length)) = self.header()? else { return Ok(None) };
-        if kind != Kind::Message {
+        let Some(header) = self.header()? else { return Ok(None) };
+        if header.kind != Kind::Message {
             return Err(invalid("a message was expected, and there is something else"));
         }
-        let mut json = vec![0; length];
+        let mut json = vec![0; header.length];
         self.from.read_exact(&mut json)?;
-        self.received += length as u64;
+        self.received += header.length as u64;
+        if sum_of(&json) != header.sum {
+            return Err(invalid(DAMAGED));
+        }
         Ok(Some(serde_json::from_slice(&json)?))
     }
 
     /// The stream of bytes that comes next.
     pub fn data(&mut self) -> DataReader<'_, R> {
-        DataReader { receiver: self, left: 0, ended: false }
+        DataReader { receiver: self, left: 0, sum: Crc::new(), expected: 0, ended: false }
     }
 
-    fn header(&mut self) -> io::Result<Option<(Kind, usize)>> {
+    fn header(&mut self) -> io::Result<Option<Header>> {
         let mut header = [0; HEADER];
         let mut filled = 0;
         while filled < HEADER {
@@ -204,20 +253,19 @@ impl<R: Read> Receiver<R> {
             }
         }
         self.received += HEADER as u64;
-        let [kind, length @ ..] = header;
-        let length = usize::try_from(u32::from_le_bytes(length)).unwrap_or(usize::MAX);
-        match Kind::from_byte(kind) {
-            Some(kind) if length <= MAX_PAYLOAD => Ok(Some((kind, length))),
-            _ => Err(invalid("the other side does not speak arctern's protocol")),
-        }
+        Header::parse(header).map(Some)
     }
 }
 
-/// A stream of bytes that is being received. It must be read to its end.
+/// A stream of bytes that is being received. It must be read to its end: only then it is whole.
 #[derive(Debug)]
 pub struct DataReader<'a, R: Read> {
     receiver: &'a mut Receiver<R>,
+    /// Bytes of the present frame that were not read yet.
     left: usize,
+    /// Of the bytes of it that were.
+    sum: Crc,
+    expected: u32,
     ended: bool,
 }
 
@@ -238,8 +286,12 @@ impl<R: Read> Read for DataReader<'_, R> {
                 return Ok(0);
             }
             match self.receiver.header()? {
-                Some((Kind::Data, length)) => self.left = length,
-                Some((Kind::End, 0)) => self.ended = true,
+                Some(Header { kind: Kind::Data, length, sum }) => {
+                    self.left = length;
+                    self.expected = sum;
+                    self.sum.reset();
+                }
+                Some(Header { kind: Kind::End, length: 0, .. }) => self.ended = true,
                 Some(_) => return Err(invalid("a stream of bytes is not ended as it should be")),
                 None => return Err(io::ErrorKind::UnexpectedEof.into()),
             }
@@ -251,7 +303,11 @@ impl<R: Read> Read for DataReader<'_, R> {
         }
         self.left -= read;
         self.receiver.received += read as u64;
-        Ok(read)
+        self.sum.update(&buffer[..read]);
+        match self.left == 0 && self.sum.sum() != self.expected {
+            true => Err(invalid(DAMAGED)),
+            false => Ok(read),
+        }
     }
 }
 
@@ -298,6 +354,21 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn damage_is_found(at in 0usize..200, bit in 0u32..8) {
+            let mut bytes = Vec::new();
+            let sender = Sender::new(&mut bytes);
+            sender.message(&"hello").unwrap();
+            let mut data = sender.data();
+            data.write_all(&[7; 100]).unwrap();
+            data.finish().unwrap();
+            let at = at % bytes.len();
+            bytes[at] ^= 1 << bit;
+            let mut receiver = Receiver::new(bytes.as_slice());
+            let read = receiver.message::<String>().and_then(|_| receiver.data().drain());
+            prop_assert_eq!(read.unwrap_err().kind(), io::ErrorKind::InvalidData);
+        }
+
         #[test]
         fn foreign_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let mut receiver = Receiver::new(bytes.as_slice());

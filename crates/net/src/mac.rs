@@ -31,6 +31,14 @@ impl Mac {
         let [a, b, c, d] = ip.octets();
         Mac([0x02, 0x61, a, b, c, d])
     }
+
+    /// The address of a bridge's port. A bridge that was given no address has the lowest of its ports',
+    /// and changes it when that one comes or goes: neighbours do not find the host for a minute then.
+    /// So ours are higher than any that devices have.
+    pub fn of_port(name: &str) -> Self {
+        let digest = Sha256::digest(name);
+        Mac([0xfe, digest[0], digest[1], digest[2], digest[3], digest[4]])
+    }
 }
 
 impl fmt::Display for Mac {

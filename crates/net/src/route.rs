@@ -221,6 +221,7 @@ impl Route {
         self.0
             .request(RTM_NEWLINK, CREATE | EXCL, &ifinfo(0, IFF_UP, IFF_UP), |m| {
                 m.text(IFLA_IFNAME, veth.name)
+                    .attr(IFLA_ADDRESS, &Mac::of_port(veth.name).0)
                     .u32(IFLA_MTU, veth.mtu)
                     .u32(IFLA_MASTER, veth.master);
                 let info = m.nest(IFLA_LINKINFO);

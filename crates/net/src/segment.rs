@@ -16,6 +16,7 @@ const RTM_NEWNEIGH: u16 = 28;
 const RTM_DELNEIGH: u16 = 29;
 const RTM_NEWQDISC: u16 = 36;
 
+const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
@@ -94,7 +95,9 @@ impl Route {
     pub fn add_pair(&mut self, port: &str, end: &str, bridge: u32, mtu: u32) -> io::Result<()> {
         self.0
             .request(RTM_NEWLINK, CREATE | EXCL, &ifinfo(0, 0, 0), |m| {
-                m.text(IFLA_IFNAME, port).u32(IFLA_MTU, mtu).u32(IFLA_MASTER, bridge);
+                let mac = Mac::of_port(port);
+                m.text(IFLA_IFNAME, port).attr(IFLA_ADDRESS, &mac.0);
+                m.u32(IFLA_MTU, mtu).u32(IFLA_MASTER, bridge);
                 let info = m.nest(IFLA_LINKINFO);
                 m.text(IFLA_INFO_KIND, "veth");
                 let data = m.nest(IFLA_INFO_DATA);

@@ -186,8 +186,12 @@ impl Host {
         }
         let holder = self.mounts.as_ref().map_or_else(|| "self".to_owned(), |m| m.id().to_string());
         let mounts = fs::read_to_string(format!("/proc/{holder}/mountinfo"))?;
+        let disk = format!(" {base}/root ");
         left.extend(
-            mounts.lines().filter(|line| line.contains(&base)).map(|line| format!("mount {line}")),
+            mounts
+                .lines()
+                .filter(|line| line.contains(&base) && !line.contains(&disk))
+                .map(|line| format!("mount {line}")),
         );
         let pids = run(Command::new("ip").args(["netns", "pids", self.place.name()]))?;
         left.extend(
@@ -208,7 +212,13 @@ impl Host {
             );
         }
         left.extend(self.rules()?.into_iter().map(|rule| format!("rule {rule}")));
-        for directory in [
+        left.extend(self.files_of_containers());
+        Ok(left)
+    }
+
+    /// Files that a host without containers does not have, each as `file PATH`.
+    pub fn files_of_containers(&self) -> Vec<String> {
+        const DIRECTORIES: [&str; 8] = [
             "root/containers",
             "root/storage/containers",
             "root/storage/volumes",
@@ -217,17 +227,13 @@ impl Host {
             "run/netns",
             "run/oci",
             "run/storage/mounts",
-        ] {
-            let path = self.base.path().join(directory);
-            left.extend(
-                fs::read_dir(path)
-                    .into_iter()
-                    .flatten()
-                    .flatten()
-                    .map(|e| format!("file {}", e.path().display())),
-            );
-        }
-        Ok(left)
+        ];
+        let entries = |directory: &str| {
+            let path = self.seen(&self.base.path().join(directory));
+            fs::read_dir(path).into_iter().flatten().flatten()
+        };
+        let entries = DIRECTORIES.into_iter().flat_map(entries);
+        entries.map(|e| format!("file {}", e.path().display())).collect()
     }
 
     /// Rules that mention an address or a port, in this host's network.

@@ -5,7 +5,9 @@
 pub mod attempts;
 pub mod capture;
 pub mod crash;
+pub mod disk;
 pub mod engine;
+pub mod fault;
 pub mod host;
 pub mod hostile;
 pub mod kinds;

@@ -1,5 +1,6 @@
 //! Machines between which containers move by `arctern migrate`, and what is asked of them.
 
+use crate::disk;
 use crate::host::Host;
 use crate::lab::{Lab, address};
 use crate::load::hexadecimal;
@@ -11,7 +12,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::Output;
+use std::process::{Command, Output};
 use std::time::Duration;
 
 /// A machine on the segment whose containers have addresses of it, reached by ssh.
@@ -28,6 +29,14 @@ impl Machine {
         Machine::of(Lan::PlainBridge.host(lab, number)?, number)
     }
 
+    /// As [`Machine::new`], with a disk of so many mebibytes for everything that arctern keeps.
+    pub fn with_disk(lab: &Lab, number: u8, mebibytes: u64) -> Result<Machine> {
+        let host = lab.bridged_host(number)?;
+        disk::mount(&host, "root", mebibytes)?;
+        Lan::PlainBridge.join(&host, number)?;
+        Machine::of(host, number)
+    }
+
     /// One whose containers have addresses of its own bridge, and ports of the host.
     pub fn with_ports(lab: &Lab, number: u8) -> Result<Machine> {
         Machine::of(lab.host(number)?, number)
@@ -40,13 +49,18 @@ impl Machine {
 
     /// `arctern migrate OPTIONS CONTAINER` from here to there.
     pub fn migrate(&self, to: &Machine, options: &[&str], container: &str) -> Result<Output> {
+        self.migration(to, options, container).output().context("cannot run arctern")
+    }
+
+    /// The command of [`Machine::migrate`].
+    pub fn migration(&self, to: &Machine, options: &[&str], container: &str) -> Command {
         let remote = to.sshd.options();
         let url = to.sshd.url();
         let mut arguments = vec!["migrate"];
         arguments.extend(options);
         arguments.extend(remote.iter().map(String::as_str));
         arguments.extend([container, &url]);
-        self.host.attempt(&arguments)
+        self.host.command(&arguments)
     }
 
     /// As [`Machine::migrate`], which must succeed; what it says in JSON.

@@ -17,23 +17,26 @@ pub enum Lan {
 impl Lan {
     /// A host with a network `lan` on the segment; each host gives addresses from a range of its own.
     pub fn host(self, lab: &Lab, number: u8) -> Result<Host> {
+        let host = match self {
+            Lan::Macvlan => lab.host(number)?,
+            Lan::PlainBridge => lab.bridged_host(number)?,
+        };
+        self.join(&host, number)?;
+        Ok(host)
+    }
+
+    /// Makes the network `lan` of a host that is on the segment.
+    pub fn join(self, host: &Host, number: u8) -> Result<()> {
         let range = format!("192.0.2.{}-192.0.2.{}", number * 16, number * 16 + 15);
         let mut arguments = vec!["network", "create", "--subnet", SUBNET, "--subnet", SUBNET6];
         let range6 = format!("fd00:2::{0:x}00-fd00:2::{0:x}ff", number);
         arguments.extend(["--ip-range", &range, "--ip-range", &range6]);
-        let host = match self {
-            Lan::Macvlan => {
-                arguments.extend(["-d", "macvlan", "-o", "parent=eth0"]);
-                lab.host(number)?
-            }
-            Lan::PlainBridge => {
-                arguments.extend(["-o", "mode=unmanaged", "--interface-name", "br0"]);
-                lab.bridged_host(number)?
-            }
-        };
+        arguments.extend(match self {
+            Lan::Macvlan => ["-d", "macvlan", "-o", "parent=eth0"],
+            Lan::PlainBridge => ["-o", "mode=unmanaged", "--interface-name", "br0"],
+        });
         arguments.push("lan");
-        host.arctern(&arguments)?;
-        Ok(host)
+        host.arctern(&arguments).map(drop)
     }
 }
 

@@ -7,14 +7,11 @@ use arctern_harness::capture::Capture;
 use arctern_harness::crash::shim;
 use arctern_harness::lab::{Lab, address};
 use arctern_harness::load::{Download, Load};
-use arctern_harness::machine::{
-    Machine, NGINX, Website, await_listener, redis_value, settled, status,
-};
-use arctern_harness::random::{Random, rounds};
+use arctern_harness::machine::{Machine, NGINX, Website, await_listener, status};
+use arctern_harness::random::rounds;
 use arctern_harness::skips::judge;
 use std::net::SocketAddr;
-use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 #[test]
 fn nginx_goes_to_and_fro_under_load() -> Result<(), String> {
@@ -138,113 +135,5 @@ fn what_moves_is_not_paused_and_not_started_again_by_its_policy() -> Result<(), 
         }
         a.end()?;
         b.end()
-    })
-}
-
-/// Who is killed in the middle of a move.
-#[derive(Clone, Copy, Debug)]
-enum Victim {
-    Source,
-    Destination,
-    Both,
-    Ssh,
-}
-
-/// Pids of processes whose command line has all these words.
-fn processes(words: &[&str]) -> Vec<i32> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pid = |entry: std::fs::DirEntry| {
-        let pid = entry.file_name().to_str()?.parse().ok()?;
-        let line = std::fs::read(entry.path().join("cmdline")).ok()?;
-        let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        words.iter().all(|word| line.contains(word)).then_some(pid)
-    };
-    entries.filter_map(pid).collect()
-}
-
-fn kill(pids: impl IntoIterator<Item = i32>) {
-    for pid in pids.into_iter().filter_map(rustix::process::Pid::from_raw) {
-        // One that has ended meanwhile is none to kill.
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-    }
-}
-
-#[test]
-fn killed_moves_leave_one_copy_and_lose_nothing() -> Result<(), String> {
-    judge("migrate::killed", || {
-        let lab = Lab::new()?;
-        let machines = [Machine::new(&lab, 1)?, Machine::new(&lab, 2)?];
-        let client = lab.client(100)?;
-        for machine in &machines {
-            machine.host.image("redis", &[])?;
-        }
-        let run = ["run", "-d", "--network", "lan", "--ip", "192.0.2.20", "--name", "db", "redis"];
-        let command = ["redis-server", "--protected-mode", "no", "--save", ""];
-        machines[0].host.arctern(&[&run[..], &command].concat())?;
-        let server = SocketAddr::new(address(20).into(), 6379);
-        await_listener(&client, server)?;
-        let load = Load::increments(&client, server, "count", 8, Duration::from_millis(5))?;
-        load.wait_for(100)?;
-        let (mut at, mut ends) = (0, Vec::new());
-        let begin = Instant::now();
-        machines[0].moved(&machines[1], "db")?;
-        let length = begin.elapsed();
-        at = 1 - at;
-        let mut random = Random::seeded();
-        for round in 0..rounds(8, 200) {
-            let (from, to) = (&machines[at], &machines[1 - at]);
-            let victim =
-                [Victim::Source, Victim::Destination, Victim::Both, Victim::Ssh][round % 4];
-            let (remote, url) = (to.sshd.options(), to.sshd.url());
-            let mut arguments = vec!["migrate"];
-            arguments.extend(remote.iter().map(String::as_str));
-            arguments.extend(["db", &url]);
-            let child = from.host.command(&arguments).stderr(Stdio::piped()).spawn()?;
-            let delay = length.mul_f64(random.below(900) as f64 / 1000.0);
-            std::thread::sleep(delay);
-            let source = i32::try_from(child.id())?;
-            let root = to.host.dir().join("root");
-            let receivers = processes(&[&root.to_string_lossy(), "internal receive"]);
-            let ssh: Vec<i32> = processes(&["ssh -o", &root.to_string_lossy()])
-                .into_iter()
-                .filter(|pid| *pid != source)
-                .collect();
-            let receiver = receivers.into_iter().filter(|pid| !ssh.contains(pid) && *pid != source);
-            match victim {
-                Victim::Source => kill([source]),
-                Victim::Destination => kill(receiver),
-                Victim::Both => kill(receiver.chain([source])),
-                Victim::Ssh => kill(ssh),
-            }
-            let output = child.wait_with_output()?;
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            let what = || format!("round {round}: {victim:?} after {delay:?}: {said}");
-            let mut here = settled(from, "db").with_context(what)?;
-            let mut there = settled(to, "db").with_context(what)?;
-            ends.push(format!("{victim:?}: {here}/{there}"));
-            if here == "migrating" {
-                from.host.arctern(&["migrate", "--resolve", "db"]).with_context(what)?;
-                (here, there) = (settled(from, "db")?, settled(to, "db")?);
-            }
-            match (here.as_str(), there.as_str()) {
-                ("running", "") => {}
-                ("" | "exited", "running") => {
-                    if here == "exited" {
-                        from.host.arctern(&["rm", "db"])?;
-                    }
-                    at = 1 - at;
-                }
-                other => anyhow::bail!("{}: here and there it is {other:?}", what()),
-            }
-            load.wait_for(50).with_context(what)?;
-        }
-        let report = load.finish()?;
-        println!("{ends:?}, {} increments, longest gap {:?}", report.answers, report.longest_gap);
-        report.check()?;
-        let container = &machines[at].host;
-        let value = redis_value(&client, server, "count")?;
-        ensure!(value == report.answers, "{value} increments, and {} answers", report.answers);
-        container.arctern(&["rm", "-f", "-t", "0", "db"])?;
-        machines.into_iter().try_for_each(Machine::end)
     })
 }

@@ -4,7 +4,8 @@
 
 use anyhow::{Context, Result, ensure};
 use arctern_harness::crash::{self, alive};
-use arctern_harness::host::{Host, run};
+use arctern_harness::disk::{self, fill};
+use arctern_harness::host::Host;
 use arctern_harness::process::readable;
 use arctern_harness::skips::judge;
 use arctern_harness::workload;
@@ -23,13 +24,8 @@ const MEMORY: u64 = 48;
 fn host(mebibytes: u64) -> Result<Host> {
     let host = Host::with_mounts()?;
     crash::leave_orphans_to_init()?;
-    for (name, size) in [("root", mebibytes), ("small", MEMORY / 3)] {
-        let (place, file) = (host.dir().join(name), host.dir().join(format!("{name}.ext4")));
-        fs::create_dir(&place)?;
-        File::create(&file)?.set_len(size << 20)?;
-        run(host.enter("mkfs.ext4").args(["-q", "-m", "0"]).arg(&file))?;
-        run(host.enter("mount").args(["-o", "loop"]).arg(&file).arg(&place))?;
-    }
+    disk::mount(&host, "root", mebibytes)?;
+    disk::mount(&host, "small", MEMORY / 3)?;
     let program = workload::program().to_string_lossy().into_owned();
     crash::image_of(&host, "clock", &["/bin/sh", &program])?;
     let script = format!(": > /ready; exec {program} load clock {MEMORY} /");
@@ -82,18 +78,6 @@ fn unharmed(host: &Host, output: &Output) -> Result<String> {
 fn directory(host: &Host) -> Result<PathBuf> {
     let id = host.arctern(&["inspect", "--format", "{{.Id}}", "c"])?;
     Ok(host.seen(&host.dir().join("root/containers").join(id)))
-}
-
-/// Takes all that is left of a file system.
-fn fill(file: &File) -> Result<()> {
-    use rustix::fs::{FallocateFlags, fallocate};
-    let mut end = 0;
-    for step in [16 << 20, 1 << 20, 1 << 16, 1 << 12] {
-        while fallocate(file, FallocateFlags::empty(), end, step).is_ok() {
-            end += step;
-        }
-    }
-    Ok(())
 }
 
 #[test]

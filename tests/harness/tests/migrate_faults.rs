@@ -1,0 +1,119 @@
+//! Moves in the middle of which something goes wrong: one copy runs, nothing that was acknowledged is
+//! lost, one documented command at most brings it back, nothing is left. `ARCTERN_SOAK=1`: 200 of them.
+#![forbid(unsafe_code)]
+
+use anyhow::{Context, Result, ensure};
+use arctern_harness::fault::{Fault, Struck};
+use arctern_harness::lab::{Lab, address};
+use arctern_harness::load::Load;
+use arctern_harness::machine::{Machine, await_listener, redis_value};
+use arctern_harness::place::Place;
+use arctern_harness::random::{Random, rounds};
+use arctern_harness::skips::judge;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+/// A redis that keeps nothing on disk.
+const REDIS: [&str; 6] = ["redis", "redis-server", "--protected-mode", "no", "--save", ""];
+
+const PORT: u16 = 6379;
+
+/// Faults by turns, each at a random moment of a move of `db`, with clients that count. Gives how many
+/// moves did not come about.
+fn struck(
+    machines: &[Machine; 2],
+    (client, server): (&Place, SocketAddr),
+    faults: &[Fault],
+    each: usize,
+) -> Result<usize> {
+    await_listener(client, server)?;
+    let load = Load::increments(client, server, "count", 4, Duration::from_millis(5))?;
+    load.wait_for(50)?;
+    let (mut at, mut stayed) = (0, 0);
+    let mut ordinary = || -> Result<(Duration, u64)> {
+        let begin = Instant::now();
+        let moved = machines[at].moved(&machines[1 - at], "db")?;
+        at = 1 - at;
+        Ok((begin.elapsed(), moved["sent"].as_u64().context("nothing was sent")?))
+    };
+    // The first one sends the image too.
+    ordinary()?;
+    let (length, sent) = ordinary()?;
+    let mut random = Random::seeded();
+    for round in 0..faults.len() * each {
+        let fault = faults[round % faults.len()];
+        let after = match fault {
+            Fault::Damage => Duration::ZERO,
+            _ => length.mul_f64(random.below(1000) as f64 / 1000.0),
+        };
+        let byte = random.below(sent);
+        let (from, to) = (&machines[at], &machines[1 - at]);
+        let struck = Struck { from, to, name: "db", fault, after, byte };
+        let begin = Instant::now();
+        let said = struck.run()?;
+        let what = || format!("round {round}: {fault:?} after {after:?}, byte {byte}: {said}");
+        let end = struck.judge().with_context(what)?;
+        load.wait_for(50).with_context(what)?;
+        println!(
+            "{fault:?} after {after:.2?}: {} in {:.1?}{}",
+            if end.moved { "moved" } else { "stayed" },
+            begin.elapsed(),
+            end.command.map_or_else(String::new, |command| format!(", {command}"))
+        );
+        match end.moved {
+            true => at = 1 - at,
+            false => stayed += 1,
+        }
+    }
+    let report = load.finish()?;
+    println!("{} increments, longest gap {:?}", report.answers, report.longest_gap);
+    report.check()?;
+    let value = redis_value(client, server, "count")?;
+    ensure!(value == report.answers, "{value} increments, and {} answers", report.answers);
+    machines[at].host.arctern(&["rm", "-f", "-t", "0", "db"])?;
+    Ok(stayed)
+}
+
+#[test]
+fn a_fault_at_any_moment_leaves_one_copy_and_loses_nothing() -> Result<(), String> {
+    judge("migrate_faults::any", || {
+        let lab = Lab::new()?;
+        let machines = [Machine::with_disk(&lab, 1, 1024)?, Machine::with_disk(&lab, 2, 1024)?];
+        let client = lab.client(100)?;
+        machines[0].host.image("redis", &[])?;
+        let run = ["run", "-d", "--network", "lan", "--ip", "192.0.2.20", "--name", "db"];
+        machines[0].host.arctern(&[&run[..], &REDIS].concat())?;
+        let faults = [
+            Fault::Source,
+            Fault::Destination,
+            Fault::Both,
+            Fault::Ssh,
+            Fault::Keeper,
+            Fault::Shim,
+            Fault::Link,
+            Fault::Disk,
+            Fault::Damage,
+        ];
+        let server = SocketAddr::new(address(20).into(), PORT);
+        let stayed = struck(&machines, (&client, server), &faults, rounds(2, 20))?;
+        ensure!(stayed >= rounds(2, 20), "hardly a fault was in time");
+        machines.into_iter().try_for_each(Machine::end)
+    })
+}
+
+#[test]
+fn a_port_that_is_taken_meanwhile_leaves_one_copy_and_loses_nothing() -> Result<(), String> {
+    judge("migrate_faults::port", || {
+        let lab = Lab::new()?;
+        let machines = [Machine::with_ports(&lab, 1)?, Machine::with_ports(&lab, 2)?];
+        let client = lab.client(100)?;
+        machines[0].host.image("redis", &[])?;
+        let port = format!("{PORT}:{PORT}");
+        machines[0]
+            .host
+            .arctern(&[&["run", "-d", "-p", &port, "--name", "db"][..], &REDIS].concat())?;
+        let server = SocketAddr::new(address(1).into(), PORT);
+        struck(&machines, (&client, server), &[Fault::Port(PORT)], rounds(2, 20))?;
+        machines.into_iter().try_for_each(Machine::end)
+    })
+}
