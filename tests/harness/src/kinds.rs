@@ -179,10 +179,17 @@ fn named_test(test: &str) -> Result<(Outcome, String)> {
     if !code.contains(&format!("fn {function}(")) {
         bail!("{file} has no test {function}");
     }
-    Ok((
-        how,
-        format!("{}: {}", file.rsplit('/').next().unwrap_or(file), function.replace('_', " ")),
-    ))
+    let soak = if only_in_soak(&code, function) { " (`make soak` only)" } else { "" };
+    let file = file.rsplit('/').next().unwrap_or(file);
+    Ok((how, format!("{file}: {}{soak}", function.replace('_', " "))))
+}
+
+/// Whether an ordinary run is expected to skip the test, by the name that it gives itself.
+fn only_in_soak(code: &str, function: &str) -> bool {
+    let body = code.split_once(&format!("fn {function}(")).map_or("", |(_, rest)| rest);
+    let body = body.split_once("\n}\n").map_or(body, |(body, _)| body);
+    let name = body.split('"').find(|text| text.contains("::") && !text.contains(' '));
+    name.is_some_and(|name| skips::expected(&skips::ordinary(name)).is_some())
 }
 
 /// Whether Arctern itself is expected not to run the workload here.

@@ -29,5 +29,10 @@ impl Random {
 
 /// How many rounds: `few` in an ordinary run, `many` in a soak (`ARCTERN_SOAK=1`).
 pub fn rounds(few: usize, many: usize) -> usize {
-    if std::env::var_os("ARCTERN_SOAK").is_some() { many } else { few }
+    if soak() { many } else { few }
+}
+
+/// Whether this is a soak.
+pub fn soak() -> bool {
+    std::env::var_os("ARCTERN_SOAK").is_some()
 }

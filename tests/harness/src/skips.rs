@@ -2,6 +2,7 @@
 //!
 //! A line of that file is `PATTERN REASON`; in the pattern `*` stands for any text.
 
+use crate::random::soak;
 use anyhow::Result;
 use std::fmt;
 
@@ -46,6 +47,19 @@ pub fn judge(test: &str, body: impl FnOnce() -> Result<()>) -> Result<(), String
             None => Err(format!("{error:#}")),
         },
     }
+}
+
+/// As [`judge`], of a test that is too long for an ordinary run: that skips it as `TEST::ordinary`.
+pub fn judge_long(test: &str, body: impl FnOnce() -> Result<()>) -> Result<(), String> {
+    if soak() {
+        return judge(test, body);
+    }
+    judge(&ordinary(test), || Err(Skip("too long for an ordinary run".to_owned()).into()))
+}
+
+/// The name under which an ordinary run skips a test that is too long for it.
+pub fn ordinary(test: &str) -> String {
+    format!("{test}::ordinary")
 }
 
 /// A test that finds out while it runs that it cannot.

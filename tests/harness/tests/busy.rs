@@ -1,5 +1,5 @@
-//! A busy program captured and resumed, and restored, many times. `ARCTERN_SOAK=1` makes it 2,000
-//! captures and 200 restores.
+//! A busy program captured and resumed, and restored, many times. `ARCTERN_SOAK=1` makes it 10,000
+//! captures and 2,000 restores.
 #![forbid(unsafe_code)]
 
 use anyhow::{Context, Result, ensure};
@@ -17,7 +17,7 @@ fn clean(run: &Run, round: usize) -> Result<()> {
 #[test]
 fn busy_program_survives_captures() -> Result<()> {
     let run = Run::start("busy")?;
-    for round in 0..rounds(40, 2000) {
+    for round in 0..rounds(40, 10_000) {
         let images = run.images("images")?;
         Arctern.dump(run.pid(), &images, true).with_context(|| format!("round {round}"))?;
         run.unharmed().with_context(|| format!("round {round}"))?;
@@ -30,7 +30,7 @@ fn busy_program_survives_captures() -> Result<()> {
 #[test]
 fn busy_program_survives_restores() -> Result<()> {
     let mut run = Run::start("busy")?;
-    for round in 0..rounds(8, 200) {
+    for round in 0..rounds(8, 2000) {
         let images = run.images("images")?;
         let tree = run.tree()?;
         Arctern.dump(run.pid(), &images, false).with_context(|| format!("round {round}"))?;

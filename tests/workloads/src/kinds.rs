@@ -299,11 +299,22 @@ const PROGRAMS: &[Kind] = &[
         &["tests/harness/tests/programs.rs:postgres_loses_no_commit"],
         "no commit lost, its sums agree",
     ),
-    tested("redis", "redis", &["tests/harness/tests/containers.rs:redis_keeps_every_key"], ""),
+    tested(
+        "redis",
+        "redis with clients, an append-only file, and snapshots by children",
+        &[
+            "tests/harness/tests/programs.rs:redis_keeps_what_it_has_answered",
+            "tests/harness/tests/containers.rs:redis_keeps_every_key",
+        ],
+        "no answered write lost",
+    ),
     tested(
         "nginx",
-        "nginx",
-        &["tests/harness/tests/containers.rs:nginx_serves_after_every_restore"],
+        "nginx with clients on kept-open connections, and in the middle of a download",
+        &[
+            "tests/harness/tests/programs.rs:nginx_serves_on",
+            "tests/harness/tests/containers.rs:nginx_serves_after_every_restore",
+        ],
         "",
     ),
     tested(
