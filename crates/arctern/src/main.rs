@@ -12,6 +12,7 @@ mod interrupt;
 mod output;
 mod progress;
 mod report;
+mod timeline;
 mod transfer;
 
 use std::process::ExitCode;

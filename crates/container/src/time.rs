@@ -35,6 +35,13 @@ impl Timestamp {
         time.to_rfc3339_opts(SecondsFormat::Nanos, true)
     }
 
+    /// As [`Timestamp::rfc3339`], to the second, for people.
+    #[must_use]
+    pub fn rfc3339_seconds(self) -> String {
+        let time: DateTime<Utc> = DateTime::from_timestamp_nanos(self.0);
+        time.to_rfc3339_opts(SecondsFormat::Secs, true)
+    }
+
     /// The time of an RFC 3339 text.
     #[must_use]
     pub fn parse_rfc3339(text: &str) -> Option<Timestamp> {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use arctern_container::transfer::Blocker;
 
+use crate::source::Plan;
 use crate::transport::TransportError;
 
 /// Why a move did not come about. The container runs at its source, except after
@@ -11,12 +12,15 @@ use crate::transport::TransportError;
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
     /// Things are in the way, all of them; nothing was touched.
-    #[error("{} thing(s) in the way at {destination}:{}", .blockers.len(), listed(.blockers))]
+    #[error(
+        "{} thing(s) in the way at {}:{}{}",
+        .blockers.len(), .plan.destination, listed(.blockers), lacking(.plan)
+    )]
     Blocked {
-        /// Where to.
-        destination: String,
         /// What they are.
         blockers: Vec<Blocker>,
+        /// What would be sent.
+        plan: Box<Plan>,
     },
     /// The two programs do not understand each other.
     #[error(
@@ -101,6 +105,18 @@ fn mebibytes(bytes: u64) -> String {
 fn listed(blockers: &[Blocker]) -> String {
     let lines = blockers.iter().map(|b| format!("\n- {}; {}", b.cause, b.remedy));
     lines.collect()
+}
+
+/// What is no obstacle, since it is sent.
+fn lacking(plan: &Plan) -> String {
+    match plan.image {
+        true => format!(
+            "\nit also lacks {} layer(s) of the image, which would be sent: {}",
+            plan.layers,
+            mebibytes(plan.image_bytes)
+        ),
+        false => String::new(),
+    }
 }
 
 impl MigrateError {

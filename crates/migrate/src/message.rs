@@ -29,10 +29,11 @@
 use std::net::IpAddr;
 
 use arctern_container::transfer::{Blocker, Offer, Passage};
+use arctern_storage::LayerBlob;
 use serde::{Deserialize, Serialize};
 
 /// Version of this conversation. Both sides must have the same.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// From the source.
 #[derive(Debug, Serialize, Deserialize)]
@@ -42,7 +43,7 @@ pub enum Request {
     Hello(Hello),
     /// A container that is to move.
     Offer(Box<Offer>),
-    /// The container's image follows as data.
+    /// The container's image follows as data, with the layers that are missing.
     Image,
     /// Bytes that mean nothing follow as data: they show how fast the link is.
     Probe,
@@ -79,8 +80,8 @@ pub enum Answer {
     Offer {
         /// Everything that is in the way.
         blockers: Vec<Blocker>,
-        /// The image is here.
-        has_image: bool,
+        /// Layers of the image that are not here; none: the image is.
+        missing: Option<Vec<LayerBlob>>,
     },
     /// To `Begin`.
     Ready,

@@ -64,9 +64,9 @@ impl Destination<'_> {
                 Request::Offer(offer) => {
                     transfer = Some(offer.transfer.clone());
                     let blockers = self.host.blockers(&offer);
-                    let has_image = self.host.has_image(&offer);
+                    let missing = self.host.missing_image(&offer);
                     self.offer = Some(offer);
-                    blockers.map(|blockers| Some(Answer::Offer { blockers, has_image }))
+                    blockers.map(|blockers| Some(Answer::Offer { blockers, missing }))
                 }
                 Request::Image => {
                     let mut data = receiver.data();

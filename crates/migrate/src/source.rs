@@ -12,6 +12,7 @@ use arctern_container::Host;
 use arctern_container::transfer::{Departure, Leaving, Offer};
 use arctern_engine::CaptureError;
 use arctern_engine::options::{CaptureReport, Event, Events};
+use arctern_storage::LayerBlob;
 use serde::Serialize;
 
 use self::conversation::{Conversation, PATIENCE};
@@ -90,6 +91,10 @@ pub struct Plan {
     pub changed: u64,
     /// The image has to be sent too.
     pub image: bool,
+    /// Layers of it that the other host lacks, and that are sent.
+    pub layers: usize,
+    /// Bytes of them.
+    pub image_bytes: u64,
     /// What the move would be; only if nothing else was asked for.
     pub estimate: Option<Estimate>,
 }
@@ -107,6 +112,8 @@ pub struct Moved {
     pub rest: u64,
     /// Bytes that were sent in all.
     pub sent: u64,
+    /// When the first task was stopped here, after the command began.
+    pub frozen_at_us: u64,
     /// From the first task stopped here until the other side said that it runs.
     pub downtime_us: u64,
     /// Of it: until the state was captured and the rest of the memory sent.
@@ -147,12 +154,12 @@ pub fn migrate(
     let begin = Instant::now();
     let mut departure = host.departure(container)?;
     let mut conversation = Conversation::begin(options, "receive")?;
-    let plan = preflight(&mut conversation, departure.offer())?;
+    let (plan, missing) = preflight(&mut conversation, departure.offer())?;
     if options.dry_run {
         let estimate = estimate::estimate(&mut conversation, &mut departure, options)?;
         return Ok(Outcome::Planned(Plan { estimate, ..plan }));
     }
-    make_ready(&mut conversation, host, &departure, plan.image)?;
+    make_ready(&mut conversation, host, &departure, missing.as_deref())?;
     let ahead = send_ahead(&mut conversation, host, &mut departure, options, begin, watch);
     let (files, rounds) = match ahead {
         Ok(ahead) => ahead,
@@ -167,16 +174,20 @@ pub fn migrate(
     Ok(Outcome::Moved(Box::new(moved)))
 }
 
-/// The other side says everything that is in the way.
-fn preflight(conversation: &mut Conversation, offer: &Offer) -> Result<Plan, MigrateError> {
+/// The other side says everything that is in the way, and which layers of the image it lacks.
+fn preflight(
+    conversation: &mut Conversation,
+    offer: &Offer,
+) -> Result<(Plan, Option<Vec<LayerBlob>>), MigrateError> {
     conversation.transport.send(&Request::Offer(Box::new(offer.clone())))?;
-    let (blockers, has_image) = match conversation.answer(PATIENCE)? {
-        Answer::Offer { blockers, has_image } => (blockers, has_image),
+    let (blockers, missing) = match conversation.answer(PATIENCE)? {
+        Answer::Offer { blockers, missing } => (blockers, missing),
         other => return Err(conversation.out_of_turn(&other)),
     };
+    let plan = plan(offer, conversation, missing.as_deref());
     match blockers.is_empty() {
-        true => Ok(plan(offer, conversation, has_image)),
-        false => Err(MigrateError::Blocked { destination: conversation.destination(), blockers }),
+        true => Ok((plan, missing)),
+        false => Err(MigrateError::Blocked { blockers, plan: Box::new(plan) }),
     }
 }
 
@@ -185,10 +196,10 @@ fn make_ready(
     conversation: &mut Conversation,
     host: &Host,
     departure: &Departure,
-    image: bool,
+    missing: Option<&[LayerBlob]>,
 ) -> Result<(), MigrateError> {
-    if image {
-        conversation.send_image(host, departure)?;
+    if let Some(layers) = missing {
+        conversation.send_image(host, departure, layers)?;
     }
     conversation.transport.send(&Request::Begin)?;
     match conversation.answer(PATIENCE)? {
@@ -270,6 +281,7 @@ fn figures(
         rounds: Vec::new(),
         rest: report.pages_written * arctern_sys::PAGE_SIZE,
         sent: conversation.transport.sent(),
+        frozen_at_us: between(Some(begin), marks.frozen),
         downtime_us: between(marks.frozen, marks.running),
         capture_us: between(marks.frozen, marks.captured),
         sending_us: between(marks.captured, marks.sent),
@@ -291,13 +303,16 @@ fn is_of_a_hook(error: &arctern_container::Error) -> bool {
         if matches!(**inner, CaptureError::Hook(_)))
 }
 
-fn plan(offer: &Offer, conversation: &Conversation, has_image: bool) -> Plan {
+fn plan(offer: &Offer, conversation: &Conversation, missing: Option<&[LayerBlob]>) -> Plan {
+    let layers = missing.unwrap_or_default();
     Plan {
         container: offer.config.name.clone(),
         destination: conversation.destination(),
         memory: offer.memory,
         changed: offer.changed,
-        image: !has_image,
+        image: missing.is_some(),
+        layers: layers.len(),
+        image_bytes: layers.iter().map(|layer| layer.bytes).sum(),
         estimate: None,
     }
 }

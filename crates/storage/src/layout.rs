@@ -70,7 +70,15 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotAnImage`], [`StoreError::DigestMismatch`], [`StoreError::Unpack`].
     pub fn load(&self, archive: impl Read) -> Result<Vec<Image>, StoreError> {
-        self.load_wanted(archive, None)
+        self.load_wanted(archive, None, false)
+    }
+
+    /// As [`Store::load`]: layers that are not in the archive may be here.
+    ///
+    /// # Errors
+    /// As [`Store::load`].
+    pub fn load_beside(&self, archive: impl Read) -> Result<Vec<Image>, StoreError> {
+        self.load_wanted(archive, None, true)
     }
 
     /// Takes one image from an archive, by its id, and gives it no name. None if it is not in it.
@@ -78,13 +86,14 @@ impl Store {
     /// # Errors
     /// As [`Store::load`].
     pub fn load_only(&self, archive: impl Read, id: &str) -> Result<Option<Image>, StoreError> {
-        Ok(self.load_wanted(archive, Some(id))?.into_iter().next())
+        Ok(self.load_wanted(archive, Some(id), false)?.into_iter().next())
     }
 
     fn load_wanted(
         &self,
         archive: impl Read,
         wanted: Option<&str>,
+        beside: bool,
     ) -> Result<Vec<Image>, StoreError> {
         let scratch = self.scratch()?;
         let files = spool(&scratch, archive)?;
@@ -99,7 +108,7 @@ impl Store {
         if files.contains_key("index.json") {
             let index = read("index.json", "index.json is missing")?;
             let index: ImageIndex = serde_json::from_slice(&index).map_err(unreadable)?;
-            return self.load_layout(&scratch, &index, &files, &read, wanted);
+            return self.load_layout(&scratch, &index, &files, &read, (wanted, beside));
         }
         let saved = read("manifest.json", "it has neither index.json nor manifest.json")?;
         let saved: Vec<SavedImage> = serde_json::from_slice(&saved).map_err(unreadable)?;
@@ -126,7 +135,7 @@ impl Store {
         index: &ImageIndex,
         files: &BTreeMap<String, Loaded>,
         read: &ReadFile<'_>,
-        wanted: Option<&str>,
+        (wanted, beside): (Option<&str>, bool),
     ) -> Result<Vec<Image>, StoreError> {
         let unreadable = |_| StoreError::NotAnImage("a description in it is damaged");
         let blob_name = |descriptor: &Descriptor| match descriptor.as_digest_sha256() {
@@ -165,14 +174,26 @@ impl Store {
             }
             let mut layers = Vec::new();
             for layer in manifest.layers() {
-                let file = files.get(&blob_name(layer)?);
+                let file = match files.get(&blob_name(layer)?) {
+                    None if beside => self.kept(layer),
+                    file => file.cloned(),
+                };
                 layers.push(file.ok_or(StoreError::NotAnImage("a layer is missing"))?);
             }
+            let layers: Vec<&Loaded> = layers.iter().collect();
             let names = by_manifest.get(&blob).filter(|_| wanted.is_none());
             let names = names.cloned().unwrap_or_default();
             images.push(self.load_image(scratch, config, Some(bytes), &layers, &names)?);
         }
         Ok(images)
+    }
+
+    /// A layer that is here already.
+    fn kept(&self, layer: &Descriptor) -> Option<Loaded> {
+        let hex = layer.as_digest_sha256()?.to_owned();
+        let path = self.blob(&hex);
+        let len = std::fs::metadata(&path).ok()?.len();
+        Some(Loaded { path, hex, len })
     }
 
     fn load_image(

@@ -61,6 +61,6 @@ pub use names::ImageName;
 pub use oci_spec::image::ImageConfiguration;
 pub use remove::Removed;
 pub use rootfs::RootFs;
-pub use save::{ImageArchive, SaveFormat};
+pub use save::{ImageArchive, LayerBlob, SaveFormat};
 pub use store::Store;
 pub use volume::Volume;

@@ -100,6 +100,15 @@ impl Read for ImageArchive {
     }
 }
 
+/// A layer of an image as it is kept, compressed or not.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct LayerBlob {
+    /// Its digest, 64 hexadecimal digits.
+    pub sha256: String,
+    /// Its length.
+    pub bytes: u64,
+}
+
 /// Forms of archives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SaveFormat {
@@ -118,7 +127,47 @@ impl Store {
         let _lock = self.lock()?;
         let image = self.resolve(name_or_id)?;
         let names = image.names.clone();
-        self.layout(&[(image, names)])
+        self.layout(&[(image, names)], &[])
+    }
+
+    /// As [`Store::export_image`], with no other layers than these: for [`Store::load_beside`].
+    ///
+    /// # Errors
+    /// As [`Store::export_image`].
+    pub fn export_layers(
+        &self,
+        name_or_id: &str,
+        wanted: &[LayerBlob],
+    ) -> Result<ImageArchive, StoreError> {
+        let others = self.layer_blobs(name_or_id)?.into_iter().filter(|l| !wanted.contains(l));
+        let others: Vec<String> = others.map(|layer| layer.sha256).collect();
+        let _lock = self.lock()?;
+        let image = self.resolve(name_or_id)?;
+        let names = image.names.clone();
+        self.layout(&[(image, names)], &others)
+    }
+
+    /// The layers of an image as they are kept.
+    ///
+    /// # Errors
+    /// As [`Store::export_image`].
+    pub fn layer_blobs(&self, name_or_id: &str) -> Result<Vec<LayerBlob>, StoreError> {
+        let (_, manifest) = self.manifest_of(&self.resolve(name_or_id)?)?;
+        let blob = |layer: &Descriptor| {
+            let sha256 = layer.as_digest_sha256()?.to_owned();
+            Some(LayerBlob { sha256, bytes: layer.size() })
+        };
+        Ok(manifest.layers().iter().filter_map(blob).collect())
+    }
+
+    /// Those that are not here.
+    #[must_use]
+    pub fn missing_layers(&self, layers: &[LayerBlob]) -> Vec<LayerBlob> {
+        let is_digest =
+            |text: &str| text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        let here =
+            |layer: &&LayerBlob| is_digest(&layer.sha256) && self.blob(&layer.sha256).exists();
+        layers.iter().filter(|layer| !here(layer)).cloned().collect()
     }
 
     /// Images as an archive, each with the name by which it was asked for.
@@ -139,12 +188,16 @@ impl Store {
             }
         }
         match format {
-            SaveFormat::Oci => self.layout(&images),
+            SaveFormat::Oci => self.layout(&images, &[]),
             SaveFormat::Docker => self.docker(&images),
         }
     }
 
-    fn layout(&self, images: &[(Image, Vec<String>)]) -> Result<ImageArchive, StoreError> {
+    fn layout(
+        &self,
+        images: &[(Image, Vec<String>)],
+        without: &[String],
+    ) -> Result<ImageArchive, StoreError> {
         let wrong = |_| StoreError::NotAnImage("a description cannot be made");
         let mut entries = Vec::new();
         let mut blobs = Vec::new();
@@ -173,6 +226,7 @@ impl Store {
                 false => entries.extend(names.iter().map(|name| entry(Some(name)))),
             }
             let layers = manifest.layers().iter().filter_map(Descriptor::as_digest_sha256);
+            let layers = layers.filter(|hex| !without.iter().any(|other| other == hex));
             for hex in std::iter::once(image.id.as_str()).chain(layers) {
                 if seen.insert(hex.to_owned()) {
                     blobs.push((format!("blobs/sha256/{hex}"), self.open_blob(hex)?));

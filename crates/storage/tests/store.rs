@@ -245,8 +245,50 @@ fn an_exported_image_is_loaded_elsewhere_as_the_same() {
 }
 
 #[test]
+fn only_missing_layers_are_sent() {
+    let (Some(here), Some(there)) = (host(), host()) else { return };
+    let both = two_layers();
+    let image = &here.store.load(&both[..]).expect("load")[0];
+    let layers = here.store.layer_blobs(&image.id).expect("layers");
+    assert_eq!(layers.len(), 2);
+    let read = |mut archive: arctern_storage::ImageArchive| {
+        let mut bytes = Vec::new();
+        archive.read_to_end(&mut bytes).expect("read");
+        bytes
+    };
+    there.import(&small_image(), "base").expect("import");
+    let missing = there.store.missing_layers(&layers);
+    assert_eq!(missing.len(), 2, "the base there is kept in other clothes");
+    let all = read(here.store.export_layers(&image.id, &missing).expect("export"));
+    let top = read(here.store.export_layers(&image.id, &layers[1..]).expect("export"));
+    assert!(top.len() < all.len());
+    // Without the other layer it is no image, and with it it is.
+    assert!(there.store.load_beside(&top[..]).is_err());
+    there.store.load(&all[..]).expect("load");
+    assert!(there.store.missing_layers(&layers).is_empty());
+    there.store.remove_image(&image.id, true).expect("remove");
+    there.store.load(&all[..]).expect("load");
+    assert!(there.store.load(&top[..]).is_err(), "archives of others have all their layers");
+    assert_eq!(there.store.load_beside(&top[..]).expect("load")[0].id, image.id);
+    assert!(there.tmp_is_empty());
+}
+
+#[test]
 fn an_archive_of_docker_save_is_loaded() {
     let Some(host) = host() else { return };
+    let tar = two_layers();
+    let image = &host.store.load(&tar[..]).expect("load")[0];
+    host.store.create_root("c", "busybox:1").expect("root");
+    let merged = host.store.mount_root("c", false).expect("mount");
+    assert!(merged.join("top").exists());
+    assert!(!merged.join("etc/name").exists() && merged.join("etc/same").exists());
+    assert_eq!(image.layers.len(), 2);
+    host.store.remove_root("c").expect("remove");
+    assert!(host.store.load(&b"not an archive"[..]).is_err());
+}
+
+/// An archive of `docker save` with two layers.
+fn two_layers() -> Vec<u8> {
     let layer = small_image();
     let top = archive(|b| {
         member(b, tar::EntryType::Regular, "etc/.wh.name", "", b"");
@@ -263,20 +305,12 @@ fn an_archive_of_docker_save_is_loaded() {
     );
     let saved =
         r#"[{"Config":"c.json","RepoTags":["busybox:1"],"Layers":["a/layer.tar","b.tar"]}]"#;
-    let tar = archive(|b| {
+    archive(|b| {
         member(b, tar::EntryType::Regular, "c.json", "", config.as_bytes());
         member(b, tar::EntryType::Regular, "a/layer.tar", "", &layer);
         member(b, tar::EntryType::Regular, "b.tar", "", &top);
         member(b, tar::EntryType::Regular, "manifest.json", "", saved.as_bytes());
-    });
-    let image = &host.store.load(&tar[..]).expect("load")[0];
-    assert_eq!(image.id, sha(config.as_bytes()));
-    host.store.create_root("c", "busybox:1").expect("root");
-    let merged = host.store.mount_root("c", false).expect("mount");
-    assert!(merged.join("top").exists());
-    assert!(!merged.join("etc/name").exists() && merged.join("etc/same").exists());
-    host.store.remove_root("c").expect("remove");
-    assert!(host.store.load(&b"not an archive"[..]).is_err());
+    })
 }
 
 #[test]

@@ -5,6 +5,7 @@
 use anyhow::{Context, Result, ensure};
 use arctern_harness::capture::Capture;
 use arctern_harness::crash::shim;
+use arctern_harness::host::{Host, run};
 use arctern_harness::lab::{Lab, address};
 use arctern_harness::load::{Download, Load};
 use arctern_harness::machine::{Machine, NGINX, Website, await_listener, status};
@@ -100,6 +101,64 @@ fn a_dry_run_lists_everything_and_touches_nothing() -> Result<(), String> {
     })
 }
 
+/// Every file of a host, with its length; databases write notes of their own.
+fn files(host: &Host) -> Result<Vec<String>> {
+    let script = format!(
+        "cd {} && find root run -type f ! -name '*.db*' -printf '%p %s\\n' | sort",
+        host.dir().display()
+    );
+    let output = run(host.enter("sh").args(["-c", &script]))?;
+    Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
+}
+
+#[test]
+fn a_host_that_lacks_everything_says_all_of_it_and_is_not_touched() -> Result<(), String> {
+    judge("migrate::lacks", || {
+        let lab = Lab::new()?;
+        let (a, b) = (Machine::new(&lab, 1)?, Machine::with_disk(&lab, 2, 32)?);
+        a.host.image("nginx", &[NGINX])?;
+        a.host.arctern(&["run", "-d", "-p", "8080:80", "--name", "web", "nginx"])?;
+        a.host.arctern(&["exec", "web", "sh", "-c", "head -c 40000000 /dev/urandom > /big"])?;
+
+        // Another processor: what the kernel there says of it is put in the place of the truth.
+        let facts = std::fs::read_to_string("/proc/cpuinfo")?;
+        let is_list = |line: &&str| line.starts_with("flags") || line.starts_with("Features");
+        let list = facts.lines().find(is_list).context("no features")?;
+        let lost = list.split_whitespace().last().context("no features")?;
+        let poorer = facts.replace(&format!(" {lost}"), "");
+        let file = b.host.dir().join("cpuinfo");
+        std::fs::write(&file, poorer)?;
+        run(b.host.enter("mount").arg("--bind").arg(&file).arg("/proc/cpuinfo"))?;
+        let listener = b.host.inside(|| Ok(std::net::TcpListener::bind("0.0.0.0:8080")?))?;
+
+        let before = [files(&a.host)?, files(&b.host)?];
+        let output = a.migrate(&b, &["--dry-run"], "web")?;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        println!("{text}");
+        ensure!(output.status.code() == Some(125), "{text}");
+        let place = b.host.dir().join("root").display().to_string();
+        for part in [
+            "3 thing(s) in the way",
+            &format!("the CPU lacks {lost}"),
+            "port 8080 of the host is in use",
+            &format!("the file system on {place} (ext4)"),
+            "for its image",
+            "for the files that it changed",
+            "it also lacks 1 layer(s) of the image",
+        ] {
+            ensure!(text.contains(part), "{part} is not in {text}");
+        }
+        ensure!(before == [files(&a.host)?, files(&b.host)?], "it touched something");
+        ensure!(status(&a, "web")? == "running" && status(&b, "web")?.is_empty());
+        ensure!(b.host.arctern(&["images", "-q"])?.is_empty(), "it brought an image");
+        drop(listener);
+        run(b.host.enter("umount").arg("/proc/cpuinfo"))?;
+        a.host.arctern(&["rm", "-f", "-t", "0", "web"])?;
+        a.end()?;
+        b.end()
+    })
+}
+
 #[test]
 fn what_moves_is_not_paused_and_not_started_again_by_its_policy() -> Result<(), String> {
     judge("migrate::policy", || {
@@ -117,8 +176,16 @@ fn what_moves_is_not_paused_and_not_started_again_by_its_policy() -> Result<(), 
         a.host.arctern(&["unpause", "web"])?;
 
         let source = shim(&a.host, "web")?;
-        let output = a.migrate(&b, &["--keep-source"], "web")?;
+        let (report, nowhere) = (a.host.dir().join("move.html"), a.host.dir().join("no/move.html"));
+        let refused = a.migrate(&b, &["--report", &nowhere.to_string_lossy()], "web")?;
+        ensure!(!refused.status.success() && status(&a, "web")? == "running", "it moved");
+        let options = ["--keep-source", "--report", &report.to_string_lossy()];
+        let output = a.migrate(&b, &options, "web")?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let page = std::fs::read_to_string(&report)?;
+        for part in ["<h1>web → ssh://root@192.0.2.2</h1>", "class=\"bar frozen\"", "round 1: "] {
+            ensure!(page.contains(part), "{part} is not in {page}");
+        }
         // Who would start it again is gone.
         source.gone(Duration::from_secs(60))?;
         ensure!(status(&a, "web")? == "exited", "there are two of it");

@@ -1,6 +1,10 @@
 //! `checkpoint`
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arctern_container::checkpoint::{CheckpointOptions, Checkpointed};
@@ -32,6 +36,7 @@ use crate::ui::{duration, size};
 ///   arctern container checkpoint web --file web.tar.gz
 ///   arctern container checkpoint --leave-running frozen --sign key --encrypt-to friends --file frozen.tar.zst.age
 ///   arctern container checkpoint --all
+///   arctern container checkpoint web --file - | ssh root@hostB arctern container restore --file -
 ///
 /// With --tcp-established, nothing reaches or leaves the container's address until a restore, and what
 /// is sent to it is held and arrives then: whoever has a connection to it waits and notices nothing
@@ -42,7 +47,7 @@ use crate::ui::{duration, size};
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Args {
-    /// Write the checkpoint to this archive
+    /// Write the checkpoint to this archive; `-` writes it to standard output, a pipe or a file
     #[arg(
         short = 'e',
         long = "file",
@@ -134,6 +139,7 @@ pub fn parse_limit(text: &str) -> Result<Limit, String> {
 
 /// Runs the command.
 pub fn run(ctx: &Context, args: Args) -> CommandResult {
+    let stream = stream(&args)?;
     let mut host = ctx.host()?;
     let fit = |host: &Host, record: &Record| running(host, record) && !host.is_paused(record);
     let names = args.select.names(&mut host, fit)?;
@@ -143,7 +149,8 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
     }
     let options = CheckpointOptions {
         seal: args.seal.seal()?,
-        file: args.file,
+        file: args.file.filter(|_| stream.is_none()),
+        stream: stream.map(Arc::new),
         compression: args.compress.as_deref().map(|method| match method {
             "gzip" => Compression::Gzip,
             "none" => Compression::None,
@@ -198,6 +205,8 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         drop(progress);
         if args.engine.print_stats {
             statistics.push(statistics_of(&done));
+        } else if options.stream.is_some() {
+            eprintln!("{}", done.record.id());
         } else {
             outln!("{}", done.record.id());
         }
@@ -217,6 +226,23 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         outln!("{}", serde_json::to_string_pretty(&all).cannot(|| "write JSON")?);
     }
     Ok(code)
+}
+
+/// Standard output, when the archive goes there: then it is nothing but the archive.
+fn stream(args: &Args) -> Result<Option<File>, Failure> {
+    if args.file.as_deref() != Some(Path::new("-")) {
+        return Ok(None);
+    }
+    let action = || "write the archive to standard output";
+    let reason = match (io::stdout().is_terminal(), args.engine.print_stats) {
+        (true, _) => "an archive is nothing for a terminal: redirect it",
+        (_, true) => "--print-stats writes there, too: give a file",
+        _ => {
+            let stream = io::stdout().as_fd().try_clone_to_owned().cannot(action)?;
+            return Ok(Some(File::from(stream)));
+        }
+    };
+    Err(anyhow::anyhow!(reason)).cannot(action)
 }
 
 /// Tells of each container what stands in the way; 1 if anything does.

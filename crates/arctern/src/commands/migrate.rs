@@ -1,10 +1,12 @@
 //! `migrate`
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use arctern_container::config::parse_size;
 use arctern_container::extras::parse_duration;
+use arctern_container::time::Timestamp;
 use arctern_engine::options::Fate;
 use arctern_migrate::destination::{Destination, Remote};
 use arctern_migrate::policy::Limits;
@@ -12,8 +14,10 @@ use arctern_migrate::{Forwarding, MigrateError, MigrateOptions, Moved, Outcome, 
 
 use super::Context;
 use super::checkpoint::{Limit, parse_limit};
+use crate::output::Output;
 use crate::progress::Progress;
 use crate::report::{Cannot, CommandResult, Failure};
+use crate::timeline;
 use crate::ui::{duration, size};
 
 /// Move a running container to another host
@@ -24,6 +28,7 @@ use crate::ui::{duration, size};
 ///
 ///   arctern migrate web ssh://hostB
 ///   arctern migrate --dry-run web ssh://root@hostB:2222
+///   arctern migrate --report move.html web ssh://hostB
 ///   arctern migrate --resolve web
 ///
 /// Its memory is sent ahead while it runs, what it wrote meanwhile again, in rounds that go on as long
@@ -68,6 +73,9 @@ pub struct Args {
     /// End the doubt about an earlier move
     #[arg(long, conflicts_with_all = ["dry_run", "destination"])]
     pub resolve: bool,
+    /// Write what was done to this file, as a page for a browser with the timeline drawn
+    #[arg(long, value_name = "FILE.html", conflicts_with_all = ["dry_run", "resolve"])]
+    pub report: Option<PathBuf>,
     /// Print what was done as JSON
     #[arg(long)]
     pub json: bool,
@@ -132,10 +140,20 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
             (false, None) => Forwarding::Always,
         },
     };
+    // A page that cannot be written is told before anything is touched.
+    let action = || format!("write the report of the move of `{}`", args.container);
+    let report = args.report.as_deref().map(|file| Output::open(Some(file))).transpose();
+    let report = report.cannot(action)?;
     let mut progress = Progress::new();
     let outcome = arctern_migrate::migrate(&mut host, &args.container, &options, &mut progress)
         .map_err(|error| failure(&args.container, error))?;
     drop(progress);
+    if let (Some(file), Outcome::Moved(moved)) = (report, &outcome) {
+        // It runs there, whatever becomes of the page.
+        if let Err(error) = write_page(file, moved) {
+            eprintln!("warning: there is no report: {error:#}");
+        }
+    }
     if args.json {
         outln!("{}", serde_json::to_string_pretty(&outcome).cannot(|| "write JSON")?);
         return Ok(0);
@@ -145,6 +163,12 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         Outcome::Moved(moved) => tell(&moved),
     }
     Ok(0)
+}
+
+fn write_page(mut file: Output, moved: &Moved) -> anyhow::Result<()> {
+    let page = timeline::page(moved, &Timestamp::now().rfc3339_seconds());
+    file.write_all(page.as_bytes())?;
+    file.finish()
 }
 
 fn failure(container: &str, error: MigrateError) -> Failure {
@@ -165,7 +189,10 @@ fn failure(container: &str, error: MigrateError) -> Failure {
 }
 
 fn tell_plan(plan: &Plan) {
-    let image = if plan.image { ", and the image" } else { "" };
+    let image = match plan.image {
+        true => format!(", and the image: {} layer(s), {}", plan.layers, size(plan.image_bytes)),
+        false => String::new(),
+    };
     outln!("nothing is in the way of `{}` to {}", plan.container, plan.destination);
     outln!("memory {}, changed files {}{image}", size(plan.memory), size(plan.changed));
     let Some(estimate) = plan.estimate else { return };

@@ -1,10 +1,11 @@
 //! `restore`
 
-use std::path::PathBuf;
+use std::io::{self, IsTerminal};
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use arctern_container::checkpoint::policy::Allowed;
-use arctern_container::checkpoint::{RestoreOptions, Restored};
+use arctern_container::checkpoint::{RestoreOptions, Restored, Spooled};
 use arctern_container::config::{PortMapping, Volume};
 use arctern_container::state::Status;
 use arctern_container::volumes::MountRequest;
@@ -38,12 +39,13 @@ use crate::transfer::Transfers;
 ///   arctern container restore --file web.tar.gz
 ///   arctern container restore --file web.tar.gz --name web2 --publish 8081:80
 ///   arctern container restore registry.example/team/web-checkpoint
+///   ssh root@hostA arctern container checkpoint web --file - | arctern container restore --file -
 ///   arctern container restore --file shared.tar.gz --volume /tmp:/mnt:ro
 ///   arctern container restore --file sealed.tar.age --identity friend --require-signature key.pub
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Args {
-    /// Restore from this archive
+    /// Restore from this archive; `-` reads it from standard input, to its end before anything runs
     #[arg(
         short = 'i',
         long = "file",
@@ -175,15 +177,19 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
     let transfers = Transfers::new(false);
     let code = match &args.file {
         Some(file) => {
-            host.bring_image(file, &options, &pull, &transfers).map_err(|error| {
-                Failure::new(format!("restore from {}", file.display()), error)
+            let failed = |error: Error| {
+                let from = match file.as_os_str() == "-" {
+                    true => "standard input".to_owned(),
+                    false => file.display().to_string(),
+                };
+                Failure::new(format!("restore from {from}"), error)
                     .leaving("Nothing of it was left behind.")
-            })?;
+            };
+            let spooled = spooled(&host, file).map_err(failed)?;
+            let path = spooled.as_ref().map_or_else(|| file.clone(), Spooled::path);
+            host.bring_image(&path, &options, &pull, &transfers).map_err(failed)?;
             let mut progress = Progress::new();
-            let done = host.restore_archive(file, &options, &mut progress).map_err(|error| {
-                Failure::new(format!("restore from {}", file.display()), error)
-                    .leaving("Nothing of it was left behind.")
-            })?;
+            let done = host.restore_archive(&path, &options, &mut progress).map_err(failed)?;
             drop(progress);
             tell(done);
             0
@@ -209,6 +215,18 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         outln!("{}", serde_json::to_string_pretty(&all).cannot(|| "write JSON")?);
     }
     Ok(code)
+}
+
+/// Standard input, when the archive comes from there.
+fn spooled(host: &Host, file: &Path) -> arctern_container::error::Result<Option<Spooled>> {
+    if file.as_os_str() != "-" {
+        return Ok(None);
+    }
+    if io::stdin().is_terminal() {
+        let reason = "no archive comes from a terminal: redirect standard input";
+        return Err(Error::Invalid(reason.to_owned()));
+    }
+    host.spool(io::stdin().lock()).map(Some)
 }
 
 /// The image that a name means, if it means one: a path does, and what no container is called may.

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use arctern_image::archive::{ArchiveWriter, Compression};
 use arctern_image::manifest::{ContainerFacts, HostFacts, Manifest};
@@ -35,6 +36,14 @@ impl Archive {
         record: &Record,
         options: &CheckpointOptions,
     ) -> Result<Option<Archive>> {
+        if let Some(stream) = &options.stream {
+            let stream = Box::new(Arc::clone(stream));
+            let compression = options.compression.unwrap_or(Compression::Zstd);
+            let writer =
+                ArchiveWriter::stream_sealed(stream, "the stream", compression, &options.seal)
+                    .map_err(Error::archive)?;
+            return Archive::over(writer, host, record, options).map(Some);
+        }
         let Some(file) = &options.file else { return Ok(None) };
         super::note_target(&host.paths.container(record.id()), file)?;
         let compression = options.compression.unwrap_or_else(|| Compression::from_file_name(file));

@@ -48,7 +48,7 @@ impl Host {
         let begin = Instant::now();
         let (record, _lock) = self.find_locked(name_or_id)?;
         let pid = self.check_capturable(&record, options)?;
-        self.room_for_capture(&record, pid, options, options.file.is_some())?;
+        self.room_for_capture(&record, pid, options, options.has_archive())?;
         let taken = self.take(&record, pid, options, events);
         let swept = match self.store.get(record.id()) {
             Ok(Some(now)) => self.sweep(&now),
@@ -150,7 +150,7 @@ impl Host {
             });
         };
         self.must_not_be_paused(record)?;
-        if record.config.auto_remove && options.file.is_none() && !options.leave_running {
+        if record.config.auto_remove && !options.has_archive() && !options.leave_running {
             return Err(Error::Invalid(format!(
                 "container `{}` was started with --rm: its checkpoint would go with it; give --file",
                 name()
@@ -205,7 +205,7 @@ impl Host {
         let events = RefCell::new(events);
         let mut size = None;
         // What moves to another host is there as it would be in a file.
-        let archived = options.file.is_some() || hand_over.is_some();
+        let archived = options.has_archive() || hand_over.is_some();
         let keep = guard.as_ref().map(|guard| guard.terms(record, options.lock_limit, archived));
         let lock = guard.map(|guard| RefCell::new(&mut guard.lock));
         let after = match (&hand_over, stops) {

@@ -36,15 +36,17 @@ pub(crate) mod streams;
 pub(crate) mod volumes;
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arctern_engine::options::{CaptureReport, ExternalUnix, RestoreReport, TcpPolicy};
 use arctern_image::archive::Compression;
 use arctern_image::seal::{Seal, Unseal};
 
+pub use source::Spooled;
 pub use store::{Kept, Retention};
 
 use crate::cancel::Cancel;
@@ -83,7 +85,9 @@ const MASK: &str = "/dev/null";
 pub struct CheckpointOptions {
     /// Archive to write; None keeps the checkpoint with the container only.
     pub file: Option<PathBuf>,
-    /// Compression of the archive; None goes by the file's name.
+    /// Where an archive goes as it is made, in place of a file: a pipe.
+    pub stream: Option<Arc<File>>,
+    /// Compression of the archive; None goes by the file's name, of a stream it is zstd.
     pub compression: Option<Compression>,
     /// Who signs the archive, and who can read it.
     pub seal: Seal,
@@ -111,6 +115,13 @@ pub struct CheckpointOptions {
     pub lock_limit: Option<Duration>,
     /// Ends it; the container goes on.
     pub cancel: Cancel,
+}
+
+impl CheckpointOptions {
+    /// There is an archive, which leaves the container's directory.
+    pub(crate) fn has_archive(&self) -> bool {
+        self.file.is_some() || self.stream.is_some()
+    }
 }
 
 /// A checkpoint that was made.

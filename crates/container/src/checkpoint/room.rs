@@ -112,6 +112,8 @@ impl Host {
         // Once as it is sent, and once where it belongs.
         let changed = offer.changed.saturating_mul(2);
         needs.write("the files that it changed", dir, changed, "use another --remote-root");
+        let image = self.missing_image(offer).unwrap_or_default().iter().map(|l| l.bytes).sum();
+        needs.write("its image", dir, image, "use another --remote-root");
         self.need_memory(&mut needs, &offer.config, offer.memory)?;
         needs.missing()
     }

@@ -1,8 +1,10 @@
 //! The file that an archive is read from.
 
 use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use arctern_image::archive::Limits;
 
@@ -23,6 +25,59 @@ pub fn open(path: &Path) -> Result<File> {
     }
     let what = if kind.is_dir() { "a directory" } else { "no regular file" };
     Err(Error::Invalid(format!("{} is {what}: an archive is a regular file", path.display())))
+}
+
+/// An archive that came as a stream. It is in a file without a name, which ends with this value or with
+/// the process.
+#[derive(Debug)]
+pub struct Spooled {
+    file: File,
+}
+
+impl Spooled {
+    /// Where it can be read by this process, as often as that takes.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+    }
+}
+
+impl Host {
+    /// Reads an archive from a stream to its end: what it asks for has to be known before anything of it
+    /// is unpacked, and its digests come last.
+    ///
+    /// # Errors
+    /// The stream fails, or there is no room for it in the directory of containers.
+    pub fn spool(&self, from: impl Read) -> Result<Spooled> {
+        let root = &self.paths.root;
+        let limit = limits(self)?.total_bytes;
+        let mut file = unnamed(root).map_err(Error::io("make a file in", root))?;
+        let copied = io::copy(&mut from.take(limit.saturating_add(1)), &mut file);
+        match copied.map_err(Error::system("read the archive"))? {
+            0 => Err(Error::Invalid("the stream is empty: there is no archive in it".to_owned())),
+            bytes if bytes > limit => Err(Error::Invalid(format!(
+                "the stream is longer than the {limit} bytes for which there is room"
+            ))),
+            _ => Ok(Spooled { file }),
+        }
+    }
+}
+
+/// A file that is gone when it is closed.
+fn unnamed(dir: &Path) -> io::Result<File> {
+    let flags = libc::O_TMPFILE;
+    let opened = File::options().read(true).write(true).mode(0o600).custom_flags(flags).open(dir);
+    match opened {
+        // Not every file system has files without a name.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR)) => {
+            let path = dir.join(format!(".arctern-{}-stream.tmp", std::process::id()));
+            let mut options = File::options();
+            let file = options.read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+            std::fs::remove_file(&path)?;
+            Ok(file)
+        }
+        other => other,
+    }
 }
 
 /// What an archive may unpack to: not more than there is room for in the directory of containers. It

@@ -10,7 +10,7 @@ use arctern_engine::options::{Events, TcpPolicy};
 use arctern_engine::precopy::PageDirectory;
 use arctern_image::manifest::HostFacts;
 
-use arctern_storage::diff;
+use arctern_storage::{LayerBlob, diff};
 
 use super::{Blocker, Offer, Passage, Verdict};
 use crate::cgroup::Hierarchies;
@@ -122,15 +122,18 @@ impl Host {
         Ok(list)
     }
 
-    /// Whether the image of a container is here.
+    /// What is missing of the image of a container; none if it is here.
     #[must_use]
-    pub fn has_image(&self, offer: &Offer) -> bool {
-        self.images.resolve(&offer.config.image_id).is_ok()
+    pub fn missing_image(&self, offer: &Offer) -> Option<Vec<LayerBlob>> {
+        match self.images.resolve(&offer.config.image_id) {
+            Ok(_) => None,
+            Err(_) => Some(self.images.missing_layers(&offer.layers)),
+        }
     }
 
-    /// Takes in an image that the other host sends.
+    /// Takes in an image that the other host sends, with the layers that are missing.
     pub fn take_image(&self, archive: impl Read) -> Result<()> {
-        self.images.load(archive).map(drop).map_err(Error::storage)
+        self.images.load_beside(archive).map(drop).map_err(Error::storage)
     }
 
     fn address_taken(&self, offer: &Offer) -> Result<Option<String>> {

@@ -10,7 +10,7 @@ use arctern_engine::precopy::{PageSink, Precopy, RoundFigures};
 use arctern_image::archive::{ArchiveWriter, Compression};
 use arctern_image::manifest::HostFacts;
 use arctern_net::Onward;
-use arctern_storage::{diff, tree};
+use arctern_storage::{LayerBlob, diff, tree};
 
 use super::{Marker, Offer, Passage, Passages, Phase};
 use crate::checkpoint::CheckpointOptions;
@@ -126,6 +126,7 @@ impl Host {
             memory: amount.memory,
             images: amount.images,
             changed: files + volumes::least(self, &record.config),
+            layers: self.images.layer_blobs(&record.config.image_id).unwrap_or_default(),
         };
         Ok(Departure { record, offer, copied: None, early: None, _lock: lock })
     }
@@ -147,9 +148,14 @@ impl Host {
         self.sweep(&departure.record)
     }
 
-    /// The image of a container that is about to leave, as an archive.
-    pub fn image_of(&self, departure: &Departure) -> Result<arctern_storage::ImageArchive> {
-        self.images.export_image(&departure.record.config.image_id).map_err(Error::storage)
+    /// The image of a container that is about to leave, as an archive with these layers.
+    pub fn image_of(
+        &self,
+        departure: &Departure,
+        layers: &[LayerBlob],
+    ) -> Result<arctern_storage::ImageArchive> {
+        let id = &departure.record.config.image_id;
+        self.images.export_layers(id, layers).map_err(Error::storage)
     }
 
     /// Freezes the container, sends it to `peer`, and gives it up when it runs there. After an error

@@ -23,6 +23,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use arctern_image::manifest::HostFacts;
+use arctern_storage::LayerBlob;
 use serde::{Deserialize, Serialize};
 
 use crate::config::ContainerConfig;
@@ -55,6 +56,8 @@ pub struct Offer {
     pub images: u64,
     /// Bytes of files that it has changed at least, with its volumes.
     pub changed: u64,
+    /// The layers of its image.
+    pub layers: Vec<LayerBlob>,
 }
 
 /// Something that is in the way of a move.

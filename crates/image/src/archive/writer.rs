@@ -110,8 +110,21 @@ impl ArchiveWriter {
         name: &str,
         compression: Compression,
     ) -> Result<Self, ArchiveError> {
+        Self::stream_sealed(to, name, compression, &Seal::default())
+    }
+
+    /// As [`ArchiveWriter::stream`], signed and encrypted as `seal` says.
+    ///
+    /// # Errors
+    /// Also: a recipient cannot be encrypted to.
+    pub fn stream_sealed(
+        to: Box<dyn Write + Send>,
+        name: &str,
+        compression: Compression,
+        seal: &Seal,
+    ) -> Result<Self, ArchiveError> {
         let output = Output::Stream { to, bytes: 0 };
-        Self::new(output, compression, &Seal::default(), name.to_owned())
+        Self::new(output, compression, seal, name.to_owned())
     }
 
     fn new(

@@ -7,6 +7,8 @@ use std::time::Duration;
 use arctern_container::Host;
 use arctern_container::transfer::{Departure, Onward};
 
+use arctern_storage::LayerBlob;
+
 use super::{Forwarding, MigrateOptions};
 use crate::error::MigrateError;
 use crate::message::{Answer, Hello, Request, VERSION};
@@ -93,8 +95,9 @@ impl Conversation {
         &mut self,
         host: &Host,
         departure: &Departure,
+        layers: &[LayerBlob],
     ) -> Result<(), MigrateError> {
-        let image = host.image_of(departure)?;
+        let image = host.image_of(departure, layers)?;
         self.send_stream(&Request::Image, image).map(drop)
     }
 
