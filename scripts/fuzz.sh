@@ -13,9 +13,10 @@ cd "$(dirname "$0")/.."
 # cargo-fuzz drives libFuzzer. Without a sanitizer the pinned compiler is enough: the decoders are
 # safe code, and what is looked for is panics, overflows and hangs.
 if [ $# -eq 0 ]; then
-    set -- archive image_archive images layer manifest network_status pagemap plan registry sealed
+    set -- answers archive elf image_archive images layer manifest network_status pagemap plan proc \
+        registry sealed
     if [ "${FUZZ_FEATURES-documents}" = documents ]; then
-        set -- "$@" conversation documents
+        set -- conversation documents pages podman users "$@"
     fi
 fi
 seconds=$((${FUZZ_SECONDS:-3600} / $#))
@@ -23,7 +24,7 @@ kept=${FUZZ_CORPUS:-$PWD/target/fuzz-corpus}
 for decoder in "$@"; do
     features=
     case $decoder in
-    conversation | documents) features=documents ;;
+    conversation | documents | pages | podman | users) features=documents ;;
     esac
     mkdir -p "$kept/$decoder" "fuzz/corpus/$decoder"
     echo "fuzz: $decoder for $seconds s"

@@ -9,6 +9,7 @@ mod archive;
 #[cfg(feature = "documents")]
 mod documents;
 mod images;
+mod inside;
 mod layer;
 mod plan;
 mod sealed;
@@ -21,20 +22,29 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them. The names are those of the programs in `fuzz/fuzz_targets/`.
 pub const TARGETS: &[Target] = &[
+    ("answers", wire::answers),
     ("archive", archive::archive),
     #[cfg(feature = "documents")]
     ("conversation", wire::conversation),
     #[cfg(feature = "documents")]
     ("documents", documents::documents),
+    ("elf", inside::elf),
     ("image_archive", layer::image_archive),
     ("images", images::images),
     ("layer", layer::layer),
     ("manifest", images::manifest),
     ("network_status", images::network_status),
     ("pagemap", images::pagemap),
+    #[cfg(feature = "documents")]
+    ("pages", wire::pages),
     ("plan", plan::plan),
+    #[cfg(feature = "documents")]
+    ("podman", documents::podman),
+    ("proc", inside::proc),
     ("registry", wire::registry),
     ("sealed", sealed::sealed),
+    #[cfg(feature = "documents")]
+    ("users", documents::users),
 ];
 
 /// Runs one of [`TARGETS`].

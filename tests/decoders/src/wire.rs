@@ -1,5 +1,6 @@
 //! What other hosts say: registries, and the other side of a move.
 
+use arctern_storage::registry::answer::{Challenge, complaint, token};
 use arctern_storage::registry::manifest::{Description, Format, convert, format_of};
 use arctern_storage::registry::{Conf, Platform, Reference};
 
@@ -38,4 +39,53 @@ pub fn conversation(input: &[u8]) {
     let mut answers = Receiver::new(input);
     while let Ok(Some(_)) = answers.message::<Answer>() {}
     let _ = Receiver::new(input).data().drain();
+}
+
+/// What registries and token servers say besides images.
+pub fn answers(input: &[u8]) {
+    let _ = token(input);
+    if let Some(line) = complaint(input) {
+        assert!(!line.contains(char::is_control) && line.chars().count() <= 200, "{line:?}");
+    }
+    if let Ok(text) = std::str::from_utf8(input) {
+        let _ = Challenge::read(text.lines());
+    }
+}
+
+/// The pages of two rounds as the destination of a move takes them, and what the restore then reads.
+#[cfg(feature = "documents")]
+pub fn pages(input: &[u8]) {
+    use std::path::Path;
+
+    use arctern_engine::PageDirectory;
+    use arctern_image::images::{ImageDir, ImageKind};
+    use arctern_image::pages::{PAGE_SIZE, PagemapReader};
+    use arctern_migrate::pages::read_pages;
+
+    let dir = crate::scratch();
+    let (first, last) = (dir.path().join("1"), dir.path().join("2"));
+    // The first two bytes say where the second round begins.
+    let [low, high, rest @ ..] = input else { return };
+    let (round, end) =
+        rest.split_at(usize::from(u16::from_le_bytes([*low, *high])).min(rest.len()));
+    let mut sink = PageDirectory::create(&first, None).expect("directory");
+    if read_pages(round, &mut sink).is_err() {
+        return;
+    }
+    sink.conclude().expect("end");
+    let mut sink = PageDirectory::last(&last, Some(Path::new("../1"))).expect("directory");
+    if read_pages(end, &mut sink).is_err() {
+        return;
+    }
+    let images = ImageDir::open(&last).expect("open");
+    for (kind, id) in images.list().expect("list") {
+        if kind != ImageKind::Pagemap {
+            continue;
+        }
+        let Ok(Some(reader)) = PagemapReader::open(&images, kind, id) else { continue };
+        let mut page = [0; PAGE_SIZE as usize];
+        for extent in reader.extents().iter().take(64) {
+            let _ = reader.read_page(extent.vaddr, &mut page);
+        }
+    }
 }

@@ -121,7 +121,10 @@ pub(super) fn is_ours(config: &Value) -> bool {
 }
 
 /// The configuration of a container that Podman checkpointed.
-pub(super) fn adopt(config: Value, spec: &[u8]) -> Result<ContainerConfig> {
+///
+/// # Errors
+/// What is there is no configuration, or one that a container of ours cannot have.
+pub fn adopt(config: Value, spec: &[u8]) -> Result<ContainerConfig> {
     let podman: PodmanConfig = serde_json::from_value(config).map_err(Error::json(CONFIG))?;
     let spec: Spec = serde_json::from_slice(spec).map_err(Error::json(SPEC))?;
     let mut refused = Vec::new();

@@ -24,7 +24,7 @@ mod as_image;
 pub(crate) mod capture;
 pub(crate) mod dry_run;
 mod durable;
-mod foreign;
+pub mod foreign;
 mod image;
 pub(crate) mod import;
 pub mod policy;
@@ -32,7 +32,7 @@ pub(crate) mod restore;
 pub(crate) mod room;
 mod source;
 mod store;
-pub(crate) mod streams;
+pub mod streams;
 pub(crate) mod volumes;
 
 use std::ffi::OsString;

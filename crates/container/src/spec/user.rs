@@ -34,7 +34,11 @@ pub fn resolve(root: &Path, spec: &str) -> Result<User> {
     resolve_in(&passwd, &group, spec)
 }
 
-fn resolve_in(passwd: &str, group: &str, spec: &str) -> Result<User> {
+/// As [`resolve`], with the contents of /etc/passwd and /etc/group.
+///
+/// # Errors
+/// There is no such user or group.
+pub fn resolve_in(passwd: &str, group: &str, spec: &str) -> Result<User> {
     let (user, given_group) = match spec.split_once(':') {
         Some((user, group)) => (user, Some(group).filter(|g| !g.is_empty())),
         None => (spec, None),

@@ -6,9 +6,10 @@ use std::io::Read;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use ureq::http::{HeaderMap, Response};
+use ureq::http::Response;
 use ureq::{Agent, Body, SendBody};
 
+use super::answer::{self, Challenge};
 use super::conf::Source;
 use super::error::RegistryError;
 use super::login::{self, Login};
@@ -38,22 +39,6 @@ pub(super) struct Client {
     login: Option<Login>,
     challenge: Option<Challenge>,
     tokens: Mutex<HashMap<Scope, String>>,
-}
-
-/// What a registry asks for before it answers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Challenge {
-    Basic,
-    Bearer { realm: String, service: Option<String> },
-}
-
-/// An answer of a token server.
-#[derive(serde::Deserialize)]
-struct Token {
-    #[serde(default)]
-    token: Option<String>,
-    #[serde(default)]
-    access_token: Option<String>,
 }
 
 impl Client {
@@ -95,7 +80,9 @@ impl Client {
             answer => answer,
         }?;
         if answer.status().as_u16() == 401 {
-            client.challenge = challenge(answer.headers());
+            let values = answer.headers().get_all("www-authenticate");
+            let values = values.iter().filter_map(|value| value.to_str().ok());
+            client.challenge = Challenge::read(values);
         }
         Ok(client)
     }
@@ -300,12 +287,7 @@ impl Client {
             return Err(self.denied(scope));
         }
         let text = self.text(self.good(answer, "a token")?, "a token", 1 << 20)?;
-        let token: Token = serde_json::from_slice(&text)
-            .map_err(|e| self.not_understood("a token", &e.to_string()))?;
-        token
-            .token
-            .or(token.access_token)
-            .ok_or_else(|| self.not_understood("a token", "it has no token"))
+        answer::token(&text).map_err(|reason| self.not_understood("a token", &reason))
     }
 
     /// An answer that says yes.
@@ -323,7 +305,7 @@ impl Client {
             return Err(RegistryError::Missing { registry, what });
         }
         let text = self.text(answer, &what, 64 << 10).unwrap_or_default();
-        Err(RegistryError::Answer { registry, status, what, message: complaint(&text) })
+        Err(RegistryError::Answer { registry, status, what, message: answer::complaint(&text) })
     }
 
     /// A whole answer of limited length.
@@ -369,82 +351,5 @@ impl Client {
             }
             _ => RegistryError::Unreachable { registry, source: Box::new(error) },
         }
-    }
-}
-
-/// Reads `WWW-Authenticate`; a token server is preferred where a registry offers both.
-fn challenge(headers: &HeaderMap) -> Option<Challenge> {
-    let values = headers.get_all("www-authenticate");
-    let mut basic = None;
-    for value in values.iter().filter_map(|value| value.to_str().ok()) {
-        let (scheme, rest) = value.split_once(' ').unwrap_or((value, ""));
-        if scheme.eq_ignore_ascii_case("bearer") {
-            let parameters = parameters(rest);
-            if let Some(realm) = parameters.get("realm").cloned() {
-                let service = parameters.get("service").cloned();
-                return Some(Challenge::Bearer { realm, service });
-            }
-        } else if scheme.eq_ignore_ascii_case("basic") {
-            basic = Some(Challenge::Basic);
-        }
-    }
-    basic
-}
-
-/// `name="value",…`; quotes keep commas.
-fn parameters(text: &str) -> HashMap<String, String> {
-    let mut found = HashMap::new();
-    let mut rest = text;
-    while let Some((name, after)) = rest.split_once('=') {
-        let (value, next) = match after.strip_prefix('"') {
-            Some(quoted) => quoted.split_once('"').unwrap_or((quoted, "")),
-            None => after.split_once(',').unwrap_or((after, "")),
-        };
-        found.insert(name.trim().to_ascii_lowercase(), value.trim().to_owned());
-        rest = next.trim_start_matches([',', ' ']);
-    }
-    found
-}
-
-/// What a registry says about an error, for people.
-fn complaint(text: &[u8]) -> Option<String> {
-    let value: serde_json::Value = serde_json::from_slice(text).ok()?;
-    let first = value.get("errors")?.get(0)?;
-    let field = |name: &str| first.get(name)?.as_str().filter(|t| !t.is_empty());
-    let text = field("message").or_else(|| field("code"))?;
-    // It goes to a terminal.
-    Some(text.chars().filter(|c| !c.is_control()).take(200).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn challenges_are_read() {
-        let headers = |values: &[&'static str]| {
-            let mut map = HeaderMap::new();
-            for value in values {
-                map.append("www-authenticate", value.parse().expect("header"));
-            }
-            challenge(&map)
-        };
-        let bearer = r#"Bearer realm="https://auth.x/token",service="x, y",scope="a:b:pull""#;
-        assert_eq!(
-            headers(&["Basic realm=\"x\"", bearer]),
-            Some(Challenge::Bearer {
-                realm: "https://auth.x/token".to_owned(),
-                service: Some("x, y".to_owned()),
-            })
-        );
-        assert_eq!(headers(&["basic realm=x"]), Some(Challenge::Basic));
-        assert_eq!(headers(&["Bearer service=x", "Negotiate"]), None);
-    }
-
-    #[test]
-    fn complaints_are_one_line() {
-        let text = br#"{"errors":[{"code":"X","message":"no\u001b[31m way"}]}"#;
-        assert_eq!(complaint(text).as_deref(), Some("no[31m way"));
-        assert_eq!(complaint(b"<html>"), None);
     }
 }

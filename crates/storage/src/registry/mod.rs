@@ -8,6 +8,7 @@
 //!
 //! Requests block; layers are moved by a few threads.
 
+pub mod answer;
 mod client;
 pub mod conf;
 pub mod error;

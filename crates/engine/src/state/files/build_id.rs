@@ -10,7 +10,7 @@ const MAX_HEADERS: usize = 64;
 const MAX_NOTES: usize = 64 * 1024;
 
 /// Reads the build id as CRIU keeps it, 32-bit words of the file's bytes; empty without one.
-pub(super) fn read(file: &File) -> Vec<u32> {
+pub fn read(file: &File) -> Vec<u32> {
     find(file).unwrap_or_default()
 }
 

@@ -18,7 +18,7 @@
 //! One module a kind; each has its capture, its restore and its refusals.
 
 mod beneath;
-mod build_id;
+pub mod build_id;
 mod capture;
 mod confined;
 mod descriptor;
