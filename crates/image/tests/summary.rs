@@ -9,6 +9,7 @@ use arctern_image::messages::{
     CoreEntry, FdTypes, FdinfoEntry, FileEntry, InventoryEntry, MmEntry, PagemapEntry, PagemapHead,
     PstreeEntry, RegFileEntry, TaskCoreEntry, TaskKobjIdsEntry, VmaEntry,
 };
+use arctern_image::seal::Unseal;
 use arctern_image::summary::{SummaryError, compare, summarise, summarise_stream};
 
 const PAGE: u64 = 4096;
@@ -150,7 +151,7 @@ fn pages_that_changed_are_counted() {
     let images = images(&after, &now);
     let entry = |pid, ppid| PstreeEntry { pid, ppid, threads: vec![pid], ..Default::default() };
     images.write_all(ImageKind::Pstree, 0, &[entry(1, 0), entry(5, 1), entry(9, 1)]).expect("tree");
-    let difference = compare(&before, &after).expect("compare");
+    let difference = compare(&before, &after, &Unseal::default()).expect("compare");
     let first = &difference.changed[0];
     assert_eq!((first.pages_changed, first.pages_added, first.pages_common), (1, 1, 2));
     assert_eq!((difference.added.len(), difference.removed.len()), (1, 2));

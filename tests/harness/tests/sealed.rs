@@ -31,6 +31,8 @@ impl Sealed {
             run(Command::new("age-keygen").args(["-o", &secret]))?;
             run(Command::new("age-keygen").args(["-y", "-o", &list, &secret]))?;
         }
+        fs::write(keys.join("one.pass"), "correct horse\nbattery staple\n")?;
+        fs::write(keys.join("two.pass"), "battery staple\n")?;
         victim.write(&victim.good.clone())?;
         let sealed = Sealed { victim, keys };
         let good = sealed.victim.file.display().to_string();
@@ -217,6 +219,75 @@ fn an_encrypted_archive_opens_with_its_key_only() -> Result<(), String> {
         let blind = sealed.victim.host.attempt(&[&look[..], &[&public, &file]].concat())?;
         ensure!(!blind.status.success() && blind.stdout.is_empty(), "{blind:?}");
         sealed.victim.unchanged()
+    })
+}
+
+#[test]
+fn an_archive_opens_with_its_passphrase_only() -> Result<(), String> {
+    judge("sealed::passphrase", || {
+        let options = ["--passphrase-file", "{one.pass}"];
+        let sealed = Sealed::new("secret.tar.age", &options)?;
+        let good = sealed.victim.good.clone();
+        sealed.takes(&good, &options)?;
+        let two = ["--passphrase-file", "{two.pass}"];
+        sealed.refuses(&good, &two, &["none of the given keys"])?;
+        sealed.refuses(&good, &[], &["is encrypted", "--passphrase-file"])?;
+        sealed.refuses(&good, &["--identity", "{one.age}"], &["none of the given keys"])?;
+        sealed.refuses(&good, &["--passphrase-file", "{none}"], &["cannot use a key"])?;
+        let host = &sealed.victim.host;
+        let file = sealed.victim.file.display().to_string();
+        let pass = sealed.expand(options[1]);
+        sealed.victim.write(&good)?;
+        let look = ["checkpoint", "inspect", "--passphrase-file", &pass, &file];
+        ensure!(host.arctern(&look)?.contains("Container    one"), "inspect");
+        let diff = ["checkpoint", "diff", "--passphrase-file", &pass];
+        let same = host.arctern(&[&diff[..], &[&file, &file]].concat())?;
+        ensure!(same.contains("0 pages changed") || same.is_empty(), "{same}");
+        let closed = host.attempt(&["checkpoint", "diff", &file, &file])?;
+        let text = String::from_utf8_lossy(&closed.stderr);
+        ensure!(!closed.status.success() && text.contains("is encrypted"), "{text}");
+        sealed.victim.unchanged()
+    })
+}
+
+#[test]
+fn two_encrypted_archives_are_compared() -> Result<(), String> {
+    judge("sealed::diff", || {
+        let options = ["--sign", "{one}", "--encrypt-to", "{one.recipients}"];
+        let sealed = Sealed::new("secret.tar.age", &options)?;
+        let (host, good) = (&sealed.victim.host, sealed.victim.good.clone());
+        sealed.victim.write(&good)?;
+        let first = sealed.victim.file.display().to_string();
+        let key = sealed.expand("{one.age}");
+        host.arctern(&["container", "restore", "--identity", &key, "--file", &first])?;
+        // It has another child then.
+        sealed.victim.is_identical()?;
+        let second = host.dir().join("second.tar.age").display().to_string();
+        let list = sealed.expand("{one.recipients}");
+        let checkpoint = ["container", "checkpoint", "one", "--encrypt-to", &list];
+        host.arctern(&[&checkpoint[..], &["--file", &second]].concat())?;
+        let diff = ["checkpoint", "diff", "--identity", &key];
+        let told = host.arctern(&[&diff[..], &[&first, &second]].concat())?;
+        ensure!(told.contains("+ process") && told.contains("sleep 1000"), "{told}");
+        let refused = |options: &[&str], word: &str| -> Result<()> {
+            let mut words = vec!["checkpoint", "diff"];
+            words.extend(options);
+            let output = host.attempt(&[&words[..], &[&first, &second]].concat())?;
+            let text = String::from_utf8_lossy(&output.stderr);
+            ensure!(!output.status.success() && output.stdout.is_empty(), "{words:?}: {output:?}");
+            ensure!(text.contains(word), "{words:?}: {text}");
+            Ok(())
+        };
+        refused(&["--identity", &sealed.expand("{two.age}")], "none of the given keys")?;
+        refused(&[], "is encrypted")?;
+        // The second one is not signed.
+        let signer = sealed.expand("{one.pub}");
+        refused(&["--identity", &key, "--require-signature", &signer], "is not signed")?;
+        host.arctern(&["rm", "-f", "-t", "0", "one"])?;
+        fs::remove_file(&second)?;
+        let left = host.leftovers()?;
+        ensure!(left.is_empty(), "left on the host:\n{}", left.join("\n"));
+        Ok(())
     })
 }
 

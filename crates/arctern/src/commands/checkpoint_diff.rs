@@ -6,6 +6,7 @@ use arctern_image::summary::{Difference, compare};
 
 use super::Context;
 use super::checkpoint_inspect::locate;
+use super::seal_args::UnsealArgs;
 use crate::report::{Cannot, CommandResult};
 use crate::ui::size;
 
@@ -15,12 +16,17 @@ use crate::ui::size;
 /// the first one only, what `+` marks in the second one only. It needs neither root nor a store.
 ///
 ///   arctern checkpoint diff monday.tar tuesday.tar
+///   arctern checkpoint diff --identity friend monday.tar.age tuesday.tar.age
+///
+/// Keys are for both: neither may then be without encryption, or without the signature.
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Args {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub unseal: UnsealArgs,
     /// An archive, a directory of images, or a container
     #[arg(value_name = "FIRST")]
     pub first: PathBuf,
@@ -32,7 +38,7 @@ pub struct Args {
 /// Runs the command.
 pub fn run(ctx: &Context, args: Args) -> CommandResult {
     let (first, second) = (locate(ctx, &args.first)?, locate(ctx, &args.second)?);
-    let difference = compare(&first, &second)
+    let difference = compare(&first, &second, &args.unseal.unseal()?)
         .cannot(|| format!("compare {} and {}", first.display(), second.display()))?;
     if args.json {
         outln!("{}", serde_json::to_string_pretty(&difference).cannot(|| "write JSON")?);

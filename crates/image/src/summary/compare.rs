@@ -59,13 +59,13 @@ impl ProcessDifference {
     }
 }
 
-/// Compares two archives, or directories of images.
+/// Compares two archives, or directories of images; both are opened with the same keys.
 ///
 /// # Errors
 /// [`SummaryError`], of either.
-pub fn compare(first: &Path, second: &Path) -> Result<Difference, SummaryError> {
+pub fn compare(first: &Path, second: &Path, unseal: &Unseal) -> Result<Difference, SummaryError> {
     let read = |path| {
-        let raw = read::read(path, read::Pages::Digests, &Unseal::default())?;
+        let raw = read::read(path, read::Pages::Digests, unseal)?;
         build::build(&raw).map(|summary| (summary, raw.pages))
     };
     let (before, old_pages) = read(first)?;
