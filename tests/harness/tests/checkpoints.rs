@@ -55,6 +55,44 @@ fn checkpoints_are_listed_shown_and_removed() -> Result<(), String> {
 }
 
 #[test]
+fn a_checkpoint_to_a_file_is_kept_beside_the_container_if_asked() -> Result<(), String> {
+    judge("checkpoints::keep", || {
+        let host = Host::new()?;
+        host.image("nginx", &[])?;
+        let run = ["run", "-d", "--network", "none", "--name", "a", "nginx", "sleep", "1000"];
+        host.arctern(&run)?;
+        let file = |name: &str| host.dir().join(name).to_string_lossy().into_owned();
+        let kept = || host.arctern(&["checkpoint", "ls", "-q"]);
+        let id = host.arctern(&["inspect", "--format", "{{.Id}}", "a"])?;
+        let directory = host.dir().join("root/containers").join(id).join("checkpoint");
+
+        // The file has all of it; nothing stays beside a container that goes on.
+        host.arctern(&["checkpoint", "-R", "-e", &file("plain.tar"), "a"])?;
+        ensure!(kept()?.is_empty() && !directory.exists(), "kept without --keep");
+        host.arctern(&["checkpoint", "-R", "--keep", "-e", &file("kept.tar"), "a"])?;
+        ensure!(kept()? == "a", "not kept with --keep");
+        for name in ["pstree.img", "inventory.img"] {
+            let found = directory.join(name).exists();
+            ensure!(found, "{name} is not kept in {}", directory.display());
+        }
+        let same = host.arctern(&["checkpoint", "diff", &file("kept.tar"), "a"])?;
+        ensure!(!same.contains("+ ") && !same.contains("- "), "not what is in the file: {same}");
+        // The next one replaces it.
+        host.arctern(&["checkpoint", "--keep", "-e", &file("last.tar"), "a"])?;
+        ensure!(kept()? == "a", "not kept when it was stopped");
+        host.arctern(&["restore", "--keep", "a"])?;
+        ensure!(kept()? == "a", "not kept by the restore");
+        host.arctern(&["stop", "-t", "0", "a"])?;
+        ensure!(kept()? == "a", "gone with the stop");
+        host.arctern(&["checkpoint", "rm", "a"])?;
+        host.arctern(&["rm", "-f", "-t", "0", "a"])?;
+        let left = host.leftovers()?;
+        ensure!(left.is_empty(), "left on the host:\n{}", left.join("\n"));
+        Ok(())
+    })
+}
+
+#[test]
 fn files_are_shown_and_compared_by_anybody() -> Result<(), String> {
     judge("checkpoints::files", || {
         let host = Host::new()?;

@@ -7,7 +7,7 @@ use arctern_harness::crash::{self, alive};
 use arctern_harness::disk::{self, fill};
 use arctern_harness::host::Host;
 use arctern_harness::process::readable;
-use arctern_harness::skips::judge;
+use arctern_harness::skips::{Skip, judge};
 use arctern_harness::workload;
 use rustix::fd::AsFd;
 use rustix::fs::inotify;
@@ -78,6 +78,23 @@ fn unharmed(host: &Host, output: &Output) -> Result<String> {
 fn directory(host: &Host) -> Result<PathBuf> {
     let id = host.arctern(&["inspect", "--format", "{{.Id}}", "c"])?;
     Ok(host.seen(&host.dir().join("root/containers").join(id)))
+}
+
+/// Starts a container `other`, which keeps the control group above all containers, and gives the file
+/// with the limit of that group.
+fn limit_above(host: &Host) -> Result<PathBuf> {
+    let script = "while :; do read x < /dev/zero; done";
+    let run = ["run", "-d", "--network", "none", "--name", "other", "clock", "sh", "-c", script];
+    host.arctern(&run)?;
+    let pid = crash::init(host, "other")?.context("it does not run")?;
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    let line = groups.lines().find(|line| line.contains(":memory:"));
+    let Some((_, group)) = line.and_then(|line| line.split_once(":memory:")) else {
+        return Err(Skip("no memory controller of version 1".into()).into());
+    };
+    let above = Path::new(group).parent().context("no group above")?;
+    let above = Path::new("/sys/fs/cgroup/memory").join(above.strip_prefix("/")?);
+    Ok(above.join("memory.limit_in_bytes"))
 }
 
 #[test]
@@ -173,38 +190,42 @@ fn a_disk_that_others_fill_meanwhile_costs_nothing_but_the_checkpoint() -> Resul
 }
 
 #[test]
+fn what_a_restore_lacks_of_disk_and_memory_is_told_at_once() -> Result<(), String> {
+    judge("room::both", || {
+        let host = host(MEMORY * 4)?;
+        let limit = limit_above(&host)?;
+        let archive = host.dir().join("root/c.tar").to_string_lossy().into_owned();
+        host.arctern(&["container", "checkpoint", "c", "--file", &archive])?;
+        host.arctern(&["rm", "c"])?;
+        let filler = File::create(host.seen(&host.dir().join("root/filler")))?;
+        fill(&filler)?;
+        fs::write(&limit, ((MEMORY - 8) << 20).to_string())?;
+        let output = host.attempt(&["container", "restore", "--file", &archive])?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.code() == Some(125), "{:?}: {said}", output.status);
+        ensure!(said.contains("for the unpacked checkpoint"), "nothing about the disk: {said}");
+        ensure!(said.contains("control group"), "nothing about the memory: {said}");
+        ensure!(host.arctern(&["ps", "-q"])?.lines().count() == 1, "a container is left");
+        filler.set_len(0)?;
+        fs::write(&limit, (256 << 20).to_string())?;
+        host.arctern(&["container", "restore", "--file", &archive])?;
+        longest(&host)?;
+        host.arctern(&["rm", "-f", "-t", "0", "c", "other"])?;
+        Ok(())
+    })
+}
+
+#[test]
 fn a_restore_without_memory_is_refused_and_keeps_its_checkpoint() -> Result<(), String> {
     judge("room::memory", || {
         let host = host(MEMORY * 4)?;
-        // It keeps the group above.
-        host.arctern(&[
-            "run",
-            "-d",
-            "--network",
-            "none",
-            "--name",
-            "other",
-            "clock",
-            "sh",
-            "-c",
-            "while :; do read x < /dev/zero; done",
-        ])?;
-        let pid = crash::init(&host, "other")?.context("it does not run")?;
-        let groups = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-        let line = groups.lines().find(|line| line.contains(":memory:"));
-        let Some((_, group)) = line.and_then(|line| line.split_once(":memory:")) else {
-            return Err(
-                arctern_harness::skips::Skip("no memory controller of version 1".into()).into()
-            );
-        };
-        let above = Path::new(group).parent().context("no group above")?;
-        let above = Path::new("/sys/fs/cgroup/memory").join(above.strip_prefix("/")?);
-        let limit = above.join("memory.limit_in_bytes");
+        let limit = limit_above(&host)?;
+        let group = limit.parent().context("no group")?;
         host.arctern(&["container", "checkpoint", "c"])?;
         fs::write(&limit, ((MEMORY - 8) << 20).to_string())?;
         let output = host.attempt(&["container", "restore", "c"])?;
         let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(said.contains(&format!("control group {}", above.display())), "{said}");
+        ensure!(said.contains(&format!("control group {}", group.display())), "{said}");
         ensure!(said.contains("raise its limit"), "{said}");
         fs::write(&limit, (256 << 20).to_string())?;
         host.arctern(&["container", "restore", "c"])?;

@@ -108,7 +108,7 @@ impl Host {
         pull: &PullOptions,
         progress: &dyn Progress,
     ) -> Result<()> {
-        self.room_for_archive(file)?;
+        self.room_for_archive(file, options)?;
         let limits = source::limits(self)?;
         let (config, ..) = read_config(file, options, limits)?;
         let missing = match self.find_image(file, &config, &options.unseal) {

@@ -89,7 +89,7 @@ impl Host {
         events: &mut dyn Events,
     ) -> Result<Restored> {
         let begin = Instant::now();
-        self.room_for_archive(file)?;
+        self.room_for_archive(file, options)?;
         let (config, renamed, dump) = read_config(file, options, source::limits(self)?)?;
         volumes::check(self, &config, options)?;
         self.find_image(file, &config, &options.unseal)?;

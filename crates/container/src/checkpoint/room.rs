@@ -4,12 +4,14 @@
 use std::path::Path;
 
 use arctern_engine::room;
-use arctern_image::archive::Compression;
+use arctern_image::archive::{Compression, Limits};
+use arctern_image::summary::summarise_sealed;
 use arctern_storage::tree;
 use arctern_sys::Pid;
 use arctern_sys::proc::meminfo;
 
-use super::{CheckpointOptions, source, volumes};
+use super::import::read_config;
+use super::{CheckpointOptions, RestoreOptions, source, volumes};
 use crate::cgroup::Hierarchies;
 use crate::config::ContainerConfig;
 use crate::error::{Error, Result};
@@ -20,6 +22,9 @@ use crate::transfer::{Blocker, Offer};
 
 /// What the smallest checkpoint takes in any form, in bytes.
 const SMALLEST: u64 = 4096;
+
+/// The longest archive that is read only to tell what it lacks, in bytes: some seconds.
+const LONGEST_LOOK: u64 = 1 << 30;
 
 impl Host {
     /// Refuses a capture whose images and copies of changed files cannot be written; `archived` when
@@ -76,11 +81,12 @@ impl Host {
         needs(room::at_least(Pid(pid)).images).check()
     }
 
-    /// Refuses an archive that cannot be unpacked here; it takes at least what it is long.
+    /// Refuses an archive that cannot be unpacked here; it takes at least what it is long. Unless it is
+    /// long itself, one that is refused is read for the memory that it lacks, so that all is told.
     ///
     /// # Errors
     /// [`Error::NoRoom`].
-    pub(super) fn room_for_archive(&self, file: &Path) -> Result<()> {
+    pub(super) fn room_for_archive(&self, file: &Path, options: &RestoreOptions) -> Result<()> {
         let archive = source::open(file)?.metadata().map_err(Error::io("inspect", file))?;
         let length = archive.len();
         let mut needs = Needs::default();
@@ -88,6 +94,18 @@ impl Host {
         let least = length - length / 64;
         let dir = self.paths.root.join("containers");
         needs.write("the unpacked checkpoint", &dir, least, &self.elsewhere());
+        if needs.missing()?.is_empty() {
+            return Ok(());
+        }
+        // Not those of the disk, which has no room for it.
+        if length <= LONGEST_LOOK
+            && let Ok((config, ..)) = read_config(file, options, Limits::default())
+            && let Ok(summary) = summarise_sealed(file, &options.unseal)
+        {
+            // What processes share is not known here: the largest one needs all of its own.
+            let own = summary.processes.iter().map(|p| p.memory.anonymous + p.memory.file);
+            self.need_memory(&mut needs, &config, own.max().unwrap_or(0))?;
+        }
         needs.check()
     }
 
