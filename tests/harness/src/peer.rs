@@ -49,6 +49,14 @@ impl Peer {
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
+    /// A command that will run a program of this machine in the network of the world.
+    pub fn beside(&self, program: &str) -> Result<Command> {
+        let pid = std::fs::read_to_string(self.run.path().join("world/pid"))?;
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/proc/{}/ns/net", pid.trim())).arg(program);
+        Ok(command)
+    }
+
     /// Runs Podman, which must succeed; what it printed.
     pub fn podman(&self, arguments: &[&str]) -> Result<String> {
         self.run(&[&["podman"], arguments].concat())

@@ -15,15 +15,29 @@ pub const ADDRESS: &str = "127.0.0.1:5000";
 /// Who it lets in, and with which password.
 pub const CREDS: &str = "user:a secret";
 
+/// Where the server is that gives tokens for it, if it wants tokens.
+const TOKENS: &str = "127.0.0.1:5001";
+const TOKEN_SERVER: &str = include_str!("token.py");
+
 /// The directory of a registry, and its servers.
 pub struct Registry {
     base: tempfile::TempDir,
+    tokens: bool,
     servers: Vec<Child>,
 }
 
 impl Registry {
-    /// A registry without images and without servers.
+    /// A registry without images and without servers, which asks for a password.
     pub fn new() -> Result<Self> {
+        Self::make(false)
+    }
+
+    /// As [`Registry::new`], one that asks for tokens (`token.py`).
+    pub fn with_tokens() -> Result<Self> {
+        Self::make(true)
+    }
+
+    fn make(tokens: bool) -> Result<Self> {
         for program in ["docker-registry", "htpasswd", "openssl", "curl"] {
             let found =
                 Command::new("sh").args(["-c", &format!("command -v {program}")]).output()?;
@@ -32,22 +46,29 @@ impl Registry {
             }
         }
         let base = tempfile::Builder::new().prefix("arctern-registry-").tempdir_in("/var/tmp")?;
-        let registry = Self { base, servers: Vec::new() };
+        let registry = Self { base, tokens, servers: Vec::new() };
         registry.make_certificates()?;
         let (user, password) = CREDS.split_once(':').context("credentials")?;
         let line = run(Command::new("htpasswd").args(["-Bbn", user, password]))?;
         fs::write(registry.path("htpasswd"), line.stdout)?;
         let path = |name: &str| registry.path(name).display().to_string();
+        let way_in = match tokens {
+            false => format!("htpasswd: {{realm: test, path: {}}}", path("htpasswd")),
+            true => format!(
+                "token: {{realm: 'https://{TOKENS}/token', service: test, issuer: test, \
+                 rootcertbundle: {}}}",
+                path("certs/ca.crt")
+            ),
+        };
         let config = format!(
             "version: 0.1\n\
              log: {{level: error, accesslog: {{disabled: true}}}}\n\
              storage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\n\
              http: {{addr: '{ADDRESS}', tls: {{certificate: {}, key: {}}}}}\n\
-             auth: {{htpasswd: {{realm: test, path: {}}}}}\n",
+             auth: {{{way_in}}}\n",
             path("data"),
             path("server.crt"),
             path("server.key"),
-            path("htpasswd"),
         );
         fs::write(registry.path("config.yml"), config)?;
         Ok(registry)
@@ -66,10 +87,10 @@ impl Registry {
             "req -x509 {key} -keyout ca.key -out certs/ca.crt -days 30 -subj /CN=authority"
         ))?;
         openssl(&format!("req {key} -keyout server.key -out server.csr -subj /CN=localhost"))?;
-        openssl(
-            "x509 -req -in server.csr -CA certs/ca.crt -CAkey ca.key -CAcreateserial -days 30 \
-             -extfile san -out server.crt",
-        )?;
+        let by_authority = "-CA certs/ca.crt -CAkey ca.key -CAcreateserial -days 30";
+        openssl("req -newkey rsa:2048 -nodes -keyout token.key -out token.csr -subj /CN=tokens")?;
+        openssl(&format!("x509 -req -in token.csr {by_authority} -out token.crt"))?;
+        openssl(&format!("x509 -req -in server.csr {by_authority} -extfile san -out server.crt"))?;
         Ok(())
     }
 
@@ -84,12 +105,32 @@ impl Registry {
 
     /// Serves it in the network of a host.
     pub fn serve(&mut self, host: &Host) -> Result<()> {
-        let mut command = host.place().command("docker-registry");
+        if self.tokens {
+            let mut command = host.place().command("python3");
+            command.args(["-c", TOKEN_SERVER]).arg(self.base.path()).arg(TOKENS);
+            command.stderr(Stdio::null());
+            self.servers.push(command.spawn().context("cannot run the token server")?);
+            host.connect(TOKENS)?;
+        }
+        self.serve_by(host.place().command("docker-registry"))?;
+        host.connect(ADDRESS).map(drop)
+    }
+
+    /// Serves it wherever this command runs docker-registry.
+    pub fn serve_by(&mut self, mut command: Command) -> Result<()> {
         command.arg("serve").arg(self.path("config.yml"));
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("OTEL_TRACES_EXPORTER", "none").stdout(Stdio::null()).stderr(Stdio::null());
         self.servers.push(command.spawn().context("cannot run docker-registry")?);
-        host.connect(ADDRESS).map(drop)
+        Ok(())
+    }
+
+    /// Ends all its servers.
+    pub fn silence(&mut self) {
+        for mut server in self.servers.drain(..) {
+            let _ = server.kill();
+            let _ = server.wait();
+        }
     }
 
     /// `arctern ARGUMENTS` on a host that has no configuration but this registry's: its certificates
@@ -128,6 +169,11 @@ impl Registry {
         Ok(String::from_utf8_lossy(&output.stderr).into_owned())
     }
 
+    /// What the token server was asked for so far: a scope and by whom, a line each.
+    pub fn requests(&self) -> Result<String> {
+        Ok(fs::read_to_string(self.path("requests"))?)
+    }
+
     /// Logs a host in.
     pub fn login(&self, host: &Host) -> Result<()> {
         let (user, password) = CREDS.split_once(':').context("credentials")?;
@@ -153,9 +199,6 @@ impl Registry {
 
 impl Drop for Registry {
     fn drop(&mut self) {
-        for server in &mut self.servers {
-            let _ = server.kill();
-            let _ = server.wait();
-        }
+        self.silence();
     }
 }

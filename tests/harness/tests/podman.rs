@@ -4,10 +4,13 @@
 #![forbid(unsafe_code)]
 
 use anyhow::{Context, Result, bail, ensure};
+use arctern_harness::crash;
 use arctern_harness::host::Host;
 use arctern_harness::peer::Peer;
+use arctern_harness::registry::{ADDRESS, CREDS, Registry};
 use arctern_harness::skips::judge;
 use serde_json::Value;
+use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -218,6 +221,95 @@ fn a_container_that_podman_started_goes_on_here() -> Result<(), String> {
         both.host.arctern(&["volume", "rm", "data"])?;
         let left = both.host.leftovers()?;
         ensure!(left.is_empty(), "left on the host:\n{}", left.join("\n"));
+        Ok(())
+    })
+}
+
+/// What Podman and Arctern say of an image in the same words.
+fn identity(shown: &str) -> Result<(String, Value, Value)> {
+    let all: Value = serde_json::from_str(shown).context(shown.to_owned())?;
+    let image = &all[0];
+    let id = image["Id"].as_str().context("no id")?.to_owned();
+    Ok((id, image["RootFS"]["Layers"].clone(), image["Config"]["Env"].clone()))
+}
+
+#[test]
+fn images_go_both_ways() -> Result<(), String> {
+    judge("podman::images", || {
+        let host = Host::new()?;
+        let peer = Peer::start(host.dir())?;
+        crash::tiny_image(&host)?;
+        let tar = host.dir().join("tiny.tar").to_string_lossy().into_owned();
+        let ours = "localhost/ours:1";
+        host.arctern(&["import", "--change", "ENV V=ours", &tar, ours])?;
+        let here = identity(&host.arctern(&["image", "inspect", ours])?)?;
+        let says = ["sh", "-c", "echo version $V"];
+        let run = ["run", "--rm", "--network", "none"];
+        for format in ["docker-archive", "oci-archive"] {
+            // What we save Podman loads, and runs.
+            let file = host.dir().join(format).to_string_lossy().into_owned();
+            host.arctern(&["save", "--format", format, "-o", &file, ours])?;
+            peer.podman(&["load", "--input", &Peer::path(format)])?;
+            let there = identity(&peer.podman(&["image", "inspect", ours])?)?;
+            ensure!(there == here, "{format}: {here:?} became {there:?}");
+            let said = peer.podman(&[&run[..], &[ours], &says].concat())?;
+            ensure!(said == "version ours", "{format}: in Podman it says {said}");
+
+            // What Podman saves is loaded here, and runs.
+            let theirs = "localhost/theirs:1";
+            let change = ["import", "--change", "ENV=V=theirs", &Peer::path("tiny.tar"), theirs];
+            peer.podman(&change)?;
+            let there = identity(&peer.podman(&["image", "inspect", theirs])?)?;
+            let back = format!("back-{format}");
+            peer.podman(&["save", "--format", format, "-o", &Peer::path(&back), theirs])?;
+            let file = host.dir().join(&back).to_string_lossy().into_owned();
+            host.arctern(&["load", "-i", &file])?;
+            let loaded = identity(&host.arctern(&["image", "inspect", theirs])?)?;
+            ensure!(loaded == there, "{format}: {there:?} became {loaded:?}");
+            let said = host.arctern(&[&run[..], &[theirs], &says].concat())?;
+            ensure!(said == "version theirs", "{format}: here it says {said}");
+            host.arctern(&["rmi", theirs])?;
+            peer.podman(&["rmi", "--all", "--force"])?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn registries_are_shared_with_podman() -> Result<(), String> {
+    judge("podman::registry", || {
+        let host = Host::new()?;
+        let peer = Peer::start(host.dir())?;
+        let mut registry = Registry::new()?;
+        registry.serve(&host)?;
+        registry.serve_by(peer.beside("docker-registry")?)?;
+        registry.login(&host)?;
+        crash::tiny_image(&host)?;
+        let certs = host.dir().join("certs");
+        fs::create_dir(&certs)?;
+        fs::copy(registry.certs().join("ca.crt"), certs.join("ca.crt"))?;
+        let access = ["--creds", CREDS, "--cert-dir", &Peer::path("certs")];
+        let says = ["sh", "-c", "echo version $V"];
+        let run = ["run", "--rm", "--network", "none"];
+        let tar = host.dir().join("tiny.tar").to_string_lossy().into_owned();
+        for format in ["oci", "v2s2"] {
+            let ours = format!("{ADDRESS}/team/ours:{format}");
+            host.arctern(&["import", "--change", "ENV V=ours", &tar, &ours])?;
+            registry.arctern(&host, &["push", "-q", "--format", format, &ours])?;
+            peer.podman(&[&["pull", "--retry", "5"][..], &access, &[&ours]].concat())?;
+            let here = identity(&host.arctern(&["image", "inspect", &ours])?)?;
+            let there = identity(&peer.podman(&["image", "inspect", &ours])?)?;
+            ensure!(there == here, "{format}: {here:?} became {there:?}");
+            let said = peer.podman(&[&run[..], &[&ours], &says].concat())?;
+            ensure!(said == "version ours", "{format}: in Podman it says {said}");
+
+            let theirs = format!("{ADDRESS}/team/theirs:{format}");
+            let archive = Peer::path("tiny.tar");
+            peer.podman(&["import", "--change", "ENV=V=theirs", &archive, &theirs])?;
+            peer.podman(&[&["push", "--format", format][..], &access, &[&theirs]].concat())?;
+            let said = registry.arctern(&host, &[&run[..], &[&theirs], &says].concat())?;
+            ensure!(said == "version theirs", "{format}: here it says {said}");
+        }
         Ok(())
     })
 }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use anyhow::{Context, Result, ensure};
+use arctern_harness::crash;
 use arctern_harness::host::{Host, run};
 use arctern_harness::registry::{ADDRESS, CREDS, Registry};
 use arctern_harness::skips::judge;
@@ -294,6 +295,102 @@ fn pulls_side_by_side_share_layers_with_removals() -> Result<(), String> {
             registry.arctern(&b, &["image", "prune", "-a", "-f"])?;
             nothing_is_left(&b)?;
         }
+        Ok(())
+    })
+}
+
+/// A container that prints the version of its image, which is got by this policy.
+fn by_policy(registry: &Registry, host: &Host, policy: &str, name: &str) -> Result<Command> {
+    let words = ["run", "--rm", "--network", "none", "--pull", policy, name];
+    registry.command(host, &[&words[..], &["sh", "-c", "echo version $V"]].concat())
+}
+
+#[test]
+fn a_container_gets_its_image_by_the_policy() -> Result<(), String> {
+    judge("registry::policies", || {
+        let (mut registry, a, b) = two_hosts()?;
+        let name = format!("{ADDRESS}/team/app:1");
+        crash::tiny_image(&a)?;
+        registry.login(&a)?;
+        registry.login(&b)?;
+        let tar = a.dir().join("tiny.tar").to_string_lossy().into_owned();
+        let publish = |registry: &Registry, version: &str| -> Result<()> {
+            let change = format!("ENV V={version}");
+            a.arctern(&["import", "--change", &change, &tar, &name])?;
+            registry.arctern(&a, &["push", "-q", &name]).map(drop)
+        };
+        let says = |registry: &Registry, policy: &str, wanted: &str| -> Result<String> {
+            let output = run(&mut by_policy(registry, &b, policy, &name)?)?;
+            let said = String::from_utf8_lossy(&output.stdout);
+            ensure!(said.trim() == format!("version {wanted}"), "--pull {policy}: {said}");
+            Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+        };
+        let refuses = |registry: &Registry, policy: &str, word: &str| -> Result<()> {
+            let output = by_policy(registry, &b, policy, &name)?.output()?;
+            let said = String::from_utf8_lossy(&output.stderr);
+            ensure!(!output.status.success() && said.contains(word), "--pull {policy}: {said}");
+            Ok(())
+        };
+        publish(&registry, "one")?;
+        refuses(&registry, "never", "no image")?;
+        says(&registry, "missing", "one")?;
+        publish(&registry, "two")?;
+        says(&registry, "missing", "one")?;
+        says(&registry, "never", "one")?;
+        says(&registry, "newer", "two")?;
+        says(&registry, "newer", "two")?;
+        publish(&registry, "three")?;
+        says(&registry, "always", "three")?;
+        refuses(&registry, "sometimes", "always, missing, never or newer")?;
+        // The others have lost the name, and are still images.
+        let dangling = b.arctern(&["images", "--format", "{{.Repository}} {{.Dangling}}"])?;
+        ensure!(dangling.matches("<none> true").count() == 2, "{dangling}");
+
+        publish(&registry, "four")?;
+        registry.silence();
+        for policy in ["missing", "never", "newer"] {
+            let told = says(&registry, policy, "three")?;
+            let warned = told.contains("no answer from registry");
+            ensure!(warned == (policy == "newer"), "--pull {policy}: {told}");
+        }
+        refuses(&registry, "always", "no answer from registry")?;
+        Ok(())
+    })
+}
+
+#[test]
+fn images_are_listed_with_the_fields_that_are_asked_for() -> Result<(), String> {
+    judge("registry::format", || {
+        let host = Host::new()?;
+        load(&host, "app:1", &[("one", None)])?;
+        host.arctern(&["tag", "app:1", "other:2"])?;
+        host.arctern(&["create", "--network", "none", "--name", "c", "app:1", "true"])?;
+        let image = inspect(&host, "app:1")?;
+        let text = |field: &str| image[field].as_str().unwrap_or_default().to_owned();
+        let listed = |format: &str| host.arctern(&["images", "--format", format]);
+        let rows = listed("{{.Repository}}:{{.Tag}} {{.ID}} {{.Os}}/{{.Arch}} {{.Containers}}")?;
+        let short = &text("Id")[..12];
+        let row = |name: &str| format!("localhost/{name} {short} linux/amd64 1");
+        let mut found: Vec<&str> = rows.lines().collect();
+        found.sort_unstable();
+        ensure!(found == [row("app:1"), row("other:2")], "{rows}");
+        let digests = listed("{{.Id}} {{.Digest}} {{.ConfigDigest}} {{.CreatedAt}}")?;
+        let all = ["Id", "Digest", "Created"].map(text);
+        let wanted = format!("{} {} sha256:{} {}", all[0], all[1], all[0], all[2]);
+        ensure!(digests.lines().all(|line| line == wanted), "{digests} is not {wanted}");
+        let names = listed("{{json .RepoTags}} {{.Labels.name}} {{.Dangling}}")?;
+        ensure!(
+            names.contains("\"localhost/other:2\"") && names.contains(" app:1 false"),
+            "{names}"
+        );
+        let table = listed("table {{.Repository}}\\t{{.Size}}\\t{{.CreatedSince}}")?;
+        ensure!(table.starts_with("REPOSITORY") && table.contains("ago"), "{table}");
+        let whole = host.arctern(&["images", "--no-trunc", "--format", "{{.ID}}"])?;
+        ensure!(whole.lines().all(|id| id == format!("sha256:{}", all[0])), "{whole}");
+        let wrong = host.attempt(&["images", "--format", "{{.Name}}"])?;
+        let said = String::from_utf8_lossy(&wrong.stderr);
+        ensure!(!wrong.status.success() && said.contains("there is no field `Name`"), "{said}");
+        host.arctern(&["rm", "c"])?;
         Ok(())
     })
 }
