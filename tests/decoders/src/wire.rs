@@ -20,15 +20,47 @@ pub fn registry(input: &[u8]) {
 }
 
 /// Frames of a conversation between two hosts, as either side reads them. Since sums keep damaged frames
-/// from being looked into, each line is a message too.
+/// from being looked into, each line is a message too, and every frame is read once more with its sums
+/// made right.
 #[cfg(feature = "documents")]
 pub fn conversation(input: &[u8]) {
     use arctern_migrate::message::{Answer, Request};
-    use arctern_migrate::wire::Receiver;
     for line in input.split(|byte| *byte == b'\n') {
         let _ = serde_json::from_slice::<Request>(line);
         let _ = serde_json::from_slice::<Answer>(line);
     }
+    listen(input);
+    listen(&framed(input));
+}
+
+/// Frames with right sums: of each the kind, the length in two bytes, and the payload.
+#[cfg(feature = "documents")]
+fn framed(mut input: &[u8]) -> Vec<u8> {
+    let sum = |bytes: &[u8]| {
+        let mut sum = flate2::Crc::new();
+        sum.update(bytes);
+        sum.sum().to_le_bytes()
+    };
+    let mut frames = Vec::new();
+    while let [kind, low, high, rest @ ..] = input {
+        let length = usize::from(u16::from_le_bytes([*low, *high])).min(rest.len());
+        let (payload, after) = rest.split_at(length);
+        let mut head = vec![*kind];
+        head.extend((length as u32).to_le_bytes());
+        head.extend(sum(payload));
+        head.extend(sum(&head));
+        frames.extend(head);
+        frames.extend(payload);
+        input = after;
+    }
+    frames
+}
+
+/// Reads them as the destination, as the source, and as a stream.
+#[cfg(feature = "documents")]
+fn listen(input: &[u8]) {
+    use arctern_migrate::message::{Answer, Request};
+    use arctern_migrate::wire::Receiver;
     let mut requests = Receiver::new(input);
     while let Ok(Some(request)) = requests.message::<Request>() {
         let follows = matches!(request, Request::Image | Request::Archive);
