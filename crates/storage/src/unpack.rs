@@ -38,6 +38,9 @@ const WHITEOUT_PREFIX: &[u8] = b".wh.";
 /// OCI marker of a directory that hides everything below it in lower layers.
 const WHITEOUT_OPAQUE: &[u8] = b".wh..wh..opq";
 
+/// How often what somebody puts at a member's place is removed.
+const TRIES: u32 = 100;
+
 /// How whiteout names of OCI layers are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Whiteouts {
@@ -301,16 +304,18 @@ impl Unpacker {
         action: &'static str,
         make: impl Fn(BorrowedFd<'_>, &OsStr) -> rustix::io::Result<T>,
     ) -> Result<T, UnpackErrorKind> {
-        let (parent, name) = self.root.parent(path).map_err(resolving)?;
-        match make(parent, name) {
-            Err(Errno::EXIST) => {}
-            other => return other.map_err(doing(action)),
+        let mut tries = 0;
+        loop {
+            let (parent, name) = self.root.parent(path).map_err(resolving)?;
+            match make(parent, name) {
+                // Others may make it anew meanwhile, as a second `cp` to the same place.
+                Err(Errno::EXIST) if tries < TRIES => tries += 1,
+                other => return other.map_err(doing(action)),
+            }
+            self.root
+                .remove(path)
+                .map_err(|source| UnpackErrorKind::Io { action: "remove what is there", source })?;
         }
-        self.root
-            .remove(path)
-            .map_err(|source| UnpackErrorKind::Io { action: "remove what is there", source })?;
-        let (parent, name) = self.root.parent(path).map_err(resolving)?;
-        make(parent, name).map_err(doing(action))
     }
 
     /// Ownership, extended attributes and mode of an open file or directory.

@@ -190,3 +190,29 @@ fn what_there_is_no_room_for_is_refused_before_it_is_unpacked() {
     let text = text.expect("refused");
     assert!(text.contains("no space: it has 1125899906842624 bytes"), "{text}");
 }
+
+#[test]
+fn two_that_unpack_to_one_place_are_not_in_the_way_of_each_other() {
+    const SIZE: usize = 512;
+    let archive = |byte: u8| {
+        let mut header = header(EntryType::Regular, SIZE as u64, (0, 0));
+        header.set_path("file").expect("path");
+        header.set_cksum();
+        [header.as_bytes(), &[byte; SIZE][..], &[0; 1024]].concat()
+    };
+    let root = tempfile::tempdir().expect("tempdir");
+    std::thread::scope(|scope| {
+        for byte in 1..=4 {
+            let (archive, root) = (archive(byte), root.path());
+            scope.spawn(move || {
+                for _ in 0..200 {
+                    let mut unpacker = Unpacker::new(root, Whiteouts::Literal).expect("open");
+                    unpacker.unpack(&mut TarStream::new(&archive[..])).expect("unpack");
+                    unpacker.finish().expect("finish");
+                }
+            });
+        }
+    });
+    let left = std::fs::read(root.path().join("file")).expect("read");
+    assert!((1..=4).any(|byte| left == [byte; SIZE]), "a mixture is left");
+}
