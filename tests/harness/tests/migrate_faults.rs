@@ -3,7 +3,9 @@
 #![forbid(unsafe_code)]
 
 use anyhow::{Context, Result, ensure};
+use arctern_harness::crash;
 use arctern_harness::fault::{Fault, Struck};
+use arctern_harness::host::run;
 use arctern_harness::lab::{Lab, address};
 use arctern_harness::load::Load;
 use arctern_harness::machine::{Machine, await_listener, redis_value};
@@ -11,6 +13,7 @@ use arctern_harness::place::Place;
 use arctern_harness::random::{Random, rounds};
 use arctern_harness::skips::judge;
 use std::net::SocketAddr;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 /// A redis that keeps nothing on disk.
@@ -115,5 +118,45 @@ fn a_port_that_is_taken_meanwhile_leaves_one_copy_and_loses_nothing() -> Result<
         let server = SocketAddr::new(address(1).into(), PORT);
         struck(&machines, (&client, server), &[Fault::Port(PORT)], rounds(2, 20))?;
         machines.into_iter().try_for_each(Machine::end)
+    })
+}
+
+#[test]
+fn a_killed_dry_run_touches_nothing() -> Result<(), String> {
+    judge("migrate::killed-dry-run", || {
+        let lab = Lab::new()?;
+        let (a, b) = (Machine::new(&lab, 1)?, Machine::new(&lab, 2)?);
+        crash::leave_orphans_to_init()?;
+        crash::tiny_image(&a.host)?;
+        let program = "while :; do sleep 0.01; done";
+        a.host.arctern(&["run", "-d", "--name", "c", "tiny", "sh", "-c", program])?;
+        let dry = || a.migration(&b, &["--dry-run"], "c");
+        let begin = Instant::now();
+        run(&mut dry())?;
+        let span = begin.elapsed().as_micros() as u64;
+        let (mut random, mut killed) = (Random::seeded(), 0);
+        for round in 0..rounds(5, 40) {
+            let mut child = dry().stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+            // The moment of the kill is the point of the test, not a wait for something.
+            std::thread::sleep(Duration::from_micros(random.below(span)));
+            child.kill()?;
+            killed += usize::from(!child.wait()?.success());
+            ensure!(crash::alive(&a.host, "c")?, "round {round}: it does not run");
+            a.host.arctern(&["exec", "c", "sh", "-c", ":"])?;
+            for machine in [&a, &b] {
+                machine.host.arctern(&["system", "check", "--repair"])?;
+                let left = machine.host.attempt(&["system", "check"])?;
+                let text = String::from_utf8_lossy(&left.stdout);
+                ensure!(left.status.success() && text.is_empty(), "round {round}: {text}");
+            }
+            ensure!(b.host.arctern(&["ps", "-a", "-q"])?.is_empty(), "round {round}: it is there");
+        }
+        println!("{killed} dry runs were killed");
+        // It can still go.
+        a.moved(&b, "c")?;
+        ensure!(crash::alive(&b.host, "c")?, "it has not arrived");
+        b.host.arctern(&["rm", "-f", "-t", "0", "c"])?;
+        a.end()?;
+        b.end()
     })
 }

@@ -40,7 +40,7 @@ use crate::transfer::Transfers;
 ///   arctern container restore --file web.tar.gz --name web2 --publish 8081:80
 ///   arctern container restore registry.example/team/web-checkpoint
 ///   ssh root@hostA arctern container checkpoint web --file - | arctern container restore --file -
-///   arctern container restore --file shared.tar.gz --volume /tmp:/mnt:ro
+///   arctern container restore --file shared.tar.gz --volume /srv:/mnt:ro
 ///   arctern container restore --file sealed.tar.age --identity friend --require-signature key.pub
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
