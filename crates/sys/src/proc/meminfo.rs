@@ -25,7 +25,8 @@ pub fn parse(text: &str) -> Result<MemInfo, ParseError> {
     let field = |key: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(key));
         let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
-        kib.map(|kib| kib * 1024).ok_or_else(|| ParseError::new("a size of memory", key))
+        kib.map(|kib| kib.saturating_mul(1024))
+            .ok_or_else(|| ParseError::new("a size of memory", key))
     };
     Ok(MemInfo { available: field("MemAvailable:")?, swap_free: field("SwapFree:")? })
 }

@@ -66,16 +66,19 @@ pub fn parse(text: &str) -> Result<Vec<Mapping>, ParseError> {
                 return Err(ParseError::new("a smaps line", line));
             };
             let kib = || value.trim().strip_suffix(" kB").and_then(|v| v.parse::<u64>().ok());
+            let bytes = || kib().unwrap_or(0).saturating_mul(1024);
             match key {
-                "Anonymous" => mapping.anonymous = kib().unwrap_or(0) * 1024,
-                "Shared_Clean" => mapping.shared_clean = kib().unwrap_or(0) * 1024,
-                "Shared_Dirty" => mapping.shared_dirty = kib().unwrap_or(0) * 1024,
-                "Rss" => mapping.rss = kib().unwrap_or(0) * 1024,
-                "Pss" => mapping.pss = kib().unwrap_or(0) * 1024,
-                "Pss_Anon" => mapping.pss_anonymous = kib().unwrap_or(0) * 1024,
-                "Pss_Shmem" => mapping.pss_shmem = kib().unwrap_or(0) * 1024,
-                "SwapPss" => mapping.swap_pss = kib().unwrap_or(0) * 1024,
-                "KernelPageSize" => mapping.kernel_page_size = kib().unwrap_or(4) * 1024,
+                "Anonymous" => mapping.anonymous = bytes(),
+                "Shared_Clean" => mapping.shared_clean = bytes(),
+                "Shared_Dirty" => mapping.shared_dirty = bytes(),
+                "Rss" => mapping.rss = bytes(),
+                "Pss" => mapping.pss = bytes(),
+                "Pss_Anon" => mapping.pss_anonymous = bytes(),
+                "Pss_Shmem" => mapping.pss_shmem = bytes(),
+                "SwapPss" => mapping.swap_pss = bytes(),
+                "KernelPageSize" => {
+                    mapping.kernel_page_size = kib().unwrap_or(4).saturating_mul(1024)
+                }
                 "ProtectionKey" => mapping.protection_key = value.trim().parse().unwrap_or(0),
                 "VmFlags" => mapping.vm_flags = value.trim().to_owned(),
                 _ => {}
@@ -105,9 +108,13 @@ fn header(line: &str) -> Option<Mapping> {
             prot |= bit as u32;
         }
     }
+    let (start, end) = (hex(start)?, hex(end)?);
+    if end < start {
+        return None;
+    }
     Some(Mapping {
-        start: hex(start)?,
-        end: hex(end)?,
+        start,
+        end,
         prot,
         shared: *perms.get(3)? == b's',
         offset: hex(offset)?,
@@ -166,6 +173,14 @@ mod tests {
         assert_eq!(maps[1].prot, 5);
         assert_eq!((maps[2].prot, maps[2].name.as_str()), (0, ""));
         assert!(maps[2].has("gd"));
+    }
+
+    #[test]
+    fn what_no_kernel_writes_is_refused_or_bounded() {
+        // As fuzzing found.
+        assert!(parse("8f00-7f00 r-xs 00001000 fe:00 1234 /usr/lib/a\n").is_err());
+        let text = "7f00-8f00 r-xs 00001000 fe:00 1234 /a\nRss: 18446744073709551615 kB\n";
+        assert_eq!(parse(text).unwrap()[0].rss, u64::MAX);
     }
 
     #[test]
