@@ -150,8 +150,17 @@ impl Host {
         if !self.is_unfinished(&record) && !self.has_leftovers(&record) {
             return Ok(Some(self.seen(record)));
         }
+        let path = self.paths.container(id).lock();
+        if record.status == Status::Restoring && !path.exists() {
+            // Its removal was cut off, by a disk that was full or by the death of the command: it goes on.
+            let _births = self.births()?;
+            if self.store.get(id)?.is_none() {
+                return Ok(None);
+            }
+            self.make_dirs(id)?;
+        }
         // Whoever holds the lock is at work on it; then what is stored is shown as it is.
-        let Ok(Some(_lock)) = Lock::try_take(&self.paths.container(id).lock()) else {
+        let Ok(Some(_lock)) = Lock::try_take(&path) else {
             return Ok(Some(self.seen(record)));
         };
         let Some(record) = self.store.get(id)? else { return Ok(None) };
