@@ -208,6 +208,7 @@ mod tests {
             ..RoundDone::default()
         };
         Moved {
+            freeze: Default::default(),
             plan: Plan {
                 container: hostile.to_owned(),
                 destination: hostile.to_owned(),

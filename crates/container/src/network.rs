@@ -68,6 +68,12 @@ pub struct Arrival {
     pub locked: bool,
 }
 
+impl Arrival {
+    fn lock(self) -> Option<Means> {
+        self.locked.then_some(Means::Hold)
+    }
+}
+
 /// What a container's interface shall have; what is not given is chosen.
 #[derive(Clone, Copy, Debug, Default)]
 struct Address {
@@ -97,9 +103,9 @@ impl Address {
     }
 }
 
-/// Makes the network of a container. The address is the one asked for, the one it had, or a free
-/// one.
-pub fn setup(
+/// Makes the network of a container as far as nobody notices it; [`appear`] is the rest. The address is
+/// the one asked for, the one it had, or a free one.
+pub fn lay(
     paths: &Paths,
     config: &ContainerConfig,
     had: Option<&NetworkStatus>,
@@ -127,10 +133,10 @@ pub fn setup(
             mac: address.mac,
             hostname: config.hostname.clone(),
             resumes: arrival.resumes,
-            lock: arrival.locked.then_some(Means::Hold),
+            lock: arrival.lock(),
             ..AttachSpec::default()
         };
-        network.attach(namespace.as_fd(), &config.id, &spec)
+        network.attach_hidden(namespace.as_fd(), &config.id, &spec)
     };
     let wanted = Address::wanted(config);
     let status = match had {
@@ -147,12 +153,26 @@ pub fn setup(
         _ => attach(wanted),
     }
     .map_err(Error::network)?;
-    let ports = if config.ports.is_empty() {
-        Vec::new()
-    } else {
-        network.publish(&config.id, &config.ports).map_err(Error::network)?
+    Ok(Attachment { netns: Some(path), status: Some(status), ports: Vec::new() })
+}
+
+/// Packets for a container whose network was laid are its own, or its lock's, from here on.
+pub fn appear(
+    paths: &Paths,
+    config: &ContainerConfig,
+    arrival: Arrival,
+    attachment: &mut Attachment,
+) -> Result<()> {
+    let Attachment { netns: Some(path), status: Some(_), ports } = attachment else {
+        return Ok(());
     };
-    Ok(Attachment { netns: Some(path), status: Some(status), ports })
+    let network = of(paths, config)?;
+    let namespace = netns::open(path).map_err(Error::network)?;
+    network.appear(namespace.as_fd(), &config.id, arrival.lock()).map_err(Error::network)?;
+    if !config.ports.is_empty() {
+        *ports = network.publish(&config.id, &config.ports).map_err(Error::network)?;
+    }
+    Ok(())
 }
 
 /// Removes the network of a container; what is gone already is no error.

@@ -19,5 +19,6 @@ pub mod wire;
 pub use error::MigrateError;
 pub use receive::receive;
 pub use source::{
-    Estimate, Forwarding, MigrateOptions, Moved, Outcome, Plan, RoundDone, Watch, migrate, resolve,
+    Estimate, Forwarding, Freezing, MigrateOptions, Moved, Outcome, Plan, RoundDone, Watch,
+    migrate, resolve,
 };

@@ -8,12 +8,13 @@
 //!                                      ←   Answer: everything that is in the way
 //! Image, data                          →   (when it is not there)
 //! Begin                                →
-//!                                      ←   Ready
+//!                                      ←   Ready: record, root and network are there, unnoticed
 //! Files, data                          →   large files that it has changed (when there are any)
 //!                                      ←   Stored
 //! Round, data                          →   memory, any number of times, while the container runs
 //!                                      ←   Stored
-//! Rest, data                           →   frozen from here on; memory written since the last round
+//! Rest, data                           →   frozen and locked from here on, the network may appear at the
+//!                                          destination; memory written since the last round
 //! Archive, data                        →   everything else
 //!                                      ←   Built: nothing of it has run
 //! Pass                                 →   connections by way of the source, if there are any
@@ -28,12 +29,12 @@
 
 use std::net::IpAddr;
 
-use arctern_container::transfer::{Blocker, Offer, Passage};
+use arctern_container::transfer::{Blocker, Lap, Offer, Passage};
 use arctern_storage::LayerBlob;
 use serde::{Deserialize, Serialize};
 
 /// Version of this conversation. Both sides must have the same.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// From the source.
 #[derive(Debug, Serialize, Deserialize)]
@@ -88,7 +89,12 @@ pub enum Answer {
     /// To files, a round, a probe.
     Stored,
     /// To the archive.
-    Built,
+    Built {
+        /// Where the time of the freeze went there.
+        laps: Vec<Lap>,
+        /// The same of the process that built it.
+        builder: Vec<Lap>,
+    },
     /// To `Pass`.
     Passed {
         /// Why they are not returned.
@@ -98,6 +104,8 @@ pub enum Answer {
     Running {
         /// What the user should know.
         warnings: Vec<String>,
+        /// Where the time went since the commit.
+        builder: Vec<Lap>,
     },
     /// To `Ask`: it was committed, and the container is here.
     Taken,

@@ -164,8 +164,8 @@ impl Destination<'_> {
         let mut data = receiver.data();
         self.host.take_archive(arrival, &mut data, &mut Quiet)?;
         data.drain().map_err(arctern_container::Error::system("receive the container"))?;
-        self.host.build(arrival)?;
-        Ok(Some(Answer::Built))
+        let (laps, builder) = self.host.build(arrival)?;
+        Ok(Some(Answer::Built { laps, builder }))
     }
 
     fn pass(&mut self, passage: &Passage) -> arctern_container::Result<Option<Answer>> {
@@ -177,7 +177,9 @@ impl Destination<'_> {
     fn commit(&mut self) -> arctern_container::Result<Option<Answer>> {
         let arrival = self.arrival.take().ok_or_else(out_of_turn)?;
         match self.host.commit(arrival) {
-            Ok(started) => Ok(Some(Answer::Running { warnings: started.warnings })),
+            Ok(started) => {
+                Ok(Some(Answer::Running { warnings: started.warnings, builder: started.laps }))
+            }
             Err(arctern_container::Error::NotCommitted) => Ok(Some(Answer::GivenUp)),
             Err(error) => Err(error),
         }

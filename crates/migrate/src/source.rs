@@ -17,6 +17,7 @@ use serde::Serialize;
 
 use self::conversation::{Conversation, PATIENCE};
 pub use self::estimate::Estimate;
+pub use self::peer::Freezing;
 use self::peer::{Clock, Destination, Marks};
 pub use self::resolve::resolve;
 pub use self::rounds::RoundDone;
@@ -124,6 +125,8 @@ pub struct Moved {
     pub building_us: u64,
     /// Of it: from there until it ran.
     pub commit_us: u64,
+    /// Where the downtime went.
+    pub freeze: Freezing,
     /// The whole command.
     pub total_us: u64,
     /// What the user should know.
@@ -287,6 +290,7 @@ fn figures(
         sending_us: between(marks.captured, marks.sent),
         building_us: between(marks.sent, marks.built),
         commit_us: between(marks.built, marks.running),
+        freeze: marks.freeze,
         total_us: micros(begin.elapsed()),
         warnings: marks.warnings,
     }
@@ -330,8 +334,11 @@ struct Frozen<'a> {
 
 impl Events for Frozen<'_> {
     fn event(&mut self, event: Event) {
-        if matches!(event, Event::Phase("freeze")) {
-            self.clock.freezes();
+        if let Event::Phase(phase) = event {
+            if phase == "freeze" {
+                self.clock.freezes();
+            }
+            self.clock.phase(phase);
         }
         self.watch.event(event);
     }

@@ -35,7 +35,7 @@ pub struct AttachSpec {
     /// It is restored: a lock that is kept for its address is taken over. Otherwise such a lock
     /// of the same container is given up.
     pub resumes: bool,
-    /// It is attached under a lock of its own, if there is none that is kept.
+    /// It appears under a lock of its own, if there is none that is kept.
     pub lock: Option<Means>,
 }
 
@@ -69,6 +69,28 @@ impl Network {
         if !spec.resumes {
             self.end_lock(container)?;
         }
+        let status = self.attach_hidden(netns, container, spec)?;
+        match self.appear(netns, container, spec.lock) {
+            Ok(()) => Ok(status),
+            Err(error) => {
+                self.give_back(netns, container)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// The first part of [`Network::attach`], which nobody notices: the address is the container's, its
+    /// device has addresses and routes, and no frame comes or goes. What a lock needs is prepared.
+    /// [`Network::appear`] is the other part; on failure nothing stays behind.
+    ///
+    /// # Errors
+    /// [`NetworkError`].
+    pub fn attach_hidden(
+        &self,
+        netns: BorrowedFd<'_>,
+        container: &str,
+        spec: &AttachSpec,
+    ) -> Result<NetworkStatus, NetworkError> {
         let mut route = self.route()?;
         let mut nft = self.nft()?;
         let mut locked = self.lock()?;
@@ -93,47 +115,84 @@ impl Network {
         locked.state.last = Some(ip);
         locked.state.last6 = ip6.or(locked.state.last6);
         locked.state.leases.insert(container.to_owned(), lease.clone());
-        let ahead = match spec.lock {
+        let needs_lock = !self.locks_inside() && locked.state.kept_lock(ip).is_none();
+        // Before the kernel is touched: who kills us now leaves a record to clean up by.
+        locked.save()?;
+        // Others need not wait while it is connected; the address is its own by now.
+        drop(locked);
+        let connected = match spec.lock {
+            Some(Means::Hold) if needs_lock => self.prepare_hold(&lease, &mut route, &mut nft),
+            _ => Ok(()),
+        }
+        .and_then(|()| match self.kind {
+            Kind::Managed | Kind::Plain => connect::veth(&mut route, netns, &ground, &lease),
+            Kind::Macvlan(mode) => {
+                let is_locked = spec.lock.is_some();
+                connect::macvlan(&mut route, netns, &ground, &lease, mode, is_locked)
+            }
+        });
+        if let Err(error) = connected {
+            self.give_back(netns, container)?;
+            return Err(error);
+        }
+        Ok(self.status_of(&lease, ground.subnet))
+    }
+
+    /// The other part of [`Network::attach`]: packets pass from here on, or are held by a lock of its
+    /// own if there is none that is kept, and the segment is told.
+    ///
+    /// # Errors
+    /// [`NetworkError`]; it stays attached.
+    pub fn appear(
+        &self,
+        netns: BorrowedFd<'_>,
+        container: &str,
+        lock: Option<Means>,
+    ) -> Result<(), NetworkError> {
+        let mut route = self.route()?;
+        let mut nft = self.nft()?;
+        let mut locked = self.lock()?;
+        let ground = self.ground(&mut locked, &mut route, &mut nft)?;
+        let lease = locked.state.leases.get(container).cloned();
+        let lease = lease.ok_or_else(|| NetworkError::NotAttached(container.to_owned()))?;
+        let ahead = match lock {
             Some(means) if !self.locks_inside() => {
                 self.note_lock(&mut locked.state, container, &lease, means).then_some(means)
             }
             _ => None,
         };
-        let is_locked = locked.state.standing_lock(ip, container).is_some();
-        if let Some(onward) = locked.state.onward(ip) {
+        let is_locked = locked.state.standing_lock(lease.ip, container).is_some();
+        if let Some(onward) = locked.state.onward(lease.ip) {
             // It comes back: packets are for the lock of its restore from here on.
-            onward.stop(&mut route, &mut nft, ip)?;
+            onward.stop(&mut route, &mut nft, lease.ip)?;
         }
-        // Before the kernel is touched: who kills us now leaves a record to clean up by.
         locked.save()?;
-        // Others need not wait while it is connected; the address is its own by now.
         drop(locked);
-        let connected = match ahead {
-            Some(means) => self.lock_ahead(&lease, &mut route, &mut nft, means),
-            None => Ok(()),
+        if let Some(means) = ahead {
+            self.lock_ahead(&lease, &mut route, &mut nft, means)?;
         }
-        .and_then(|()| match self.kind {
+        match self.kind {
             Kind::Managed | Kind::Plain => {
                 let way = Way { ours: self.kind == Kind::Managed, is_locked };
-                connect::by_veth(&mut route, netns, &ground, &lease, way)
+                connect::veth_appears(&mut route, netns, &ground, &lease, way)
             }
-            Kind::Macvlan(mode) => {
-                let is_locked = spec.lock.is_some();
-                connect::by_macvlan(&mut route, netns, &ground, &lease, mode, is_locked)
-            }
-        });
-        if let Err(error) = connected {
-            let mut locked = self.lock()?;
-            if locked.state.kept_lock(ip).is_none() {
-                let _ = self.drop_lock(&mut locked, &mut route, &mut nft, container);
-            }
-            let _ = self.drop_link(&mut route, &lease, Some(netns), Route::delete_link);
-            locked.state.leases.remove(container);
-            locked.save()?;
-            let _ = self.mend_passages(&locked.state, &mut route, &mut nft, Some(container));
-            return Err(error);
+            Kind::Macvlan(_) => connect::macvlan_appears(netns, &ground, &lease, lock.is_some()),
         }
-        Ok(self.status_of(&lease, ground.subnet))
+    }
+
+    /// Undoes what was begun of an attachment. What cannot be undone is left to [`Network::detach`].
+    fn give_back(&self, netns: BorrowedFd<'_>, container: &str) -> Result<(), NetworkError> {
+        let (mut route, mut nft) = (self.route()?, self.nft()?);
+        let mut locked = self.lock()?;
+        let Some(lease) = locked.state.leases.get(container).cloned() else { return Ok(()) };
+        if locked.state.kept_lock(lease.ip).is_none() {
+            let _ = self.drop_lock(&mut locked, &mut route, &mut nft, container);
+        }
+        let _ = self.drop_link(&mut route, &lease, Some(netns), Route::delete_link);
+        locked.state.leases.remove(container);
+        locked.save()?;
+        let _ = self.mend_passages(&locked.state, &mut route, &mut nft, Some(container));
+        Ok(())
     }
 
     /// Takes back ports, interface and address of a container. Absence is no error. Every step is

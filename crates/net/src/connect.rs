@@ -40,17 +40,15 @@ pub(crate) struct Way {
     pub is_locked: bool,
 }
 
-/// Connects by a veth pair to a bridge.
-pub(crate) fn by_veth(
+/// Makes a veth pair whose end in the namespace has its addresses; no frame passes it yet.
+pub(crate) fn veth(
     route: &mut Route,
     netns: BorrowedFd<'_>,
     ground: &Ground,
     lease: &Lease,
-    way: Way,
 ) -> Result<(), NetworkError> {
     let veth = Veth {
         name: &lease.host_veth,
-        master: ground.index,
         peer_name: &lease.ifname,
         peer_mac: lease.mac,
         peer_netns: netns,
@@ -64,18 +62,29 @@ pub(crate) fn by_veth(
         }
         other => other.doing("make veth pair", &lease.host_veth)?,
     }
+    inside(netns, ground, lease)
+}
+
+/// Connects a veth pair to a bridge, and tells of it.
+pub(crate) fn veth_appears(
+    route: &mut Route,
+    netns: BorrowedFd<'_>,
+    ground: &Ground,
+    lease: &Lease,
+    way: Way,
+) -> Result<(), NetworkError> {
+    let host_end = index(route, &lease.host_veth)?;
+    route.join(host_end, ground.index).doing("connect", &lease.host_veth)?;
     if way.ours && bridge_filters_ip() {
         // Translation then happens before the bridge decides, so a container that uses its own
         // published port gets its frames bridged back to itself instead of routed.
         route.set_hairpin(&lease.host_veth).doing("set hairpin mode of", &lease.host_veth)?;
     }
-    let host_end = index(route, &lease.host_veth)?;
-    let eth = inside(netns, ground, lease, || {
-        // One after the other: the bridge forwards to this end when that runs, and has a carrier
-        // itself when it forwards to anything.
-        route.wait_running(host_end, None).doing("see the carrier of", &lease.host_veth)?;
-        route.wait_running(ground.index, None).doing("see the carrier of", &ground.name)
-    })?;
+    let eth = runs(netns, lease)?;
+    // One after the other: the bridge forwards to this end when that runs, and has a carrier itself
+    // when it forwards to anything.
+    route.wait_running(host_end, None).doing("see the carrier of", &lease.host_veth)?;
+    route.wait_running(ground.index, None).doing("see the carrier of", &ground.name)?;
     if way.ours && !way.is_locked {
         for ip in lease.addresses() {
             route.set_neighbour(ground.index, ip, lease.mac).doing("announce", ip)?;
@@ -86,8 +95,8 @@ pub(crate) fn by_veth(
     announce(through, device, lease.mac, lease.addresses()).doing("announce", lease.ip)
 }
 
-/// Connects by a macvlan device. It is announced, or locked and hidden.
-pub(crate) fn by_macvlan(
+/// Makes a macvlan device, down; it is locked and hidden, if it shall be.
+pub(crate) fn macvlan(
     route: &mut Route,
     netns: BorrowedFd<'_>,
     ground: &Ground,
@@ -108,7 +117,18 @@ pub(crate) fn by_macvlan(
         lock(netns)?;
         hide(netns, &lease.ifname)?;
     }
-    let eth = inside(netns, ground, lease, || Ok(()))?;
+    Ok(())
+}
+
+/// Brings a macvlan device up with its addresses. It is announced, unless it is locked.
+pub(crate) fn macvlan_appears(
+    netns: BorrowedFd<'_>,
+    ground: &Ground,
+    lease: &Lease,
+    is_locked: bool,
+) -> Result<(), NetworkError> {
+    inside(netns, ground, lease)?;
+    let eth = runs(netns, lease)?;
     if is_locked {
         // What follows the announcement would be dropped: it is made when the lock is opened.
         return Ok(());
@@ -123,13 +143,16 @@ pub(crate) fn announce_inside(netns: BorrowedFd<'_>, lease: &Lease) -> Result<()
     announce(Some(netns), eth, lease.mac, lease.addresses()).doing("announce", lease.ip)
 }
 
-/// Sets addresses and routes of the inner end and brings it up. Gives its index.
-fn inside(
-    netns: BorrowedFd<'_>,
-    ground: &Ground,
-    lease: &Lease,
-    then: impl FnOnce() -> Result<(), NetworkError>,
-) -> Result<u32, NetworkError> {
+/// Waits until the inner end has its carrier. Gives its index.
+fn runs(netns: BorrowedFd<'_>, lease: &Lease) -> Result<u32, NetworkError> {
+    let mut inside = Route::open_in(netns).doing("enter", "the container's network namespace")?;
+    let eth = index(&mut inside, &lease.ifname)?;
+    inside.wait_running(eth, Some(netns)).doing("see the carrier of", &lease.ifname)?;
+    Ok(eth)
+}
+
+/// Sets addresses and routes of the inner end and brings it up.
+fn inside(netns: BorrowedFd<'_>, ground: &Ground, lease: &Lease) -> Result<(), NetworkError> {
     let mut inside = Route::open_in(netns).doing("enter", "the container's network namespace")?;
     let loopback = index(&mut inside, "lo")?;
     let eth = index(&mut inside, &lease.ifname)?;
@@ -157,9 +180,7 @@ fn inside(
             inside.set_neighbour(eth, gateway, mac).doing("tell the address of", gateway)?;
         }
     }
-    inside.wait_running(eth, Some(netns)).doing("see the carrier of", &lease.ifname)?;
-    then()?;
-    Ok(eth)
+    Ok(())
 }
 
 /// The index of a link that must be there.

@@ -172,6 +172,21 @@ impl Network {
         is_new
     }
 
+    /// Prepares the lock of a container that is about to be attached: what takes time.
+    pub(crate) fn prepare_hold(
+        &self,
+        lease: &Lease,
+        route: &mut Route,
+        nft: &mut Nft,
+    ) -> Result<(), NetworkError> {
+        match self.bridge_link(route)? {
+            Some(bridge) => {
+                hold(&bridge, lease.addresses(), lease.mac).prepare(route, nft).map(drop)
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Makes the lock that was noted: nothing reaches the container's interface from the beginning.
     pub(crate) fn lock_ahead(
         &self,
@@ -183,6 +198,7 @@ impl Network {
         let Some(bridge) = self.bridge_link(route)? else { return Ok(()) };
         let hold = hold(&bridge, lease.addresses(), lease.mac);
         let means = match wanted {
+            Means::Hold if hold.is_there(route)? => Means::Hold,
             Means::Hold => hold.prepare(route, nft)?,
             Means::Drop => Means::Drop,
         };

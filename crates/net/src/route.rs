@@ -48,7 +48,7 @@ const RTA_GATEWAY: u16 = 5;
 const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
 
-const IFF_UP: u32 = 1;
+pub(crate) const IFF_UP: u32 = 1;
 const IF_OPER_UP: u8 = 6;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -83,8 +83,6 @@ pub struct Link {
 pub struct Veth<'a> {
     /// Name of the end in this namespace.
     pub name: &'a str,
-    /// Index of the bridge that this end joins.
-    pub master: u32,
     /// Name of the other end.
     pub peer_name: &'a str,
     /// Hardware address of the other end.
@@ -212,23 +210,21 @@ impl Route {
             .map(drop)
     }
 
-    /// Makes a veth pair in one request: this end up, the other one in another namespace and down.
+    /// Makes a veth pair in one request, both ends down, the other one in another namespace.
     ///
     /// # Errors
     /// The kernel's answer, `EEXIST` when a name is taken.
     pub fn add_veth(&mut self, veth: &Veth<'_>) -> io::Result<()> {
         let netns = u32::try_from(veth.peer_netns.as_raw_fd()).map_err(|_| Errno::BADF)?;
         self.0
-            .request(RTM_NEWLINK, CREATE | EXCL, &ifinfo(0, IFF_UP, IFF_UP), |m| {
+            .request(RTM_NEWLINK, CREATE | EXCL, &ifinfo(0, 0, 0), |m| {
                 m.text(IFLA_IFNAME, veth.name)
                     .attr(IFLA_ADDRESS, &Mac::of_port(veth.name).0)
-                    .u32(IFLA_MTU, veth.mtu)
-                    .u32(IFLA_MASTER, veth.master);
+                    .u32(IFLA_MTU, veth.mtu);
                 let info = m.nest(IFLA_LINKINFO);
                 m.text(IFLA_INFO_KIND, "veth");
                 let data = m.nest(IFLA_INFO_DATA);
                 let peer = m.nest(VETH_INFO_PEER);
-                // The peer cannot be up yet: veth refuses that until both ends know each other.
                 m.raw(&ifinfo(0, 0, 0))
                     .text(IFLA_IFNAME, veth.peer_name)
                     .u32(IFLA_MTU, veth.mtu)

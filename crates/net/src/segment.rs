@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use crate::mac::Mac;
 use crate::netlink::{CREATE, EXCL, REPLACE};
-use crate::route::{Route, ifinfo};
+use crate::route::{IFF_UP, Route, ifinfo};
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWNEIGH: u16 = 28;
@@ -106,6 +106,18 @@ impl Route {
                 m.end(peer);
                 m.end(data);
                 m.end(info);
+            })
+            .map(drop)
+    }
+
+    /// Makes a link a port of a bridge and brings it up.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn join(&mut self, index: u32, bridge: u32) -> io::Result<()> {
+        self.0
+            .request(RTM_NEWLINK, 0, &ifinfo(index, IFF_UP, IFF_UP), |m| {
+                m.u32(IFLA_MASTER, bridge);
             })
             .map(drop)
     }

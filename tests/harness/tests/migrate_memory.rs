@@ -22,6 +22,21 @@ fn milliseconds(value: &Value) -> f64 {
     value.as_f64().unwrap_or(f64::NAN) / 1000.0
 }
 
+/// Where the time of a freeze went, as `--json` has it: phases of a millisecond and more.
+fn phases(freeze: &Value) -> String {
+    let mut text = String::new();
+    for side in ["source", "destination", "builder", "release"] {
+        text.push_str(&format!("\n  {side}:"));
+        for lap in freeze[side].as_array().into_iter().flatten() {
+            if lap["us"].as_u64() >= Some(1000) {
+                let name = lap["phase"].as_str().unwrap_or_default();
+                text.push_str(&format!(" {name} {:.1}", milliseconds(&lap["us"])));
+            }
+        }
+    }
+    text
+}
+
 #[test]
 fn redis_moves_with_its_memory_while_clients_write() -> Result<(), String> {
     judge("migrate_memory::redis", || {
@@ -54,7 +69,7 @@ fn redis_moves_with_its_memory_while_clients_write() -> Result<(), String> {
             let gap = counted.take_longest_gap().max(set.take_longest_gap());
             println!(
                 "move {number}: longest gap {gap:?}, down {:.1} ms (capture {:.1}, send {:.1}, \
-                 build {:.1}, hand over {:.1}), {} round(s), {} kB in the freeze",
+                 build {:.1}, hand over {:.1}), {} round(s), {} kB in the freeze{}",
                 milliseconds(&moved["downtime_us"]),
                 milliseconds(&moved["capture_us"]),
                 milliseconds(&moved["sending_us"]),
@@ -62,6 +77,7 @@ fn redis_moves_with_its_memory_while_clients_write() -> Result<(), String> {
                 milliseconds(&moved["commit_us"]),
                 moved["rounds"].as_array().map_or(0, Vec::len),
                 moved["rest"].as_u64().unwrap_or(0) / 1000,
+                phases(&moved["freeze"]),
             );
             let ahead: u64 = (moved["rounds"].as_array().into_iter().flatten())
                 .filter_map(|round| round["sent"].as_u64())

@@ -222,7 +222,9 @@ impl Host {
                     archive.fill(&paths, &images)?;
                     archive.finish()?;
                 }
-                let HandOver { peer, passages, .. } = &mut *hand_over.borrow_mut();
+                let HandOver { marker, peer, passages } = &mut *hand_over.borrow_mut();
+                // The other side builds meanwhile.
+                Marker { phase: Phase::Committed, ..marker.clone() }.prepare(&paths.dir)?;
                 peer.built()?;
                 return passages.offer(*peer, &mut |event| events.borrow_mut().event(event));
             }
@@ -240,7 +242,7 @@ impl Host {
             }
             // The last moment at which it can go on.
             options.cancel.check()?;
-            put_in_place(&paths)?;
+            durable::put_in_place(&paths)?;
             self.store.update(&id, |r| {
                 r.status = Status::Checkpointed;
                 r.checkpointed_at = Some(Timestamp::now());
@@ -261,6 +263,7 @@ impl Host {
             let Some(hand_over) = &hand_over else { return Ok(Fate::Back) };
             let HandOver { marker, peer, passages } = &mut *hand_over.borrow_mut();
             let onward = passages.accepted();
+            events.borrow_mut().event(Event::Phase("record"));
             let marker = Marker { phase: Phase::Committed, onward, ..marker.clone() };
             marker.write(&paths.dir)?;
             let fate = peer.commit();
@@ -306,7 +309,7 @@ impl Host {
         match result {
             Ok(report) => {
                 if after == AfterCapture::Resume {
-                    put_in_place(&paths)?;
+                    durable::put_in_place(&paths)?;
                     self.store.update(&id, |r| r.checkpointed_at = Some(Timestamp::now()))?;
                 }
                 Ok((report, size))
@@ -441,19 +444,6 @@ impl NetworkLock for SharedLock<'_, '_> {
 fn run_on(record: &mut Record) {
     record.status = Status::Running;
     record.checkpointed_at = None;
-}
-
-/// The images take the place of those of an earlier checkpoint, which are swept.
-fn put_in_place(paths: &ContainerPaths) -> Result<()> {
-    use rustix::fs::{CWD, RenameFlags, renameat_with};
-    let (from, to) = (paths.checkpoint_new(), paths.checkpoint());
-    let renamed = match renameat_with(CWD, &from, CWD, &to, RenameFlags::EXCHANGE) {
-        Err(rustix::io::Errno::NOENT) => fs::rename(&from, &to),
-        // Not every file system exchanges.
-        Err(rustix::io::Errno::INVAL) => discard(&to).map(|()| fs::rename(&from, &to))?,
-        other => other.map_err(Into::into),
-    };
-    renamed.map_err(Error::io("rename", &from))
 }
 
 /// Processes in the container that are no descendants of its init: those that `exec` started. Their

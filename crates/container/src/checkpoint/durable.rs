@@ -8,10 +8,25 @@
 use std::fs::{self, File};
 use std::path::Path;
 
+use super::discard;
 use crate::error::{Error, Result};
+use crate::paths::ContainerPaths;
 
 /// The note. CRIU ignores files that it does not know.
 const NOTE: &str = "complete";
+
+/// The images take the place of those of an earlier checkpoint, which are swept.
+pub(super) fn put_in_place(paths: &ContainerPaths) -> Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    let (from, to) = (paths.checkpoint_new(), paths.checkpoint());
+    let renamed = match renameat_with(CWD, &from, CWD, &to, RenameFlags::EXCHANGE) {
+        Err(rustix::io::Errno::NOENT) => fs::rename(&from, &to),
+        // Not every file system exchanges.
+        Err(rustix::io::Errno::INVAL) => discard(&to).map(|()| fs::rename(&from, &to))?,
+        other => other.map_err(Into::into),
+    };
+    renamed.map_err(Error::io("rename", &from))
+}
 
 /// Writes images to disk, and the note that they are there.
 pub(super) fn complete(images: &Path) -> Result<()> {

@@ -184,6 +184,7 @@ impl Host {
         let extracted =
             extract(incoming.stream, &dir, Limits::default(), &options.unseal, &mut progress)
                 .map_err(Error::archive)?;
+        events.event(Event::Phase("examine"));
         if let Provenance::Arctern(manifest) = &extracted.provenance {
             check_facts(manifest)?;
         }
@@ -195,6 +196,7 @@ impl Host {
                 return Err(Error::Invalid(changed));
             }
         }
+        events.event(Event::Phase("arrange"));
         let images = dir.join(IMAGES);
         if !images.join("inventory.img").is_file() {
             return Err(Error::Invalid(format!("{} holds no checkpoint", incoming.name)));
@@ -207,10 +209,13 @@ impl Host {
         if log.is_file() {
             rename(&log, &paths.log())?;
         }
+        events.event(Event::Phase("files"));
         if !options.ignore_rootfs {
             self.apply_diff(id, &dir, volumes::devices(options))?;
         }
+        events.event(Event::Phase("volumes"));
         volumes::bring_in(self, &record.config, &dir, options, &incoming.renamed)?;
+        events.event(Event::Phase("settle"));
         if let Ok(text) = fs::read_to_string(dir.join(NETWORK)) {
             let new_mac = options.ignore_static_mac.then(|| new_mac(id));
             let status = crate::network::from_archive(&text, options.ignore_static_ip, new_mac)?;

@@ -1,5 +1,6 @@
 //! The shim's part of a restore: the engine builds the tree as children of the shim.
 
+use std::cell::RefCell;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
@@ -22,15 +23,28 @@ use crate::shim::await_commit;
 use crate::shim::launch::{Images, Launched, Pipes, Prelaunch, RestoreRequest, Trust, running};
 use crate::shim::pump::Streams;
 use crate::spec;
+use crate::transfer::Laps;
 
-/// Collects warnings of the engine for the user.
-#[derive(Default)]
-struct Warnings(Vec<String>);
+/// What a shim has before its container is launched.
+pub(crate) struct Taken<'a> {
+    /// Memory that came ahead.
+    pub preloaded: Option<&'a Preloaded>,
+    /// Where the time went so far.
+    pub laps: Laps,
+}
 
-impl Events for Warnings {
+/// Collects warnings of the engine for the user, and its phases.
+struct Heard<'a> {
+    warnings: Vec<String>,
+    laps: &'a RefCell<Laps>,
+}
+
+impl Events for Heard<'_> {
     fn event(&mut self, event: Event) {
-        if let Event::Warning(text) = event {
-            self.0.push(text);
+        match event {
+            Event::Warning(text) => self.warnings.push(text),
+            Event::Phase(phase) => self.laps.borrow_mut().begin(phase),
+            Event::Progress { .. } => {}
         }
     }
 }
@@ -40,10 +54,13 @@ pub(crate) fn launch(
     host: &mut Host,
     prelaunch: Prelaunch,
     request: &RestoreRequest,
-    preloaded: Option<&Preloaded>,
+    taken: Taken<'_>,
     command: &UnixStream,
 ) -> Result<Launched> {
     let Prelaunch { config, rootfs, network, user, listener, had } = prelaunch;
+    let Taken { preloaded, laps } = taken;
+    let laps = RefCell::new(laps);
+    laps.borrow_mut().begin("ready");
     let id = config.id.as_str();
     let paths = host.paths.container(id);
     let images = paths.checkpoint();
@@ -109,7 +126,8 @@ pub(crate) fn launch(
     let mut before_resume = |pid: i32| -> std::result::Result<(), HookError> {
         runtime::record_restored(&oci, id, &paths.bundle(), &spec, pid)?;
         if let Some(transfer) = &request.transfer {
-            await_commit(host, transfer, command)?;
+            await_commit(host, transfer, command, laps.borrow_mut().take())?;
+            laps.borrow_mut().begin("record");
         }
         let after = if request.keep { Images::Kept } else { Images::UsedUp };
         running(host, id, pid, Some(after))?;
@@ -121,7 +139,8 @@ pub(crate) fn launch(
         Trust::Foreign => Some(Confinement::trusting()),
         Trust::None => Some(policy::confinement(&config, &spec)?),
     };
-    let mut warnings = Warnings::default();
+    let mut heard = Heard { warnings: Vec::new(), laps: &laps };
+    laps.borrow_mut().begin("read");
     let report = arctern_engine::restore(
         &images,
         RestoreOptions {
@@ -141,20 +160,18 @@ pub(crate) fn launch(
             setup_namespaces: None,
             before_resume: Some(&mut before_resume),
         },
-        &mut warnings,
+        &mut heard,
     )
     .map_err(|error| match told && error.is_death() {
         // From then on `kill` reaches it.
         true => Error::EndedMeanwhile(config.name.clone()),
         false => Error::Restore(Box::new(error)),
     })?;
-    if let Some(mut lock) = lock {
+    let warnings = heard.warnings;
+    if let Some(lock) = &mut lock
+        && let Err(error) = lock.open()
+    {
         // It runs; what is left of the lock is no reason to take it down.
-        if let Err(error) = lock.open().and_then(|()| lock.finish()) {
-            tracing::warn!("{}", error.chain());
-        }
-    }
-    if let Err(error) = crate::network::returned(&host.paths, &config) {
         tracing::warn!("{}", error.chain());
     }
     Ok(Launched {
@@ -166,8 +183,26 @@ pub(crate) fn launch(
         report: Some(report),
         preloaded: None,
         keep: request.keep,
-        warnings: warnings.0,
+        warnings,
+        lock,
+        laps: laps.into_inner(),
     })
+}
+
+/// What is done for the network of a container that runs already.
+pub(crate) fn settle_network(host: &Host, id: &str, lock: Option<NetLock>) {
+    let settle = || {
+        if let Some(lock) = lock {
+            lock.finish()?;
+        }
+        match host.store.get(id)? {
+            Some(record) => crate::network::returned(&host.paths, &record.config),
+            None => Ok(()),
+        }
+    };
+    if let Err(error) = settle() {
+        tracing::warn!("{}", error.chain());
+    }
 }
 
 /// Whether a lock stands for the address of a container on the bridge.

@@ -14,6 +14,7 @@ use crate::lock::Lock;
 use crate::shim::protocol::{self, Kind, Report};
 use crate::shim::{Action, control};
 use crate::state::{Record, Status};
+use crate::transfer::Lap;
 
 /// What a shim is told by the environment: what it logs, and where it fails in a test.
 const PASSED_ON: [&str; 2] = ["ARCTERN_LOG", "ARCTERN_FAULT"];
@@ -27,6 +28,8 @@ pub struct Started {
     pub restore: Option<RestoreReport>,
     /// What the user should know.
     pub warnings: Vec<String>,
+    /// Where the time went at the end of a restore.
+    pub laps: Vec<Lap>,
     /// The connection to its shim; attached if that was asked for.
     pub connection: Connection,
 }
@@ -96,8 +99,18 @@ impl Connection {
     /// until it has it.
     pub(crate) fn load_round(&self, number: u32) -> Result<()> {
         self.send(Kind::Round, &number.to_le_bytes())?;
+        self.await_done()
+    }
+
+    /// Tells such a shim that the container stands still where it was.
+    pub(crate) fn appear(&self) -> Result<()> {
+        self.send(Kind::Appear, &[])
+    }
+
+    /// Waits until a shim that was started ahead of its container has done what it was to do.
+    fn await_done(&self) -> Result<()> {
         match self.report()? {
-            Some(Report::Loaded) => Ok(()),
+            Some(Report::Done) => Ok(()),
             Some(Report::Failed { message, hint, code }) => {
                 Err(Error::Shim { message, hint, code })
             }
@@ -157,9 +170,18 @@ impl Host {
         self.heard(record, shim, connection, frame)
     }
 
-    /// Starts a shim ahead of the container that it is to build.
+    /// Starts a shim ahead of the container that it is to build, and waits until everything is there that
+    /// does not depend on what the container does until then.
     pub(crate) fn start_ahead(&self, record: &Record, lock: &Lock) -> Result<(Child, Connection)> {
-        self.start_shim(record, lock, Action::Restore, false)
+        let (mut shim, connection) = self.start_shim(record, lock, Action::Restore, false)?;
+        match connection.await_done() {
+            Ok(()) => Ok((shim, connection)),
+            Err(error) => {
+                drop(connection);
+                let _ = shim.wait();
+                Err(error)
+            }
+        }
     }
 
     /// Waits until a shim that was started ahead has built its container.
@@ -167,9 +189,11 @@ impl Host {
         &self,
         record: &Record,
         (shim, connection): (Child, Connection),
-    ) -> Result<(Child, Connection)> {
-        match connection.send(Kind::Build, &[]).and_then(|()| connection.report()) {
-            Ok(Some(Report::Built)) => Ok((shim, connection)),
+    ) -> Result<(Child, Connection, Vec<Lap>)> {
+        // One that has ended has said why before.
+        let _ = connection.send(Kind::Build, &[]);
+        match connection.report() {
+            Ok(Some(Report::Built { laps })) => Ok((shim, connection, laps)),
             other => match self.heard(record, shim, connection, other) {
                 Ok(_) => Err(Error::ShimGone(record.name().to_owned())),
                 Err(error) => Err(error),
@@ -241,14 +265,14 @@ impl Host {
         report: Result<Option<Report>>,
     ) -> Result<Started> {
         match report {
-            Ok(Some(Report::Running { pid, restore, warnings })) => {
-                Ok(Started { pid, restore, warnings, connection })
+            Ok(Some(Report::Running { pid, restore, warnings, laps })) => {
+                Ok(Started { pid, restore, warnings, laps, connection })
             }
             Ok(Some(Report::Failed { message, hint, code })) => {
                 let _ = shim.wait();
                 Err(Error::Shim { message, hint, code })
             }
-            Ok(Some(Report::Built | Report::Loaded) | None) => {
+            Ok(Some(Report::Built { .. } | Report::Done) | None) => {
                 drop(connection);
                 let _ = shim.wait();
                 self.teardown(record.id())?;

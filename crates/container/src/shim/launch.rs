@@ -15,10 +15,12 @@ use super::pump::Streams;
 use super::{Action, control, null};
 use crate::cgroup::{Hierarchies, cgroup_path};
 use crate::checkpoint::RestoreOptions;
+use crate::checkpoint::restore::Taken;
 use crate::config::ContainerConfig;
 use crate::console::ConsoleSocket;
 use crate::error::{Error, Result};
 use crate::host::Host;
+use crate::netlock::NetLock;
 use crate::network::{Arrival, Attachment};
 use crate::policy::HealthCheck;
 use crate::process::ProcessId;
@@ -27,6 +29,7 @@ use crate::spec::user::User;
 use crate::spec::{self, Prepared};
 use crate::state::Status;
 use crate::time::Timestamp;
+use crate::transfer::{Laps, Urgent};
 
 /// What the command that restores wants of its shim, in the container's run directory.
 #[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
@@ -90,6 +93,10 @@ pub(crate) struct Launched {
     /// The images that it was restored from stay.
     pub keep: bool,
     pub warnings: Vec<String>,
+    /// What is left of the lock of its network, to be removed when who asked has been told.
+    pub lock: Option<NetLock>,
+    /// Where the time of a restore went.
+    pub laps: Laps,
 }
 
 /// What both ways of launching need.
@@ -114,7 +121,9 @@ pub(crate) fn launch(
     let before = host.store.get(id)?;
     let launched = match (action, command) {
         (Action::Restore, Some(command)) => restore(host, id, command),
-        _ => prepare(host, id, Arrival::default()).and_then(|prelaunch| start(host, prelaunch)),
+        _ => lay(host, id, Arrival::default())
+            .and_then(|ground| prepare(host, ground, &mut Laps::default()))
+            .and_then(|prelaunch| start(host, prelaunch)),
     };
     match launched {
         Ok(launched) => Ok(launched),
@@ -141,18 +150,53 @@ pub(crate) fn launch(
 
 fn restore(host: &mut Host, id: &str, command: &UnixStream) -> Result<Launched> {
     let request = crate::checkpoint::restore::read_request(&host.paths.container(id).run)?;
-    let preloaded = match request.transfer {
-        Some(_) => Some(crate::transfer::take_in(host, id, command)?),
-        None => None,
-    };
     let arrival = Arrival { resumes: true, locked: request.tcp_established };
-    let prelaunch = prepare(host, id, arrival)?;
-    let launched =
-        crate::checkpoint::restore::launch(host, prelaunch, &request, preloaded.as_ref(), command)?;
+    let mut ground = lay(host, id, arrival)?;
+    let mut laps = Laps::default();
+    let (preloaded, urgent) = match request.transfer {
+        Some(_) => {
+            let mut appear = || {
+                laps.begin("network");
+                let appeared = ground.appear(host);
+                laps.end();
+                appeared
+            };
+            let taken = crate::transfer::take_in(host, id, command, &mut appear)?;
+            (Some(taken), Some(Urgent::begin()))
+        }
+        None => (None, None),
+    };
+    let prelaunch = prepare(host, ground, &mut laps)?;
+    let taken = Taken { preloaded: preloaded.as_ref(), laps };
+    let launched = crate::checkpoint::restore::launch(host, prelaunch, &request, taken, command)?;
+    drop(urgent);
     Ok(Launched { preloaded, ..launched })
 }
 
-fn prepare(host: &mut Host, id: &str, arrival: Arrival) -> Result<Prelaunch> {
+/// What is there before anybody can notice the container, and before all of its files are.
+struct Ground {
+    config: ContainerConfig,
+    rootfs: PathBuf,
+    network: Attachment,
+    arrival: Arrival,
+    listener: UnixListener,
+    had: Option<Ipv4Addr>,
+    /// Others notice its network.
+    has_appeared: bool,
+}
+
+impl Ground {
+    /// Packets for the container are its own, or its lock's, from here on.
+    fn appear(&mut self, host: &Host) -> Result<()> {
+        if !std::mem::replace(&mut self.has_appeared, true) {
+            crate::network::appear(&host.paths, &self.config, self.arrival, &mut self.network)?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes everything for a container that does not depend on what is in its files.
+fn lay(host: &mut Host, id: &str, arrival: Arrival) -> Result<Ground> {
     let me = Host::this_process()?;
     let boot = host.boot().to_owned();
     let record = host
@@ -169,10 +213,24 @@ fn prepare(host: &mut Host, id: &str, arrival: Arrival) -> Result<Prelaunch> {
     host.forget_health(id);
     Hierarchies::of(&host.paths)?.check(&config)?;
     let rootfs = host.images.mount_root(id, false).map_err(Error::storage)?;
-    let user = spec::user::resolve(&rootfs, &config.user)?;
     let had = crate::network::parse_status(record.network.as_deref());
-    let network = crate::network::setup(&host.paths, &config, had.as_ref(), arrival)?;
+    let network = crate::network::lay(&host.paths, &config, had.as_ref(), arrival)?;
     crate::etc::write(&paths.etc(), &config, &network)?;
+    let ctl = paths.run.join("ctl");
+    let _ = fs::remove_file(&ctl);
+    let listener = control::bind(&ctl).map_err(Error::io("listen at", &ctl))?;
+    let had = had.map(|had| had.ip);
+    Ok(Ground { config, rootfs, network, arrival, listener, had, has_appeared: false })
+}
+
+/// The rest: its files are there.
+fn prepare(host: &mut Host, mut ground: Ground, laps: &mut Laps) -> Result<Prelaunch> {
+    laps.begin("network");
+    ground.appear(host)?;
+    laps.begin("record");
+    let Ground { config, rootfs, network, listener, had, .. } = ground;
+    let id = config.id.as_str();
+    let paths = host.paths.container(id);
     let status = network.status.as_ref().and_then(|s| serde_json::to_string(s).ok());
     let ports = network.ports.clone();
     host.store.update(id, |r| {
@@ -180,9 +238,8 @@ fn prepare(host: &mut Host, id: &str, arrival: Arrival) -> Result<Prelaunch> {
         // A port that the system chose stays the same from then on.
         r.config.ports = ports;
     })?;
-    let ctl = paths.run.join("ctl");
-    let _ = fs::remove_file(&ctl);
-    let listener = control::bind(&ctl).map_err(Error::io("listen at", &ctl))?;
+    laps.begin("spec");
+    let user = spec::user::resolve(&rootfs, &config.user)?;
     let volumes = host.mount_volumes(&config, &rootfs)?;
     let spec = spec::build(
         &config,
@@ -196,7 +253,7 @@ fn prepare(host: &mut Host, id: &str, arrival: Arrival) -> Result<Prelaunch> {
         },
     )?;
     spec::save(&spec, &paths.spec())?;
-    Ok(Prelaunch { config, rootfs, network, user, listener, had: had.map(|had| had.ip) })
+    Ok(Prelaunch { config, rootfs, network, user, listener, had })
 }
 
 fn start(host: &mut Host, prelaunch: Prelaunch) -> Result<Launched> {
@@ -234,6 +291,8 @@ fn start(host: &mut Host, prelaunch: Prelaunch) -> Result<Launched> {
         preloaded: None,
         keep: false,
         warnings: Vec::new(),
+        lock: None,
+        laps: Laps::default(),
     })
 }
 

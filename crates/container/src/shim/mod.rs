@@ -31,7 +31,7 @@ use crate::paths::Paths;
 use crate::policy::Restarts;
 use crate::process::ProcessId;
 use crate::time::Timestamp;
-use crate::transfer::Verdict;
+use crate::transfer::{Lap, Verdict};
 use checks::Checks;
 use log::LogWriter;
 use protocol::{Kind, Report};
@@ -71,9 +71,21 @@ pub fn run(paths: Paths, id: &str, action: Action, attach: bool) -> Result<()> {
         pid: launched.pid,
         restore: launched.report.take(),
         warnings: std::mem::take(&mut launched.warnings),
+        laps: launched.laps.take(),
     };
-    release_lock()?;
-    report_to(&command, &report);
+    match action {
+        Action::Start => {
+            release_lock()?;
+            report_to(&command, &report);
+        }
+        Action::Restore => {
+            // It runs: who waits for that need not wait for what is left. The next command does, so that
+            // it finds nothing half done.
+            report_to(&command, &report);
+            crate::checkpoint::restore::settle_network(&host, id, launched.lock.take());
+            release_lock()?;
+        }
+    }
     drop(launched.preloaded.take());
     if action == Action::Restore && !launched.keep {
         // It has gone on from there; going back to it would not fit its file system any more.
@@ -154,8 +166,13 @@ impl Host {
 
 /// Waits, with a container that is built, for the word of the command that is taking it over from
 /// another host. A command that is gone leaves it to what was written down.
-pub(crate) fn await_commit(host: &Host, transfer: &str, command: &UnixStream) -> Result<()> {
-    report_to(command, &Report::Built);
+pub(crate) fn await_commit(
+    host: &Host,
+    transfer: &str,
+    command: &UnixStream,
+    laps: Vec<Lap>,
+) -> Result<()> {
+    report_to(command, &Report::Built { laps });
     loop {
         match protocol::receive(command) {
             Ok(Some((Kind::Go, _))) => return Ok(()),

@@ -36,10 +36,13 @@ pub enum Kind {
     /// To the shim: let go what was built.
     Go = 21,
     /// To a shim that was started ahead of its container: a round of memory is there, whose number
-    /// follows, `u32` little-endian. It answers [`Report::Loaded`].
+    /// follows, `u32` little-endian. It answers [`Report::Done`].
     Round = 22,
     /// To such a shim: everything is there.
     Build = 23,
+    /// To such a shim: the container stands still and is locked where it was, so that it may be noticed
+    /// here.
+    Appear = 24,
     /// To the shim: rows and columns of the terminal, two `u16` little-endian.
     Resize = 20,
 }
@@ -47,21 +50,29 @@ pub enum Kind {
 impl Kind {
     fn from_byte(byte: u8) -> Option<Kind> {
         use Kind::{
-            Attach, Build, Exit, Go, Report, Resize, Round, Stderr, Stdin, StdinEnd, Stdout, Wait,
+            Appear, Attach, Build, Exit, Go, Report, Resize, Round, Stderr, Stdin, StdinEnd,
+            Stdout, Wait,
         };
-        [Report, Stdout, Stderr, Exit, Attach, Wait, Stdin, StdinEnd, Resize, Go, Round, Build]
-            .into_iter()
-            .find(|k| *k as u8 == byte)
+        [
+            Report, Stdout, Stderr, Exit, Attach, Wait, Stdin, StdinEnd, Resize, Go, Round, Build,
+            Appear,
+        ]
+        .into_iter()
+        .find(|k| *k as u8 == byte)
     }
 }
 
 /// How the start went.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Report {
-    /// A round of memory that came ahead was taken in.
-    Loaded,
+    /// What comes ahead of the container was done: a place for it was made, or a round of memory was
+    /// taken in.
+    Done,
     /// The container is built, and waits for [`Kind::Go`]; a second report follows.
-    Built,
+    Built {
+        /// Where the time went.
+        laps: Vec<crate::transfer::Lap>,
+    },
     /// The container runs.
     Running {
         /// Pid of its init as the host sees it.
@@ -70,6 +81,8 @@ pub enum Report {
         restore: Option<arctern_engine::options::RestoreReport>,
         /// What the user should know.
         warnings: Vec<String>,
+        /// Where the time went since [`Kind::Go`].
+        laps: Vec<crate::transfer::Lap>,
     },
     /// It does not, and nothing of the attempt is left.
     Failed {

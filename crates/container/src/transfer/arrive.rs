@@ -6,13 +6,13 @@ use std::path::Path;
 use std::process::Child;
 use std::time::Duration;
 
-use arctern_engine::options::{Events, TcpPolicy};
+use arctern_engine::options::{Event, Events, TcpPolicy};
 use arctern_engine::precopy::PageDirectory;
 use arctern_image::manifest::HostFacts;
 
 use arctern_storage::{LayerBlob, diff};
 
-use super::{Blocker, Offer, Passage, Verdict};
+use super::{Blocker, Lap, Laps, Offer, Passage, Verdict};
 use crate::cgroup::Hierarchies;
 use crate::checkpoint::RestoreOptions;
 use crate::checkpoint::import::Incoming;
@@ -41,6 +41,8 @@ pub struct Arrival {
     shim: Option<(Child, Connection)>,
     /// It is built.
     is_built: bool,
+    /// Where the time of the freeze goes.
+    laps: Laps,
 }
 
 /// The last of the memory, in [`ContainerPaths::ahead_dir`](crate::paths::ContainerPaths).
@@ -153,7 +155,8 @@ impl Host {
         Ok(other.map(|(id, _)| format!("container {} has the address {}", short_id(id), status.ip)))
     }
 
-    /// Makes the container, without anything that runs. The image must be here.
+    /// Makes the container, with everything that does not depend on what it does from now on. The image must
+    /// be here.
     pub fn expect(&mut self, offer: &Offer) -> Result<Arrival> {
         if let Some(verdict) = Verdict::of(&self.paths, &offer.transfer)? {
             return Err(Error::Invalid(format!("this move was {verdict:?} before")));
@@ -166,24 +169,43 @@ impl Host {
             ..Record::new(config)
         };
         let (record, lock) = self.create_from(record)?;
+        match self.start_arrival(&record, &lock, &offer.transfer) {
+            Ok(shim) => Ok(Arrival {
+                record,
+                transfer: offer.transfer.clone(),
+                lock,
+                rounds: 0,
+                has_rest: false,
+                shim: Some(shim),
+                is_built: false,
+                laps: Laps::default(),
+            }),
+            Err(error) => {
+                if let Err(cleanup) = self.leave(&record) {
+                    tracing::error!("while cleaning up {}: {}", record.id(), cleanup.chain());
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Starts the shim of a container that arrives: its network and its root are there then, and nobody
+    /// notices.
+    fn start_arrival(
+        &self,
+        record: &Record,
+        lock: &Lock,
+        transfer: &str,
+    ) -> Result<(Child, Connection)> {
         let path = self.paths.container(record.id()).dir.join(ARRIVING);
-        std::fs::write(&path, &offer.transfer).map_err(Error::io("write", &path))?;
+        std::fs::write(&path, transfer).map_err(Error::io("write", &path))?;
         let request = RestoreRequest {
             trust: Trust::Foreign,
-            transfer: Some(offer.transfer.clone()),
+            transfer: Some(transfer.to_owned()),
             ..RestoreRequest::of(&options())
         };
         self.request_restore(record.id(), &request)?;
-        let shim = Some(self.start_ahead(&record, &lock)?);
-        Ok(Arrival {
-            record,
-            transfer: offer.transfer.clone(),
-            lock,
-            rounds: 0,
-            has_rest: false,
-            shim,
-            is_built: false,
-        })
+        self.start_ahead(record, lock)
     }
 
     /// Takes in files that come ahead of the archive, an archive themselves.
@@ -216,6 +238,10 @@ impl Host {
 
     /// Where the memory goes that was written since the last round.
     pub fn expect_rest(&self, arrival: &mut Arrival) -> Result<PageDirectory> {
+        arrival.laps.begin("memory");
+        if let Some((_, connection)) = &arrival.shim {
+            connection.appear()?;
+        }
         let ahead = self.paths.container(arrival.id()).ahead_dir();
         // As it will lead when everything is in its place: see `join_rest`.
         let parent = arrival.rounds.checked_sub(1).map(|before| format!("ahead/{before}"));
@@ -241,11 +267,12 @@ impl Host {
     /// Takes in the archive that the other host sends.
     pub fn take_archive(
         &mut self,
-        arrival: &Arrival,
+        arrival: &mut Arrival,
         archive: impl Read,
         events: &mut dyn Events,
     ) -> Result<()> {
-        self.bring_in(Incoming::from_host(archive), &arrival.record, &options(), events)?;
+        let mut timed = Timed { laps: &mut arrival.laps, events };
+        self.bring_in(Incoming::from_host(archive), &arrival.record, &options(), &mut timed)?;
         match arrival.has_rest {
             true => self.join_rest(arrival),
             false => Ok(()),
@@ -253,13 +280,16 @@ impl Host {
     }
 
     /// Builds the container: everything is there, and nothing of it has run.
-    pub fn build(&mut self, arrival: &mut Arrival) -> Result<()> {
+    /// Gives where the time went, in this process and in the one that built it.
+    pub fn build(&mut self, arrival: &mut Arrival) -> Result<(Vec<Lap>, Vec<Lap>)> {
+        arrival.laps.begin("build");
         let Some(shim) = arrival.shim.take() else {
             return Err(Error::ShimGone(arrival.record.name().to_owned()));
         };
-        arrival.shim = Some(self.await_built(&arrival.record, shim)?);
+        let (shim, connection, laps) = self.await_built(&arrival.record, shim)?;
+        arrival.shim = Some((shim, connection));
         arrival.is_built = true;
-        Ok(())
+        Ok((arrival.laps.take(), laps))
     }
 
     /// Connections of a container that was built, and that come by way of the host that it leaves, are
@@ -334,6 +364,21 @@ impl Host {
             r.init = None;
         })?;
         Ok(true)
+    }
+}
+
+/// Passes events on, and takes the time of phases.
+struct Timed<'a> {
+    laps: &'a mut Laps,
+    events: &'a mut dyn Events,
+}
+
+impl Events for Timed<'_> {
+    fn event(&mut self, event: Event) {
+        if let Event::Phase(phase) = event {
+            self.laps.begin(phase);
+        }
+        self.events.event(event);
     }
 }
 

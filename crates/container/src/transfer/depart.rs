@@ -12,7 +12,7 @@ use arctern_image::manifest::HostFacts;
 use arctern_net::Onward;
 use arctern_storage::{LayerBlob, diff, tree};
 
-use super::{Marker, Offer, Passage, Passages, Phase};
+use super::{Marker, Offer, Passage, Passages, Phase, Urgent};
 use crate::checkpoint::CheckpointOptions;
 use crate::checkpoint::archive::Archive;
 use crate::checkpoint::capture::{Ahead, Changes, FREEZE_TIMEOUT, Guard, HandOver, Work, micros};
@@ -210,7 +210,9 @@ impl Host {
             ahead,
             early: early.take(),
         };
+        let urgent = Urgent::begin();
         let captured = self.capture(work, events);
+        drop(urgent);
         match captured {
             Ok((report, _)) => {
                 guard.end(true, passages.limit(options.lock_limit))?;

@@ -15,8 +15,10 @@
 mod arrive;
 mod depart;
 mod forward;
+mod laps;
 mod passages;
 mod preload;
+mod urgent;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -33,9 +35,11 @@ use crate::paths::Paths;
 pub use arctern_net::{Onward, Passage};
 pub use arrive::Arrival;
 pub(crate) use preload::take_in;
+pub(crate) use urgent::Urgent;
 
 pub use depart::{Departure, HandedOver, Leaving, Peer};
 pub use forward::{Direction, Forward};
+pub use laps::{Lap, Laps};
 pub(crate) use passages::Passages;
 
 /// What a source says of a container that is to move.
@@ -103,27 +107,51 @@ impl Marker {
         serde_json::from_slice(&fs::read(Marker::path(dir)).ok()?).ok()
     }
 
-    /// Writes it, on disk when this returns.
-    pub(crate) fn write(&self, dir: &Path) -> Result<()> {
-        let path = Marker::path(dir);
-        let temporary = dir.join("migration.new");
-        let json = serde_json::to_vec(self).map_err(Error::json("a migration"))?;
+    fn prepared_path(dir: &Path) -> PathBuf {
+        dir.join("migration.new")
+    }
+
+    /// Writes it beside its place, on disk when this returns: it means nothing there, and
+    /// [`Marker::write`] takes less time then.
+    pub(crate) fn prepare(&self, dir: &Path) -> Result<()> {
+        let path = Marker::prepared_path(dir);
+        let json = self.to_json()?;
         let write = || -> io::Result<()> {
-            let mut file = File::create(&temporary)?;
+            let mut file = File::create(&path)?;
             file.write_all(&json)?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)?;
-            File::open(dir)?.sync_all()
+            file.sync_all()
         };
         write().map_err(Error::io("write", &path))
     }
 
-    pub(crate) fn remove(dir: &Path) -> Result<()> {
-        let path = Marker::path(dir);
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", &path)(e)),
-            _ => Ok(()),
+    /// Writes it, on disk when this returns.
+    pub(crate) fn write(&self, dir: &Path) -> Result<()> {
+        let prepared = Marker::prepared_path(dir);
+        if fs::read(&prepared).ok() != Some(self.to_json()?) {
+            self.prepare(dir)?;
         }
+        let path = Marker::path(dir);
+        let put = || -> io::Result<()> {
+            fs::rename(&prepared, &path)?;
+            File::open(dir)?.sync_all()
+        };
+        put().map_err(Error::io("write", &path))
+    }
+
+    fn to_json(&self) -> Result<Vec<u8>> {
+        serde_json::to_vec(self).map_err(Error::json("a migration"))
+    }
+
+    pub(crate) fn remove(dir: &Path) -> Result<()> {
+        for path in [Marker::prepared_path(dir), Marker::path(dir)] {
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::io("remove", &path)(e));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 }
 
@@ -234,9 +262,22 @@ mod tests {
             onward: None,
         };
         marker.write(dir.path()).expect("write");
+        let committed = Marker { phase: Phase::Committed, ..marker.clone() };
+        committed.prepare(dir.path()).expect("prepare");
+        assert_eq!(
+            Marker::read(dir.path()),
+            Some(marker.clone()),
+            "what is prepared means nothing"
+        );
+        marker.write(dir.path()).expect("write");
         assert_eq!(Marker::read(dir.path()), Some(marker));
+        committed.prepare(dir.path()).expect("prepare");
+        committed.write(dir.path()).expect("write");
+        assert_eq!(Marker::read(dir.path()), Some(committed.clone()));
+        committed.prepare(dir.path()).expect("prepare");
         Marker::remove(dir.path()).expect("remove");
         Marker::remove(dir.path()).expect("again");
         assert_eq!(Marker::read(dir.path()), None);
+        assert_eq!(fs::read_dir(dir.path()).expect("list").count(), 0);
     }
 }

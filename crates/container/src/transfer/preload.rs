@@ -16,16 +16,24 @@ use crate::shim::report_to;
 /// Pid of a container's init in its own namespace.
 const INIT: i32 = 1;
 
-/// Takes rounds in until the command says that everything is there.
+/// Takes rounds in until the command says that everything is there. `appear` is called when the container
+/// stands still where it was.
 ///
 /// # Errors
 /// [`Error::NotCommitted`]: the command is gone, and the container does not come.
-pub(crate) fn take_in(host: &Host, id: &str, command: &UnixStream) -> Result<Preloaded> {
+pub(crate) fn take_in(
+    host: &Host,
+    id: &str,
+    command: &UnixStream,
+    appear: &mut dyn FnMut() -> Result<()>,
+) -> Result<Preloaded> {
     let ahead = host.paths.container(id).ahead_dir();
     let mut preloaded = Preloaded::default();
+    report_to(command, &Report::Done);
     loop {
         match protocol::receive(command) {
             Ok(Some((Kind::Build, _))) => return Ok(preloaded),
+            Ok(Some((Kind::Appear, _))) => appear()?,
             Ok(Some((Kind::Round, number))) => {
                 let number = number.try_into().map_or(0, u32::from_le_bytes);
                 let visit = Visit::begin(host, id)?;
@@ -34,7 +42,7 @@ pub(crate) fn take_in(host: &Host, id: &str, command: &UnixStream) -> Result<Pre
                     tracing::warn!("round {number} is not preloaded: {error}");
                 }
                 drop(visit);
-                report_to(command, &Report::Loaded);
+                report_to(command, &Report::Done);
             }
             Ok(Some(_)) => {}
             Ok(None) | Err(_) => return Err(Error::NotCommitted),

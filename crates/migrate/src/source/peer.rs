@@ -1,10 +1,10 @@
 //! The other side as a hand-over needs it: what is said within the freeze.
 
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use arctern_container::transfer::{Passage, Peer};
+use arctern_container::transfer::{Lap, Laps, Passage, Peer};
 use arctern_engine::options::{Fate, HookError};
 use arctern_engine::precopy::PageSink;
 
@@ -14,22 +14,43 @@ use crate::message::{Answer, Request};
 use crate::pages::PageWriter;
 use crate::transport::Outgoing;
 use crate::wire::{DataWriter, Sender};
+use serde::Serialize;
 
 /// How long it may take to build what it has received, with the container frozen here.
 const BUILDING: Duration = Duration::from_secs(30);
 
-/// When the freeze began.
+/// When the freeze began, and where its time goes.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Clock(Arc<Mutex<Option<Instant>>>);
+pub(super) struct Clock(Arc<Mutex<Freeze>>);
+
+#[derive(Debug, Default)]
+struct Freeze {
+    began: Option<Instant>,
+    laps: Laps,
+}
 
 impl Clock {
     /// It begins, perhaps anew.
     pub(super) fn freezes(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        *self.freeze() = Freeze { began: Some(Instant::now()), laps: Laps::default() };
+    }
+
+    /// A phase begins.
+    pub(super) fn phase(&self, name: &'static str) {
+        self.freeze().laps.begin(name);
+    }
+
+    /// The phases so far.
+    pub(super) fn laps(&self) -> Vec<Lap> {
+        self.freeze().laps.take()
+    }
+
+    fn freeze(&self) -> MutexGuard<'_, Freeze> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn began(&self) -> Option<Instant> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.freeze().began
     }
 
     /// What is left of the time that a freeze may take.
@@ -48,6 +69,7 @@ pub(super) struct Marks {
     pub(super) built: Option<Instant>,
     pub(super) running: Option<Instant>,
     pub(super) warnings: Vec<String>,
+    pub(super) freeze: Freezing,
 }
 
 /// The other side, as a hand-over needs it.
@@ -119,6 +141,7 @@ impl Peer for Destination {
     }
 
     fn built(&mut self) -> Result<(), HookError> {
+        self.clock.phase("build");
         let ended = lock(&self.streams).end();
         self.marks.frozen = self.clock.began();
         self.marks.captured = lock(&self.streams).captured;
@@ -129,7 +152,9 @@ impl Peer for Destination {
         }
         let patience = self.clock.left(self.limit).map_or(BUILDING, |left| left.min(BUILDING));
         match self.conversation.answer(patience) {
-            Ok(Answer::Built) => {
+            Ok(Answer::Built { laps, builder }) => {
+                self.marks.freeze.destination = laps;
+                self.marks.freeze.builder = builder;
                 self.marks.built = Some(Instant::now());
                 self.in_time()
             }
@@ -145,6 +170,7 @@ impl Peer for Destination {
     }
 
     fn pass(&mut self, passage: &Passage) -> Result<Option<String>, HookError> {
+        self.clock.phase("pass");
         let request = Request::Pass(Box::new(passage.clone()));
         if let Err(error) = self.conversation.transport.send(&request) {
             return self.fail(error.into());
@@ -160,12 +186,15 @@ impl Peer for Destination {
     }
 
     fn commit(&mut self) -> Result<Fate, HookError> {
+        self.clock.phase("commit");
         if let Err(error) = self.conversation.transport.send(&Request::Commit) {
             // A part of it may have arrived.
             return self.fail(error.into());
         }
         match self.conversation.answer(BUILDING) {
-            Ok(Answer::Running { warnings }) => {
+            Ok(Answer::Running { warnings, builder }) => {
+                self.marks.freeze.source = self.clock.laps();
+                self.marks.freeze.release = builder;
                 self.marks.running = Some(Instant::now());
                 self.marks.warnings = warnings;
                 Ok(Fate::Gone)
@@ -199,6 +228,19 @@ enum Open {
     Nothing,
     Pages(DataWriter<Outgoing>),
     Archive(DataWriter<Outgoing>),
+}
+
+/// Where the time of a freeze went: at the source, and at the destination meanwhile.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Freezing {
+    /// From the first task stopped until the other side said that it runs.
+    pub source: Vec<Lap>,
+    /// From the first memory in the freeze until everything was built.
+    pub destination: Vec<Lap>,
+    /// Of it: in the process that built.
+    pub builder: Vec<Lap>,
+    /// From the commit until it ran.
+    pub release: Vec<Lap>,
 }
 
 impl Streams {
