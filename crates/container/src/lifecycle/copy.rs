@@ -192,13 +192,14 @@ impl Host {
             |root: &Path| user::resolve(root, &record.config.user).map(|user| (user.uid, user.gid));
         if let (Some(init), Some(process)) = (self.init(&record), record.init) {
             let root = PathBuf::from(format!("/proc/{}/root", process.pid));
-            let view =
-                View { root: open(&root)?, container: true, owner: user(&root)?, mounted: None };
-            // It was init's as long as init lives.
+            let view = open(&root).and_then(|opened| {
+                Ok(View { root: opened, container: true, owner: user(&root)?, mounted: None })
+            });
+            // It was init's as long as init lives; afterwards it is nobody's, or is not there.
             if init.wait(Some(std::time::Duration::ZERO)).unwrap_or(true) {
-                return Err(Error::ShimGone(record.name().to_owned()));
+                return Err(Error::EndedMeanwhile(record.name().to_owned()));
             }
-            return Ok((view, path));
+            return Ok((view?, path));
         }
         let config = &record.config;
         let binds = config.volumes.iter().map(|volume| &volume.destination);
