@@ -44,12 +44,23 @@ struct Inside {
     lock: InsideLock,
     network: Network,
     container: String,
+    /// [`Inside::open`] was here since it was locked.
+    open: bool,
 }
 
 impl Inside {
+    /// Opens the lock.
+    fn open(&mut self) -> std::result::Result<(), NetworkError> {
+        if !self.open {
+            self.lock.unlock()?;
+            self.open = true;
+        }
+        Ok(())
+    }
+
     /// Opens the lock and says where the container is: what others have kept for it comes now.
-    fn unlock(&self) -> std::result::Result<(), NetworkError> {
-        self.lock.unlock()?;
+    fn unlock(&mut self) -> std::result::Result<(), NetworkError> {
+        self.open()?;
         self.network.announce(self.lock.namespace(), &self.container)
     }
 }
@@ -67,6 +78,7 @@ impl NetLock {
                         lock,
                         network,
                         container: config.id.clone(),
+                        open: false,
                     }));
                     return Ok(NetLock { way, moved: None, bell: None });
                 }
@@ -156,11 +168,24 @@ impl NetworkLock for NetLock {
         }
         match &mut self.way {
             Way::Bridge(lock) => Ok(lock.lock()?),
-            Way::Inside(inside) => Ok(inside.lock.lock()?),
+            Way::Inside(inside) => {
+                inside.lock.lock()?;
+                inside.open = false;
+                Ok(())
+            }
             Way::Host(lock) => {
                 let ends: Vec<_> = connections.iter().map(|c| (c.local, c.peer)).collect();
                 Ok(lock.lock(&ends)?)
             }
+            Way::None => Ok(()),
+        }
+    }
+
+    fn let_out(&mut self) -> std::result::Result<(), HookError> {
+        match &mut self.way {
+            Way::Bridge(lock) => Ok(lock.let_out()?),
+            Way::Inside(inside) => Ok(inside.open()?),
+            Way::Host(lock) => Ok(lock.unlock()?),
             Way::None => Ok(()),
         }
     }

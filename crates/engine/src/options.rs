@@ -135,7 +135,13 @@ pub trait NetworkLock {
     /// No packet reaches or leaves these connections, and none reaches the tree's listeners, from
     /// here on; but for packets with [`PASSING_MARK`].
     fn lock(&mut self, connections: &[Connection]) -> Result<(), HookError>;
-    /// Packets pass again.
+    /// What the connections send gets out again, while what comes for them still waits: a restored
+    /// connection has to send again before it may see what acknowledges that. [`NetworkLock::unlock`]
+    /// follows. A lock that can make nothing wait opens.
+    fn let_out(&mut self) -> Result<(), HookError> {
+        self.unlock()
+    }
+    /// Packets pass again. That they do already is no error.
     fn unlock(&mut self) -> Result<(), HookError>;
     /// The program was killed in a capture, and the tasks go on: ends a lock that would outlive it.
     /// Another process of the program's calls this, which ends then.

@@ -2,10 +2,11 @@
 //!
 //! Peers send to the hardware address that they know, and the switch leads that to this host until
 //! the container is announced somewhere else. By then their timers have backed off, and what they
-//! sent last is on this host. So it is written down from the freeze on, and when the first frame
-//! from the container arrives here, sent after it: to the same hardware address, out of the device
-//! that the frame came in by, with this host as the sender, so that no switch learns a peer in a
-//! wrong place. The other host holds it until the container runs.
+//! sent last is on this host. So it is written down from the freeze on, and when the container's
+//! announcement arrives here, sent after it: to the same hardware address, out of the device that the
+//! announcement came in by, with this host as the sender, so that no switch learns a peer in a wrong
+//! place. The other host holds it until the container runs. If only other frames of the container's
+//! come, the announcement was lost, and it is sent a moment after the first of them.
 //!
 //! Switches and peers learn it at different times, and frames are under way meanwhile: so it goes on
 //! for a while, and sends on what comes at once ([`Forwarder::follow`]). A frame is sent on once: two
@@ -17,7 +18,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arctern_sys::packet::{OFFLOADS, PacketSocket};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -36,6 +37,8 @@ const ROOM: usize = 32 << 20;
 /// Longer than any frame with the segments that a device has not cut yet.
 const FRAME: usize = 72 << 10;
 const TCP: u8 = 6;
+/// For how long a container that was seen may keep it to itself where it is.
+const UNANNOUNCED: Duration = Duration::from_millis(100);
 
 /// What is kept for one container.
 #[derive(Debug)]
@@ -49,7 +52,9 @@ pub struct Forwarder {
     /// With the time at which each was read.
     frames: VecDeque<(Timespec, Vec<u8>)>,
     bytes: usize,
-    /// The tap by which the container was seen: what comes is sent on there.
+    /// The tap by which the container was seen, and until when it may announce itself.
+    appeared: Option<(usize, Instant)>,
+    /// The tap behind which it can be reached: what comes is sent on there.
     seen: Option<usize>,
     /// What was sent on.
     sent: HashSet<u64>,
@@ -106,6 +111,7 @@ impl Network {
             alone,
             frames: VecDeque::new(),
             bytes: 0,
+            appeared: None,
             seen: None,
             sent: HashSet::new(),
             hasher: RandomState::new(),
@@ -137,10 +143,22 @@ impl Forwarder {
             for (tap, ..) in &self.taps {
                 polled.push(PollFd::from_borrowed_fd(tap.as_fd(), PollFlags::IN));
             }
-            match poll(&mut polled, None) {
-                Ok(_) => {}
-                Err(Errno::INTR) => continue,
-                Err(e) => return Err(e.into()),
+            let left = self
+                .appeared
+                .filter(|_| self.seen.is_none())
+                .map(|(number, end)| (number, end.saturating_duration_since(Instant::now())));
+            let limit = left.map(|(_, left)| Timespec {
+                tv_sec: left.as_secs() as i64,
+                tv_nsec: left.subsec_nanos().into(),
+            });
+            match (poll(&mut polled, limit.as_ref()), left) {
+                (Ok(0), Some((number, _))) => {
+                    self.reach(number);
+                    return Ok(Ended::Sent);
+                }
+                (Ok(_), _) => {}
+                (Err(Errno::INTR), _) => continue,
+                (Err(e), _) => return Err(e.into()),
             }
             let told = !polled[0].revents().is_empty();
             for number in 0..self.taps.len() {
@@ -183,9 +201,12 @@ impl Forwarder {
                     true => continue,
                     false => {}
                 }
-                let first = self.seen.replace(number).is_none();
-                self.send(number);
-                match first {
+                if self.seen.is_none() && !announces(frame) {
+                    let end = Instant::now() + UNANNOUNCED;
+                    self.appeared.get_or_insert((number, end));
+                    continue;
+                }
+                match self.reach(number) {
                     true => return Some(Ended::Sent),
                     false => continue,
                 }
@@ -204,6 +225,13 @@ impl Forwarder {
         None
     }
 
+    /// The container can be reached behind a tap: sends everything after it. Whether that is news.
+    fn reach(&mut self, number: usize) -> bool {
+        let first = self.seen.replace(number).is_none();
+        self.send(number);
+        first
+    }
+
     /// Sends everything after the container.
     fn send(&mut self, number: usize) {
         let (tap, device, own) = &self.taps[number];
@@ -219,11 +247,51 @@ impl Forwarder {
     }
 }
 
+/// Whether a frame says where its sender is, without being asked: ARP for its own address (RFC 5227), or
+/// a neighbour advertisement (RFC 4861). What is restored sends before that, when its connections are
+/// being let go, and receives nothing yet.
+fn announces(frame: &[u8]) -> bool {
+    const ICMPV6: u8 = 58;
+    const ADVERTISEMENT: u8 = 136;
+    match frame.get(12..14) {
+        Some([0x08, 0x06]) => frame.get(28..32).is_some_and(|own| frame.get(38..42) == Some(own)),
+        Some([0x86, 0xdd]) => {
+            frame.get(14 + 6) == Some(&ICMPV6) && frame.get(14 + 40) == Some(&ADVERTISEMENT)
+        }
+        _ => false,
+    }
+}
+
 /// Whether a frame carries TCP over IPv4 or IPv6.
 fn is_tcp(frame: &[u8]) -> bool {
     match frame.get(12..14) {
         Some([0x08, 0x00]) => frame.get(14 + 9) == Some(&TCP),
         Some([0x86, 0xdd]) => frame.get(14 + 6) == Some(&TCP),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A frame of this type, with bytes at places after its header.
+    fn frame(kind: [u8; 2], bytes: &[(usize, u8)]) -> Vec<u8> {
+        let mut frame = vec![0; 14 + 48];
+        frame[12..14].copy_from_slice(&kind);
+        bytes.iter().for_each(|(at, byte)| frame[14 + at] = *byte);
+        frame
+    }
+
+    #[test]
+    fn a_container_announces_itself_by_its_own_address_only() {
+        let arp = [0x08, 0x06];
+        // The last bytes of the sender's and of the target's address.
+        assert!(announces(&frame(arp, &[(17, 20), (27, 20)])));
+        assert!(!announces(&frame(arp, &[(17, 20), (27, 100)])), "it looks for a peer");
+        assert!(announces(&frame([0x86, 0xdd], &[(6, 58), (40, 136)])));
+        assert!(!announces(&frame([0x86, 0xdd], &[(6, 58), (40, 135)])), "it looks for a peer");
+        assert!(!announces(&frame([0x08, 0x00], &[(9, 6)])), "a segment of a connection");
+        assert!(!announces(&[0; 20]) && !announces(&[]));
     }
 }

@@ -170,6 +170,13 @@ impl Hold {
         Ok(())
     }
 
+    /// Lets packets from the container pass. Those for it are still led into the queue, if there is one.
+    pub fn let_out(&self, nft: &mut Nft) -> Result<(), NetworkError> {
+        let mut batch = Batch::new(&self.port);
+        self.removed(nft, &mut batch, &[TableFamily::Bridge, TableFamily::Inet])?;
+        nft.commit(batch).doing("let out what is behind", &self.port)
+    }
+
     /// Lets packets from the container pass, and those that were held, to its interface behind the
     /// bridge's port `to`. What arrives now takes the same way, in order, until [`Released::finish`].
     pub fn release(

@@ -249,6 +249,18 @@ impl ContainerLock {
         self.ended.as_ref()
     }
 
+    /// Lets out what the container sends; what is held waits for [`ContainerLock::unlock`]. A lock that
+    /// drops packets drops none any more.
+    ///
+    /// # Errors
+    /// [`NetworkError`].
+    pub fn let_out(&mut self) -> Result<(), NetworkError> {
+        if !self.engaged {
+            return Ok(());
+        }
+        self.hold.let_out(&mut self.nft)
+    }
+
     /// Opens the lock: what was held arrives now. That it is open is no error.
     ///
     /// # Errors

@@ -431,6 +431,10 @@ impl NetworkLock for SharedLock<'_, '_> {
         self.0.borrow_mut().lock(connections)
     }
 
+    fn let_out(&mut self) -> std::result::Result<(), HookError> {
+        self.0.borrow_mut().let_out()
+    }
+
     fn unlock(&mut self) -> std::result::Result<(), HookError> {
         self.0.borrow_mut().unlock()
     }

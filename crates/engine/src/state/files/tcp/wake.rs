@@ -4,8 +4,10 @@
 //! whoever is killed afterwards takes nothing with him. Data that was not sent waits in its queue, and
 //! with it the last byte of what the peer did not acknowledge: they get there while the window of the
 //! peer's seems closed, and nothing pushes them when it is what it was again. Then
-//! ([`FilesRestore::open_connections`]) the network is unlocked and they are pushed. The peer answers to
-//! the byte with what it really has, so that neither side waits for a timer. Where a window would not
+//! ([`FilesRestore::open_connections`]) they are let out and pushed, before anything reaches them: a
+//! segment that acknowledges the byte is dropped by a kernel that has not sent it, and is sent again only
+//! by a timer of the peer's. The peer answers to the byte with what it really has, so that neither side
+//! waits for a timer. Where a window would not
 //! let that byte go it counts as sent, like all before it, because an answer must not be ahead of what we
 //! sent; then the peer is asked by the probe of a window. Last of all it is told of our window
 //! ([`super::window`]).
@@ -66,7 +68,7 @@ impl FilesRestore {
         self.options.tcp == TcpPolicy::Established && (locked || !self.connections.is_empty())
     }
 
-    /// Unlocks the network and lets the connections send. Nothing may fail after this.
+    /// Lets the connections send and unlocks the network. Nothing may fail after this.
     ///
     /// # Errors
     /// The network cannot be unlocked.
@@ -77,15 +79,19 @@ impl FilesRestore {
         if self.options.tcp != TcpPolicy::Established {
             return Ok(());
         }
-        let mut tells = false;
-        if let Some(network) = network {
-            network.unlock().map_err(RestoreError::Hook)?;
-            tells = network.drops();
+        let mut network = network;
+        if let Some(network) = &mut network {
+            network.let_out().map_err(RestoreError::Hook)?;
         }
         for built in &self.connections {
             if let Err(e) = built.open() {
                 tracing::warn!("{}: cannot send what was not sent before: {e}", built.subject);
             }
+        }
+        let mut tells = false;
+        if let Some(network) = network {
+            network.unlock().map_err(RestoreError::Hook)?;
+            tells = network.drops();
         }
         if let (true, Some(injector)) = (tells, &mut self.injector) {
             self.connections.iter().for_each(|built| built.tell_window(injector));
@@ -95,15 +101,17 @@ impl FilesRestore {
 
     /// Does what [`FilesRestore::open_connections`] does, or what is left of it, for somebody who was
     /// killed; the tasks may run.
-    pub fn rescue_connections(&self, network: Option<&mut (dyn NetworkLock + '_)>) {
-        let unlocked = network.map_or(Ok(()), NetworkLock::unlock);
-        if let Err(e) = unlocked {
-            tracing::error!("the network stays locked: {e}");
+    pub fn rescue_connections(&self, mut network: Option<&mut (dyn NetworkLock + '_)>) {
+        if let Some(Err(e)) = network.as_mut().map(|network| network.let_out()) {
+            tracing::error!("nothing gets out: {e}");
         }
         for built in &self.connections {
             if let Err(e) = built.rescue() {
                 tracing::error!("{}: it stays silent: {e}", built.subject);
             }
+        }
+        if let Some(Err(e)) = network.map(|network| network.unlock()) {
+            tracing::error!("the network stays locked: {e}");
         }
     }
 
