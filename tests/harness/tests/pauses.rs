@@ -116,8 +116,20 @@ struct Pauses {
     once: Duration,
     /// Is sent something all the time, and could not confirm what came last before the freeze.
     listener: Duration,
+    /// Was sent something all the time and could not confirm it, and asked once, while the container was
+    /// frozen: what it sent acknowledges what the restored connection has yet to send again.
+    mute: Duration,
     /// How much longer the one that asks all the time waited than the program stood still.
     longer: Duration,
+}
+
+/// Stops the clients when it is dropped.
+struct Stopping<'a>(&'a AtomicBool);
+
+impl Drop for Stopping<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// How clients reach the container, and where it is restored.
@@ -136,18 +148,19 @@ struct World {
     hosts: Vec<Host>,
     client: Place,
     deaf: Place,
+    mute: Place,
     to: SocketAddr,
 }
 
 impl World {
     fn new(way: Way) -> Result<World> {
         let lab = Lab::new()?;
-        let (client, deaf) = (lab.client(100)?, lab.client(101)?);
+        let (client, deaf, mute) = (lab.client(100)?, lab.client(101)?, lab.client(102)?);
         let server = ["python", "python3", "-c", SERVER];
         let (hosts, to) = match way {
             Way::Address | Way::Published => {
                 let host = lab.host(1)?;
-                for place in [&client, &deaf] {
+                for place in [&client, &deaf, &mute] {
                     place.ip(&format!("route add 10.88.0.0/16 via {}", address(1)))?;
                 }
                 host.image("python", &[])?;
@@ -168,21 +181,24 @@ impl World {
                 (hosts, address(20))
             }
         };
-        Ok(World { _lab: lab, hosts, client, deaf, to: SocketAddr::new(to.into(), 7) })
+        Ok(World { _lab: lab, hosts, client, deaf, mute, to: SocketAddr::new(to.into(), 7) })
     }
 
-    /// Whether a place hears what comes from the server.
-    fn hears(&self, hears: bool) -> Result<()> {
-        let rules = match hears {
-            true => vec!["delete table inet deaf"],
-            false => vec![
-                "add table inet deaf",
-                "add chain inet deaf in { type filter hook input priority 0; }",
-                "add rule inet deaf in tcp sport 7 drop",
-            ],
-        };
-        for rule in rules {
-            run(self.deaf.command("nft").args(rule.split_whitespace()))?;
+    /// Whether one place hears what comes from the server, and what another says gets there.
+    fn pass(&self, passes: bool) -> Result<()> {
+        for (place, hook, port) in [(&self.deaf, "input", "sport"), (&self.mute, "output", "dport")]
+        {
+            let rules = match passes {
+                true => vec!["delete table inet cut".to_owned()],
+                false => vec![
+                    "add table inet cut".to_owned(),
+                    format!("add chain inet cut packets {{ type filter hook {hook} priority 0; }}"),
+                    format!("add rule inet cut packets tcp {port} 7 drop"),
+                ],
+            };
+            for rule in rules {
+                run(place.command("nft").args(rule.split_whitespace()))?;
+            }
         }
         Ok(())
     }
@@ -197,14 +213,18 @@ impl World {
         let mut steady = Line::open(&self.client, self.to)?;
         let mut once = Line::open(&self.client, self.to)?;
         let mut listener = Line::open(&self.deaf, self.to)?;
+        let mut mute = Line::open(&self.mute, self.to)?;
         listener.send("flow\n")?;
+        mute.send("flow\n")?;
         for line in [&mut steady, &mut once] {
             line.ask("ping\n")?;
             line.ask("still\n")?;
         }
         let stop = AtomicBool::new(false);
         let stopped = || stop.load(Ordering::Relaxed);
-        let (gaps, answered) = std::thread::scope(|scope| -> Result<_> {
+        let (gaps, [once_answered, mute_answered]) = std::thread::scope(|scope| -> Result<_> {
+            // Whatever fails, the clients end.
+            let _stopping = Stopping(&stop);
             let steady = scope.spawn(|| -> Result<Gap> {
                 let mut gap = Gap::new();
                 while !stopped() {
@@ -224,21 +244,27 @@ impl World {
                 Ok(gap)
             });
             std::thread::sleep(Duration::from_millis(50));
-            self.hears(false)?;
+            self.pass(false)?;
             match traveller {
                 Some(traveller) => traveller.leave()?,
                 None => self.here("checkpoint")?,
             }
-            self.hears(true)?;
-            once.send("ping\n")?;
-            let answer = scope.spawn(|| once.next().map(|_| SystemTime::now()));
+            self.pass(true)?;
+            let answers = [&mut once, &mut mute].map(|line| {
+                scope.spawn(move || -> Result<SystemTime> {
+                    line.send("ping\n")?;
+                    while line.next()? != "pong" {}
+                    Ok(SystemTime::now())
+                })
+            });
             std::thread::sleep(more);
             match traveller {
                 Some(traveller) => traveller.arrive()?,
                 None => self.here("restore")?,
             }
             let panicked = |_| anyhow::anyhow!("a client panicked");
-            let answered = answer.join().map_err(panicked)??;
+            let [once, mute] = answers;
+            let answered = [once.join().map_err(panicked)??, mute.join().map_err(panicked)??];
             std::thread::sleep(Duration::from_millis(100));
             stop.store(true, Ordering::Relaxed);
             let gaps = [steady.join().map_err(panicked)??, listener.join().map_err(panicked)??];
@@ -253,7 +279,8 @@ impl World {
             still,
             longer: gaps[0].longest.saturating_sub(still),
             steady: after(gaps[0].end),
-            once: after(answered),
+            once: after(once_answered),
+            mute: after(mute_answered),
             listener: after(gaps[1].end),
         })
     }
@@ -274,7 +301,8 @@ fn short(way: Way) -> Result<()> {
         // On a machine that does other things too, one of three has to be quick.
         let good = loop {
             let pauses = world.freeze(&mut traveller, Duration::from_millis(more))?;
-            let longest = pauses.steady.max(pauses.once).max(pauses.listener).max(pauses.longer);
+            let Pauses { steady, once, listener, mute, longer, .. } = pauses;
+            let longest = steady.max(once).max(listener).max(mute).max(longer);
             tried.push(pauses);
             if longest <= GRACE || tried.len() == 3 {
                 break longest <= GRACE;
