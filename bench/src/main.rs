@@ -7,6 +7,8 @@
 #![forbid(unsafe_code)]
 
 mod containers;
+mod engines;
+mod growth;
 mod moves;
 mod report;
 mod stats;

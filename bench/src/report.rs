@@ -1,5 +1,6 @@
 //! What was measured, as a table for people and as JSON.
 
+use crate::growth::Growth;
 use crate::stats::median;
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -33,6 +34,24 @@ pub struct Measure {
     pub missing: Option<String>,
 }
 
+/// How the time of one item grows, on both sides.
+#[derive(Debug, Serialize)]
+pub struct GrowthOfBoth {
+    /// What there is one more of.
+    pub item: String,
+    /// Which time of it.
+    pub what: String,
+    /// Ours, if it was measured.
+    pub ours: Option<Growth>,
+    /// The peer's.
+    pub theirs: Option<Growth>,
+    /// Whether ours is at most [`MOST_GROWTH`]; without figures it is not.
+    pub met: bool,
+}
+
+/// The time of one item among N may be this much of that among a tenth.
+const MOST_GROWTH: f64 = 1.5;
+
 /// Why samples are missing, if they are.
 pub fn missing(ours: Option<&str>, theirs: Option<&str>) -> Option<String> {
     let side =
@@ -50,6 +69,7 @@ pub struct Report {
     cpu: String,
     cpus: usize,
     measures: Vec<Measure>,
+    growth: Vec<GrowthOfBoth>,
 }
 
 /// Samples of one side.
@@ -68,6 +88,7 @@ impl Report {
             cpu: cpu.map(|(_, name)| name.to_owned()).unwrap_or_default(),
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
             measures: Vec::new(),
+            growth: Vec::new(),
         }
     }
 
@@ -101,9 +122,25 @@ impl Report {
         self.measures.push(measure);
     }
 
+    /// Adds how the time of one item grows.
+    pub fn add_growth(
+        &mut self,
+        item: &str,
+        what: &str,
+        ours: Option<Growth>,
+        theirs: Option<Growth>,
+    ) {
+        let met = ours.as_ref().is_some_and(|growth| growth.ratio <= MOST_GROWTH);
+        let (item, what) = (item.to_owned(), what.to_owned());
+        let growth = GrowthOfBoth { item, what, ours, theirs, met };
+        eprintln!("{}", growth_line(&growth));
+        self.growth.push(growth);
+    }
+
     /// Whether every goal is met.
     pub fn met(&self) -> bool {
         self.measures.iter().all(|measure| measure.met != Some(false))
+            && self.growth.iter().all(|growth| growth.met)
     }
 
     /// Prints the table.
@@ -119,12 +156,37 @@ impl Report {
         for measure in &self.measures {
             emit(&line(measure));
         }
+        self.print_growth();
         let mut said = "";
         for measure in &self.measures {
             if let Some(why) = measure.missing.as_deref().filter(|why| *why != said) {
                 emit(&format!("\n{}: {why}", measure.case));
                 said = why;
             }
+        }
+    }
+
+    fn print_growth(&self) {
+        if self.growth.is_empty() {
+            return;
+        }
+        emit("\nTime of one item among N/10 and among N, less what the command costs for one:");
+        emit(&format!(
+            "{:<12} {:>6} {:<8} {:>10} {:>10} {:>6} {:>5}  {:<4} {:>10} {:>10} {:>6}",
+            "item",
+            "N",
+            "time of",
+            "arctern",
+            "at N",
+            "ratio",
+            "goal",
+            "met",
+            "CRIU",
+            "at N",
+            "ratio"
+        ));
+        for growth in &self.growth {
+            emit(&growth_line(growth));
         }
     }
 
@@ -165,6 +227,26 @@ fn line(measure: &Measure) -> String {
         met,
         measure.peer,
         missing
+    )
+}
+
+fn growth_line(growth: &GrowthOfBoth) -> String {
+    let side = |side: &Option<Growth>| {
+        let text = |of: fn(&Growth) -> f64, unit: &str| match side {
+            Some(growth) => format!("{:.2}{unit}", of(growth)),
+            None => "-".to_owned(),
+        };
+        let (few, many) = (text(|g| g.few_us, " µs"), text(|g| g.many_us, " µs"));
+        format!("{few:>10} {many:>10} {:>6}", text(|g| g.ratio, ""))
+    };
+    let count = growth.ours.as_ref().or(growth.theirs.as_ref()).map_or(0, |growth| growth.count);
+    format!(
+        "{:<12} {count:>6} {:<8} {} {MOST_GROWTH:>5}  {:<4} {}",
+        growth.item,
+        growth.what,
+        side(&growth.ours),
+        if growth.met { "yes" } else { "NO" },
+        side(&growth.theirs)
     )
 }
 

@@ -1,98 +1,15 @@
 //! Bare process trees: `arctern criu` beside CRIU.
 
+use crate::engines::{Engine, Folders};
+use crate::growth::Growth;
 use crate::report::{self, Report, Samples};
 use crate::stats::{frozen, median};
-use anyhow::{Context, Result, bail};
-use arctern_harness::engine::{built, source};
+use anyhow::Result;
 use arctern_harness::workload::Run;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::{Duration, Instant};
 
-const PEER: &str = "CRIU 4.2.1";
-
-/// An engine's command line, without any wrapper that would cost time.
-struct Engine {
-    command: Vec<PathBuf>,
-}
-
-impl Engine {
-    fn arctern() -> Self {
-        Self { command: vec![built("ARCTERN", "arctern"), "criu".into()] }
-    }
-
-    /// CRIU of the peer's folder, by its own loader and libraries.
-    fn criu() -> Result<Self> {
-        let setup = Command::new(source().join("scripts/peer.sh")).arg("setup").output()?;
-        if !setup.status.success() {
-            bail!("{}", String::from_utf8_lossy(&setup.stderr).trim());
-        }
-        let root = PathBuf::from(String::from_utf8_lossy(&setup.stdout).trim());
-        let library = root.join("usr/lib/x86_64-linux-gnu");
-        Ok(Self {
-            command: vec![
-                root.join("usr/lib64/ld-linux-x86-64.so.2"),
-                "--library-path".into(),
-                library,
-                root.join("usr/sbin/criu"),
-            ],
-        })
-    }
-
-    fn run(&self, arguments: &[&str], images: &Path, log: &str) -> Result<Duration> {
-        let mut command = Command::new(&self.command[0]);
-        command.args(&self.command[1..]).args(arguments).arg("-D").arg(images).args(["-o", log]);
-        let start = Instant::now();
-        let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
-        let time = start.elapsed();
-        if !output.status.success() {
-            let log = fs::read_to_string(images.join(log)).unwrap_or_default();
-            let errors: Vec<&str> =
-                log.lines().filter(|line| line.contains("rror")).take(5).collect();
-            bail!("{command:?}: {}{}", String::from_utf8_lossy(&output.stderr), errors.join("\n"));
-        }
-        Ok(time)
-    }
-}
-
-/// Where images are written: a new directory each time, and none is removed before the end.
-///
-/// A file system that has just deleted thousands of files is slow to make new ones (ext4 looks at
-/// each inode that was deleted in the last minutes before it takes a free one: 1 to 2 ms a file
-/// instead of 0.05), and that would be measured instead of the engines.
-struct Folders {
-    base: tempfile::TempDir,
-    made: usize,
-}
-
-impl Folders {
-    fn new() -> Result<Self> {
-        let base = tempfile::Builder::new().prefix("arctern-bench-").tempdir()?;
-        // Far from what an earlier run has deleted; without it, file systems other than ext4 do well.
-        let _ = Command::new("chattr").arg("+T").arg(base.path()).output();
-        Ok(Self { base, made: 0 })
-    }
-
-    fn make(&mut self) -> Result<PathBuf> {
-        self.made += 1;
-        let folder = self.base.path().join(self.made.to_string());
-        fs::create_dir(&folder)?;
-        Ok(folder)
-    }
-
-    /// Takes back the space of the pages, which are few files.
-    fn forget_pages(images: &Path) -> Result<()> {
-        for entry in fs::read_dir(images)? {
-            let entry = entry?;
-            let large = entry.metadata()?.len() > 1 << 20;
-            if large && entry.file_name().to_string_lossy().starts_with("pages-") {
-                fs::remove_file(entry.path())?;
-            }
-        }
-        Ok(())
-    }
-}
+/// Who the trees are compared with.
+pub const PEER: &str = "CRIU 4.2.1";
 
 /// Times of one engine in one case.
 #[derive(Default)]
@@ -110,28 +27,30 @@ impl Times {
     fn round(
         &mut self,
         engine: &Engine,
-        load: &[&str],
+        kind: &Kind,
+        count: usize,
         folders: &mut Folders,
         counted: bool,
     ) -> Result<()> {
-        let mut run = Run::start_with(load)?;
+        let mut run = Run::start_with(&["load", kind.load, &count.to_string()])?;
         let pid = run.pid().to_string();
         let images = folders.make()?;
-        let leave = engine.run(&["dump", "-R", "-t", &pid], &images, "dump.log")?;
+        let dump = [&["dump", "-t", &pid][..], kind.options].concat();
+        let leave = engine.run(&[&dump[..], &["-R"]].concat(), &images, "dump.log")?;
         let leave_frozen = frozen(&images)?;
-        Folders::forget_pages(&images)?;
+        folders.forget(&images)?;
         let images = folders.make()?;
         let tree = run.tree()?;
-        let dump = engine.run(&["dump", "-t", &pid], &images, "dump.log")?;
+        let dump = engine.run(&dump, &images, "dump.log")?;
         let stopped = frozen(&images)?;
         run.wait_for_kill(tree)?;
         let pidfile = images.join("restored.pid");
         let pidfile = pidfile.to_string_lossy();
-        let restore =
-            engine.run(&["restore", "-d", "--pidfile", &pidfile], &images, "restore.log")?;
+        let restore = [&["restore", "-d", "--pidfile", &pidfile][..], kind.options].concat();
+        let restore = engine.run(&restore, &images, "restore.log")?;
         run.restored(fs::read_to_string(&*pidfile)?.trim().parse()?)?;
         run.kill()?;
-        Folders::forget_pages(&images)?;
+        folders.forget(&images)?;
         if counted {
             self.leave.push(leave);
             self.leave_frozen.push(leave_frozen);
@@ -143,76 +62,161 @@ impl Times {
     }
 }
 
-/// One kind of load in one amount.
-struct Case {
-    name: String,
-    kind: &'static str,
-    count: usize,
-    /// Goals for dump and restore.
-    goals: (Option<f64>, Option<f64>),
+/// One kind of load, in several amounts.
+struct Kind {
+    /// What `workload load` calls it.
+    load: &'static str,
+    /// One of them, and many.
+    names: (&'static str, &'static str),
+    counts: &'static [usize],
+    /// What both engines are told beyond the usual.
+    options: &'static [&'static str],
+    /// The count from which on dump and restore may take this much of the peer's time.
+    goal: Option<(usize, f64)>,
+    /// The cost of one more may be this much of the peer's.
+    one_more: Option<f64>,
+    /// Whether the time of one item must stay what it is as their number grows.
+    linear: bool,
 }
 
-/// Measures every tree whose name contains `only`.
+/// A kind without goals of its own.
+const PLAIN: Kind = Kind {
+    load: "",
+    names: ("", ""),
+    counts: &[],
+    options: &[],
+    goal: None,
+    one_more: None,
+    linear: true,
+};
+
+const KINDS: [Kind; 6] = [
+    Kind {
+        load: "memory",
+        names: ("MiB dirty", "MiB dirty"),
+        counts: &[64, 1024],
+        goal: Some((1024, 0.8)),
+        linear: false,
+        ..PLAIN
+    },
+    Kind {
+        load: "processes",
+        names: ("process", "processes"),
+        counts: &[1, 10, 100, 1000],
+        one_more: Some(0.2),
+        ..PLAIN
+    },
+    Kind {
+        load: "threads",
+        names: ("thread", "threads"),
+        counts: &[1, 10, 100, 1000],
+        one_more: Some(0.2),
+        ..PLAIN
+    },
+    Kind {
+        load: "descriptors",
+        names: ("descriptor", "descriptors"),
+        counts: &[1, 1500, 15_000],
+        ..PLAIN
+    },
+    Kind { load: "mappings", names: ("mapping", "mappings"), counts: &[1, 5000, 50_000], ..PLAIN },
+    Kind {
+        load: "connections",
+        names: ("connection", "connections"),
+        counts: &[1, 500, 5000],
+        options: &["--tcp-established", "--network-lock", "nftables"],
+        ..PLAIN
+    },
+];
+
+impl Kind {
+    fn case(&self, count: usize) -> String {
+        format!("{count} {}", if count == 1 { self.names.0 } else { self.names.1 })
+    }
+}
+
+/// Both engines with one amount of one kind.
+struct Case {
+    count: usize,
+    ours: Times,
+    theirs: Times,
+}
+
+/// Measures every tree whose name contains `only`: all amounts of a kind, or single ones.
 pub fn measure(only: &str, rounds: usize, report: &mut Report) -> Result<()> {
-    let case = |kind: &'static str, count: usize, unit: &str, goal: Option<f64>| Case {
-        name: format!("{count} {unit}"),
-        kind,
-        count,
-        goals: (goal, goal),
-    };
-    let cases = [
-        case("memory", 64, "MiB dirty", None),
-        case("memory", 1024, "MiB dirty", Some(0.8)),
-        case("processes", 1, "process", None),
-        case("processes", 10, "processes", None),
-        case("processes", 100, "processes", None),
-        case("processes", 1000, "processes", None),
-        case("threads", 10, "threads", None),
-        case("threads", 100, "threads", None),
-        case("threads", 1000, "threads", None),
-        case("mappings", 10_000, "mappings", None),
-        case("descriptors", 10_000, "descriptors", None),
-    ];
     let arctern = Engine::arctern();
     let criu = Engine::criu();
-    let mut folders = Folders::new()?;
-    // Dump times by kind and count, for the cost of one more.
-    let mut dumps: Vec<(&'static str, usize, Option<Duration>, Option<Duration>)> = Vec::new();
-    for case in cases.iter().filter(|case| case.name.contains(only)) {
-        let count = case.count.to_string();
-        let load = ["load", case.kind, &count];
-        let (mut ours, mut theirs) = (Times::default(), Times::default());
+    for kind in &KINDS {
+        let mut folders = if kind.linear { Folders::in_memory()? } else { Folders::on_disk()? };
+        let wanted = |count| kind.names.1.contains(only) || kind.case(count).contains(only);
+        let counts = kind.counts.iter().filter(|&&count| wanted(count));
+        let mut cases: Vec<Case> = counts
+            .map(|&count| Case { count, ours: Times::default(), theirs: Times::default() })
+            .collect();
+        // All amounts in turn, so that a machine that is slow for a while is slow for all of them.
         for round in 0..=rounds {
-            let counted = round > 0;
-            for (times, engine) in [(&mut ours, Ok(&arctern)), (&mut theirs, criu.as_ref())] {
-                if times.failure.is_none() {
-                    let outcome = engine.map_err(|error| anyhow::anyhow!("{error}"));
-                    let outcome = outcome
-                        .and_then(|engine| times.round(engine, &load, &mut folders, counted));
-                    times.failure = outcome.err().map(|error| format!("{error:#}"));
+            for Case { count, ours, theirs } in &mut cases {
+                for (times, engine) in [(ours, Ok(&arctern)), (theirs, criu.as_ref())] {
+                    if times.failure.is_none() {
+                        let outcome = engine.map_err(|error| anyhow::anyhow!("{error}"));
+                        let outcome = outcome.and_then(|engine| {
+                            times.round(engine, kind, *count, &mut folders, round > 0)
+                        });
+                        times.failure = outcome.err().map(|error| format!("{error:#}"));
+                    }
                 }
             }
         }
-        let missing = report::missing(ours.failure.as_deref(), theirs.failure.as_deref());
-        let mut add = |what: &str, a: &Samples, b: &Samples, goal| {
-            report.add(&case.name, what, PEER, (a, b), goal, missing.clone());
-        };
-        add("dump", &ours.dump, &theirs.dump, case.goals.0);
-        add("frozen", &ours.frozen, &theirs.frozen, None);
-        add("restore", &ours.restore, &theirs.restore, case.goals.1);
-        add("dump, leave running", &ours.leave, &theirs.leave, None);
-        add("frozen, leave running", &ours.leave_frozen, &theirs.leave_frozen, None);
-        dumps.push((case.kind, case.count, median(&ours.dump), median(&theirs.dump)));
-    }
-    for (kind, name) in [("processes", "one more process"), ("threads", "one more thread")] {
-        let of = |count| dumps.iter().find(|(k, c, ..)| *k == kind && *c == count);
-        let (Some(few), Some(many)) = (of(10), of(1000)) else { continue };
-        let cost = |few: Option<Duration>, many: Option<Duration>| match (few, many) {
-            (Some(few), Some(many)) => vec![many.saturating_sub(few) / 990],
-            _ => Vec::new(),
-        };
-        let (ours, theirs) = (cost(few.2, many.2), cost(few.3, many.3));
-        report.add(name, "dump", PEER, (&ours, &theirs), Some(0.2), None);
+        for case in &cases {
+            add(kind, case, report);
+        }
+        add_one_more(kind, &cases, report);
+        add_growth(kind, &cases, report);
     }
     Ok(())
+}
+
+fn add(kind: &Kind, Case { count, ours, theirs }: &Case, report: &mut Report) {
+    let goal = kind.goal.filter(|(from, _)| count >= from).map(|(_, goal)| goal);
+    let missing = report::missing(ours.failure.as_deref(), theirs.failure.as_deref());
+    let name = kind.case(*count);
+    let mut add = |what: &str, a: &Samples, b: &Samples, goal| {
+        report.add(&name, what, PEER, (a, b), goal, missing.clone());
+    };
+    add("dump", &ours.dump, &theirs.dump, goal);
+    add("frozen", &ours.frozen, &theirs.frozen, None);
+    add("restore", &ours.restore, &theirs.restore, goal);
+    add("dump, leave running", &ours.leave, &theirs.leave, None);
+    add("frozen, leave running", &ours.leave_frozen, &theirs.leave_frozen, None);
+}
+
+/// What one more costs beside the peer.
+fn add_one_more(kind: &Kind, cases: &[Case], report: &mut Report) {
+    let of = |wanted| cases.iter().find(|case| case.count == wanted);
+    let (Some(goal), Some(few), Some(many)) = (kind.one_more, of(10), of(1000)) else { return };
+    let cost = |few: &Times, many: &Times| match (median(&few.dump), median(&many.dump)) {
+        (Some(few), Some(many)) => vec![many.saturating_sub(few) / 990],
+        _ => Vec::new(),
+    };
+    let (ours, theirs) = (cost(&few.ours, &many.ours), cost(&few.theirs, &many.theirs));
+    let name = format!("one more {}", kind.names.0);
+    report.add(&name, "dump", PEER, (&ours, &theirs), Some(goal), None);
+}
+
+/// How the time of one item grows from a tenth of the last amount to all of it.
+fn add_growth(kind: &Kind, cases: &[Case], report: &mut Report) {
+    let [one, .., few, many] = cases else { return };
+    if !kind.linear || one.count != 1 {
+        return;
+    }
+    let mut add = |what: &str, of: fn(&Times) -> &Samples| {
+        let growth = |side: fn(&Case) -> &Times| {
+            let amount = |case: &Case| Some((case.count, median(of(side(case)))?));
+            Some(Growth::new(amount(one)?.1, amount(few)?, amount(many)?))
+        };
+        let (ours, theirs) = (growth(|case| &case.ours), growth(|case| &case.theirs));
+        report.add_growth(kind.names.0, what, ours, theirs);
+    };
+    add("dump", |times| &times.dump);
+    add("restore", |times| &times.restore);
 }

@@ -17,6 +17,7 @@ pub fn load(kind: &str, count: usize, stage: &Stage) {
         "threads" => threads(count),
         "mappings" => mappings(count),
         "descriptors" => descriptors(count),
+        "connections" => connections(count),
         "echo" => echo(count, stage.dir()),
         "clock" => clock(count, stage.dir()),
         "late" => return late(count, stage),
@@ -25,7 +26,7 @@ pub fn load(kind: &str, count: usize, stage: &Stage) {
         _ => {
             eprintln!(
                 "no load is called {kind}: memory (MiB), processes, threads, mappings, descriptors, \
-                 echo, backlog, clock (MiB), late, urgent, signed, kernel-tls, authenticated"
+                 connections, echo, backlog, clock (MiB), late, urgent, signed, kernel-tls, authenticated"
             );
             std::process::exit(64);
         }
@@ -124,6 +125,17 @@ fn descriptors(count: usize) {
             must!(libc::open(name.as_ptr(), libc::O_RDWR | libc::O_CREAT, 0o600));
         }
     }
+}
+
+/// `count` TCP connections within this process: two sockets each.
+fn connections(count: usize) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+    let address = listener.local_addr().expect("address");
+    for _ in 0..count {
+        std::mem::forget(std::net::TcpStream::connect(address).expect("connect"));
+        std::mem::forget(listener.accept().expect("accept"));
+    }
+    std::mem::forget(listener);
 }
 
 /// A server that sends `count` clients back what they send; its port is written to DIR/port.
