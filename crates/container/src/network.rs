@@ -175,6 +175,20 @@ pub fn appear(
     Ok(())
 }
 
+/// Tells the segment that a container is here, which may have been announced on another host: a switch
+/// that believes that leads nothing here until the container sends something by itself.
+pub fn announce(paths: &Paths, config: &ContainerConfig) -> Result<()> {
+    if config.network != NetworkMode::Bridge {
+        return Ok(());
+    }
+    let network = of(paths, config)?;
+    if !network.is_lan() {
+        return Ok(());
+    }
+    let namespace = netns::open(&paths.container(&config.id).netns).map_err(Error::network)?;
+    network.announce(namespace.as_fd(), &config.id).map_err(Error::network)
+}
+
 /// Removes the network of a container; what is gone already is no error.
 pub fn teardown(paths: &Paths, config: &ContainerConfig) -> Result<()> {
     let path = paths.container(&config.id).netns;

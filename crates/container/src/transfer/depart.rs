@@ -231,6 +231,7 @@ impl Host {
             Err(error) if is_doubt(&error) => Err(error),
             Err(error) => {
                 let opened = guard.end(false, None);
+                self.announce(record);
                 self.store.update(record.id(), |r| r.status = Status::Running)?;
                 Marker::remove(&paths.dir)?;
                 self.sweep(record)?;
@@ -303,10 +304,18 @@ impl Host {
         }
     }
 
+    /// Takes the word of a destination back that a container is there.
+    fn announce(&self, record: &Record) {
+        if let Err(e) = crate::network::announce(&self.paths, &record.config) {
+            tracing::warn!("peers may look for container {} elsewhere: {e}", record.name());
+        }
+    }
+
     /// A container whose move was given up goes on. The caller holds its lock.
     pub(crate) fn go_on(&mut self, record: &Record) -> Result<Option<Record>> {
         let paths = self.paths.container(record.id());
         crate::network::end_lock(&self.paths, &record.config)?;
+        self.announce(record);
         self.thaw(record);
         let updated = self.store.update(record.id(), |r| r.status = Status::Running)?;
         Marker::remove(&paths.dir)?;
