@@ -20,8 +20,8 @@ pub struct Growth {
     pub few_us: f64,
     /// Of one item among N, in microseconds.
     pub many_us: f64,
-    /// The second divided by the first.
-    pub ratio: f64,
+    /// The second divided by the first; no figure if noise made several items cheaper than one.
+    pub ratio: Option<f64>,
     /// The ratio of whole commands, each divided by its number of items: with the start in it.
     pub ratio_with_start: f64,
 }
@@ -35,7 +35,8 @@ impl Growth {
         let whole = |(count, time): (usize, Duration)| time.as_secs_f64() / count as f64;
         let (few_us, many_us) = (each(few), each(many));
         let ratio_with_start = whole(many) / whole(few);
-        Self { count: many.0, few_us, many_us, ratio: many_us / few_us, ratio_with_start }
+        let ratio = (few_us > 0.0 && many_us > 0.0).then(|| many_us / few_us);
+        Self { count: many.0, few_us, many_us, ratio, ratio_with_start }
     }
 }
 
@@ -47,9 +48,11 @@ mod tests {
     fn a_start_that_costs_does_not_hide_growth() {
         let time = Duration::from_micros;
         let linear = Growth::new(time(1002), (10, time(1020)), (100, time(1200)));
-        assert!((linear.ratio - 1.0).abs() < 0.001, "{linear:?}");
+        assert!(linear.ratio.is_some_and(|ratio| (ratio - 1.0).abs() < 0.001), "{linear:?}");
         assert!(linear.ratio_with_start < 0.2, "{linear:?}");
         let square = Growth::new(time(1001), (10, time(1100)), (100, time(11_000)));
-        assert!(square.ratio > 9.0, "{square:?}");
+        assert!(square.ratio.is_some_and(|ratio| ratio > 9.0), "{square:?}");
+        let noise = Growth::new(time(1001), (10, time(1000)), (100, time(1200)));
+        assert_eq!(noise.ratio, None, "{noise:?}");
     }
 }

@@ -130,7 +130,8 @@ impl Report {
         ours: Option<Growth>,
         theirs: Option<Growth>,
     ) {
-        let met = ours.as_ref().is_some_and(|growth| growth.ratio <= MOST_GROWTH);
+        let ratio = ours.as_ref().and_then(|growth| growth.ratio);
+        let met = ratio.is_some_and(|ratio| ratio <= MOST_GROWTH);
         let (item, what) = (item.to_owned(), what.to_owned());
         let growth = GrowthOfBoth { item, what, ours, theirs, met };
         eprintln!("{}", growth_line(&growth));
@@ -232,11 +233,11 @@ fn line(measure: &Measure) -> String {
 
 fn growth_line(growth: &GrowthOfBoth) -> String {
     let side = |side: &Option<Growth>| {
-        let text = |of: fn(&Growth) -> f64, unit: &str| match side {
-            Some(growth) => format!("{:.2}{unit}", of(growth)),
+        let text = |of: fn(&Growth) -> Option<f64>, unit: &str| match side.as_ref().and_then(of) {
+            Some(figure) => format!("{figure:.2}{unit}"),
             None => "-".to_owned(),
         };
-        let (few, many) = (text(|g| g.few_us, " µs"), text(|g| g.many_us, " µs"));
+        let (few, many) = (text(|g| Some(g.few_us), " µs"), text(|g| Some(g.many_us), " µs"));
         format!("{few:>10} {many:>10} {:>6}", text(|g| g.ratio, ""))
     };
     let count = growth.ours.as_ref().or(growth.theirs.as_ref()).map_or(0, |growth| growth.count);
