@@ -62,6 +62,15 @@ impl Host {
         paths.temporary().iter().any(|path| path.exists())
     }
 
+    /// Whether an `exec` is on its way into a container. It needs no lock for that, and if the container
+    /// ends meanwhile it removes what the library has made again for it.
+    pub(crate) fn is_entered(&self, record: &Record) -> bool {
+        let run = self.paths.container(record.id()).run;
+        let entries = std::fs::read_dir(run).into_iter().flatten().flatten();
+        let mut commands = entries.filter_map(|e| exec_of(e.file_name().to_str()?));
+        commands.any(is_there)
+    }
+
     /// Removes what killed commands left beside a container. The caller holds its lock.
     pub(crate) fn sweep(&mut self, record: &Record) -> Result<()> {
         if record.status == Status::Restoring {

@@ -93,6 +93,10 @@ impl Host {
         options: AuditOptions,
         audit: &mut Audit,
     ) -> Result<()> {
+        if self.is_entered(&record) {
+            audit.busy.push(record.config.id);
+            return Ok(());
+        }
         let object = label(&record);
         let id = record.config.id.clone();
         let kernel = Kernel::read(&self.paths)?;

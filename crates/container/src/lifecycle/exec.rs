@@ -157,9 +157,8 @@ impl Host {
         let streams = (options.stdin, options.detach);
         let console = options.terminal.then(|| format!("exec-{own}"));
         let started = self.start_exec(id, &document, &console, streams, confinement);
-        let _ = fs::remove_file(&document);
         // Whatever the library stumbled over, that is the cause.
-        started.map_err(|error| {
+        let started = started.map_err(|error| {
             // What is left of the attempt is this process's to reap, and init ends after it.
             while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
             if !self.has_ended(&record) {
@@ -167,7 +166,10 @@ impl Host {
             }
             self.remove_groups_of_ended(record.id());
             Error::EndedMeanwhile(record.config.name.clone())
-        })
+        });
+        // As long as it is there, others know that somebody is at work.
+        let _ = fs::remove_file(&document);
+        started
     }
 
     /// Removes control groups that the library has made again for a process that was about to join a
