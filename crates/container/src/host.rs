@@ -243,10 +243,11 @@ impl Host {
         if let Some(shim) = self.shim_of(&record) {
             // Init has ended and its shim is cleaning up.
             let _ = shim.wait(Some(Duration::from_secs(30)));
-            let Some(again) = self.store.get(&record.config.id)? else { return Ok(None) };
-            if !self.is_unfinished(&again) {
-                return Ok(Some(again));
-            }
+        }
+        // A shim writes the end down before it ends itself, without this lock: what is read now is final.
+        let Some(record) = self.store.get(&record.config.id)? else { return Ok(None) };
+        if !self.is_unfinished(&record) {
+            return Ok(Some(record));
         }
         if record.status == Status::Restoring && self.keep_arrived(&record)? {
             return self.store.get(&record.config.id);

@@ -36,6 +36,12 @@ impl Host {
             return Ok(());
         }
         if self.is_unfinished(&record) {
+            // Read again: its shim may have written the end down and ended since.
+            let record = match self.store.get(&id)? {
+                Some(now) if self.is_unfinished(&now) => now,
+                Some(now) => return self.judge(now, options, audit),
+                None => return Ok(()),
+            };
             let problem = match record.status {
                 Status::Restoring => "its restore was killed half-way",
                 _ => "it has ended, and its shim was killed before it had cleaned up",
