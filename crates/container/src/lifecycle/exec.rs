@@ -83,6 +83,18 @@ impl ExecSession {
     }
 }
 
+/// Kills and reaps all children of this process.
+fn end_children() {
+    let own = arctern_sys::Pid(std::process::id().cast_signed());
+    for child in arctern_sys::proc::children(own).unwrap_or_default() {
+        // It keeps its pid until it is waited for.
+        if let Some(pid) = Pid::from_raw(child.0) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+    while let Ok(Some(_)) = rustix::process::wait(WaitOptions::empty()) {}
+}
+
 impl Host {
     /// Starts a process in a running container. It has this process's standard streams, or a
     /// terminal of its own.
@@ -159,8 +171,9 @@ impl Host {
         let started = self.start_exec(id, &document, &console, streams, confinement);
         // Whatever the library stumbled over, that is the cause.
         let started = started.map_err(|error| {
-            // What is left of the attempt is this process's to reap, and init ends after it.
-            while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
+            // What is left of the attempt is this process's to reap: init ends after it, and it would make
+            // control groups again that have been removed.
+            end_children();
             if !self.has_ended(&record) {
                 return error;
             }
