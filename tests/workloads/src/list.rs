@@ -27,6 +27,7 @@ pub const WORKLOADS: &[Workload] = &[
     ("thread-pending", NONE, threads::thread_pending, &["queued-thread"]),
     ("pipes", NONE, pipes::pipes, &["pipes"]),
     ("packet-pipe", NONE, pipes::packet_pipe, &["packet-pipes"]),
+    ("shifted-pairs", NONE, pipes::shifted_pairs, &["pipes", "unix-sockets"]),
     ("fifos", NONE, pipes::fifos, &["fifos"]),
     ("files", NONE, files::files, &["regular", "append", "o-path", "sparse", "directories", "devices", "owners", "cwd-root-umask"]),
     ("deleted-files", NONE, files::deleted_files, &["deleted", "renamed-over", "o-tmpfile"]),

@@ -126,3 +126,33 @@ pub fn fifos(stage: &Stage, checks: &mut Checks) {
     put(write, b"again");
     checks.eq("fifo", Ok(b"again".to_vec()), take(read, 100));
 }
+
+/// Pipes and socket pairs with free numbers below them, and ends whose numbers are the other way
+/// round.
+pub fn shifted_pairs(stage: &Stage, checks: &mut Checks) {
+    let low = must!(libc::dup(0));
+    let (read, write) = pipe(0);
+    let below = must!(libc::dup(0));
+    let mut ends = [0; 2];
+    must!(libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET, 0, ends.as_mut_ptr()));
+    let (last_read, last_write) = pipe(0);
+    let (first, second) = (must!(libc::dup(last_write)), must!(libc::dup(last_read)));
+    for fd in [low, below, last_read, last_write] {
+        must!(libc::close(fd));
+    }
+    stage.ready();
+    stage.wait_for_verify();
+    for (what, from, to) in [
+        ("pipe", write, read),
+        ("socket", ends[0], ends[1]),
+        ("socket back", ends[1], ends[0]),
+        ("the other way round", first, second),
+    ] {
+        // SAFETY: the buffer holds as many bytes.
+        let put = unsafe { libc::write(from, what.as_ptr().cast(), what.len()) };
+        checks.eq(format!("{what}: written"), what.len() as isize, put);
+        if put > 0 {
+            checks.eq(what, Ok(what.as_bytes().to_vec()), take(to, 100));
+        }
+    }
+}

@@ -144,7 +144,8 @@ impl FilesRestore {
             if self.is_late(&group.ids) {
                 continue;
             }
-            for (id, from) in self.make(&mut o, &group)? {
+            let made = self.make(&mut o, &group)?;
+            for (id, from) in step_aside(&mut o, made, &numbers) {
                 if self.passed.contains_key(&id) {
                     park(&mut o, id, from);
                     continue;
@@ -291,6 +292,27 @@ fn clear(o: &mut Opener<'_>, wanted: &[FdinfoEntry]) -> Vec<(u32, i32)> {
     let mut sources: Vec<(u32, i32)> = sources.into_iter().collect();
     sources.sort_by_key(|(_, fd)| *fd);
     sources
+}
+
+/// Moves what has landed on a number of another of its group out of the way of that.
+fn step_aside(
+    o: &mut Opener<'_>,
+    made: Vec<(u32, i32)>,
+    numbers: &HashMap<u32, Vec<(i32, bool)>>,
+) -> Vec<(u32, i32)> {
+    let wants = |id: u32, fd: i32| numbers.get(&id).is_some_and(|n| n.iter().any(|n| n.0 == fd));
+    let in_the_way =
+        |id: u32, fd: i32| made.iter().any(|(other, _)| *other != id && wants(*other, fd));
+    let apart = made.iter().map(|&(id, from)| {
+        if !in_the_way(id, from) {
+            return (id, from);
+        }
+        let aside = o.ctx.temporary();
+        o.duplicate(from, aside, id, false);
+        o.close(from);
+        (id, aside)
+    });
+    apart.collect()
 }
 
 /// Moves a description out of the way of the numbers that are wanted, until the end of the restore.
