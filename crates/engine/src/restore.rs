@@ -15,6 +15,7 @@ use arctern_image::images::ImageDir;
 
 use self::build::Build;
 use self::loaded::Loaded;
+pub(crate) use self::pid::while_taken;
 use crate::confinement::Confinement;
 use crate::error::{Refusal, RestoreError, Subject};
 use crate::faults::Faults;

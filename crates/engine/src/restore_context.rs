@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use arctern_sys::Pid;
 use arctern_tracee::TraceeError;
 use arctern_tracee::stub::Stub;
 
@@ -20,13 +21,15 @@ pub struct RestoreContext {
     next: i32,
     channel: std::os::unix::net::UnixDatagram,
     channel_remote: i32,
+    /// A process that stands for another one for some moments: it goes if the restore fails.
+    pub helper: Option<Pid>,
 }
 
 impl RestoreContext {
     /// `base` is above every descriptor number in the images. `channel` is our end of a socket pair
     /// whose other end every stub has at number `base`.
     pub fn new(base: i32, channel: std::os::unix::net::UnixDatagram) -> Self {
-        RestoreContext { base, next: base + 1, channel, channel_remote: base }
+        RestoreContext { base, next: base + 1, channel, channel_remote: base, helper: None }
     }
 
     /// First temporary descriptor number.

@@ -70,6 +70,7 @@ pub fn describe_records<R: Read>(
         ImageKind::Creds => one::<CredsEntry, R>(reader),
         ImageKind::Fdinfo => many::<FdinfoEntry, R>(reader),
         ImageKind::Files => many::<FileEntry, R>(reader),
+        ImageKind::UnixPeers => many::<UnixPeerEntry, R>(reader),
         ImageKind::TtyInfo => many::<TtyInfoEntry, R>(reader),
         ImageKind::TtyData => many::<TtyDataEntry, R>(reader),
         ImageKind::RemapFpath => many::<RemapFilePathEntry, R>(reader),

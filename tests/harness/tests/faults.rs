@@ -150,7 +150,8 @@ fn restore_that_fails_at_any_step_leaves_nothing_of_threads() -> Result<()> {
 
 #[test]
 fn restore_that_fails_at_any_step_leaves_nothing_of_a_tree() -> Result<()> {
-    restore_faults("sessions")
+    restore_faults("sessions")?;
+    restore_faults("unix-peers-inside")
 }
 
 #[test]

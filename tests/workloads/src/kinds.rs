@@ -185,6 +185,7 @@ const FILES: &[Kind] = &[
 
 const SOCKETS: &[Kind] = &[
     kind("unix-sockets", "unix sockets: pairs, listeners, queues, credentials, senders"),
+    kind("unix-peers", "unix sockets: whom they show as their peer (SO_PEERCRED)"),
     kind("unix-pending", "unix connections that wait to be accepted"),
     tested(
         "unix-outside",

@@ -5,7 +5,7 @@ use crate::stage::{Checks, Stage};
 use crate::{
     attributes, busy, calls, datagrams, descriptors, dirty, events, files, identity, ipc, jobs,
     listening, memory, outside, pipes, sequences, shell, signals, sockets, tcp, threads, timers,
-    unix_queues,
+    unix_peers, unix_queues,
 };
 
 /// A program that sets state up and compares it.
@@ -65,6 +65,8 @@ pub const WORKLOADS: &[Workload] = &[
     ("socket-credentials", NONE, sockets::socket_credentials, &["unix-sockets"]),
     ("unix-listeners", NONE, sockets::unix_listeners, &["unix-sockets"]),
     ("unix-pending", NONE, sockets::unix_pending, &["unix-pending"]),
+    ("unix-peers", NONE, unix_peers::unix_peers, &["unix-peers"]),
+    ("unix-peers-inside", libc::CLONE_NEWPID, unix_peers::unix_peers, &["unix-peers"]),
     ("passed-descriptors", NONE, unix_queues::passed_descriptors, &["in-flight"]),
     ("unix-senders", NONE, unix_queues::unix_senders, &["unix-sockets"]),
     ("passed-in-stream", NONE, unix_queues::passed_in_stream, &["in-flight"]),

@@ -34,6 +34,7 @@ mod stage;
 mod tcp;
 mod threads;
 mod timers;
+mod unix_peers;
 mod unix_queues;
 
 use list::{Body, LOST, WITH_OTHERS, WORKLOADS};

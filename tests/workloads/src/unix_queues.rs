@@ -7,7 +7,7 @@ use std::mem::{size_of, size_of_val};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
-fn pair(kind: i32) -> (i32, i32) {
+pub fn pair(kind: i32) -> (i32, i32) {
     let mut ends = [0; 2];
     must!(libc::socketpair(libc::AF_UNIX, kind | libc::SOCK_NONBLOCK, 0, ends.as_mut_ptr()));
     (ends[0], ends[1])
@@ -17,7 +17,7 @@ fn close(fd: i32) {
     must!(libc::close(fd));
 }
 
-fn send(fd: i32, data: &[u8], descriptors: &[i32]) {
+pub fn send(fd: i32, data: &[u8], descriptors: &[i32]) {
     let mut control = [0u64; 8];
     let mut part = libc::iovec { iov_base: data.as_ptr() as *mut _, iov_len: data.len() };
     // SAFETY: msghdr is plain data.
@@ -38,7 +38,7 @@ fn send(fd: i32, data: &[u8], descriptors: &[i32]) {
 }
 
 /// Reads at most `room` bytes and what comes with them.
-fn receive(fd: i32, room: usize) -> (Vec<u8>, Vec<i32>) {
+pub fn receive(fd: i32, room: usize) -> (Vec<u8>, Vec<i32>) {
     let mut data = vec![0u8; room];
     let mut control = [0u64; 16];
     let mut part = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: room };

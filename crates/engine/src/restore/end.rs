@@ -109,6 +109,7 @@ impl Build<'_, '_> {
 
     /// Kills and reaps everything that was made.
     pub(super) fn tear_down(&mut self) {
+        self.made.extend(self.ctx.helper);
         // What it would do is done here.
         self.guard = None;
         self.files.silence_connections();

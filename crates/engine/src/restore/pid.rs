@@ -19,7 +19,7 @@ const LIMIT: Duration = Duration::from_millis(300);
 
 /// Makes a task with a pid that somebody may hold for some moments more. `pid` is its number as the
 /// controller would see it.
-pub(super) fn while_taken<T>(
+pub(crate) fn while_taken<T>(
     pid: i32,
     mut make: impl FnMut() -> Result<T, RestoreError>,
 ) -> Result<T, RestoreError> {

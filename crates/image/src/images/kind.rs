@@ -70,6 +70,7 @@ kinds! {
     FifoData Common 0x5933_3054 "fifo-data.img" "bytes in named pipes";
     SkQueues Common 0x5626_4026 "sk-queues.img" "packets in datagram and unix sockets";
     Datagrams Common 0x4152_5544 "arctern-datagrams.img" "unread UDP datagrams; CRIU does not look for it";
+    UnixPeers Common 0x4152_5043 "arctern-unix-peers.img" "whom unix sockets show as their peer; CRIU does not look for it";
     UnixPending Common 0x4152_5055 "arctern-unix-pending.img" "unix connections that wait to be accepted; CRIU does not look for it";
     TcpStream Common 0x5146_5506 "tcp-stream-%x.img" "a TCP connection, by socket inode";
     TtyInfo Common 0x5945_3036 "tty-info.img" "terminals";

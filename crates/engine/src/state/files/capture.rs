@@ -159,6 +159,7 @@ impl FileCollector {
         }
         if !self.options.observing {
             self.collect_passed(tree, refusals)?;
+            self.find_peers(tree)?;
         }
         self.resolve_unix(tree, refusals);
         self.resolve_terminals(tree, refusals);
@@ -341,6 +342,7 @@ impl FileCollector {
         self.write_memfds(images, pages)?;
         self.write_queues(tree, images)?;
         self.write_pending(images)?;
+        write_or_remove(images, ImageKind::UnixPeers, &self.unix.peers)?;
         self.write_datagrams(tree, images)?;
         self.write_terminals(images)
     }

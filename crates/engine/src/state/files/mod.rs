@@ -49,6 +49,8 @@ mod udp;
 mod udp_restore;
 mod unix;
 mod unix_outside;
+mod unix_peer;
+mod unix_peer_restore;
 mod unix_pending;
 mod unix_queue;
 mod unix_restore;

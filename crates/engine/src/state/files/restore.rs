@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use arctern_image::images::{ImageDir, ImageKind};
 use arctern_image::messages::{
     FdTypes, FdinfoEntry, FileEntry, MntEntry, RegFileEntry, RemapFilePathEntry, RemapType,
-    TtyInfoEntry,
+    TtyInfoEntry, UnixPeerEntry,
 };
 use arctern_tracee::stub::Stub;
 
@@ -14,7 +14,7 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use super::groups::{self, Bond, Group};
 use super::table::Table;
-use super::{ghost, memfd, pipe, regular, tcp, udp_restore, unix_pending, unix_restore};
+use super::{ghost, memfd, pipe, regular, tcp, udp_restore, unix_peer, unix_pending, unix_restore};
 use crate::error::{Refusal, RestoreError, Subject};
 use crate::options::{External, TcpPolicy};
 use crate::restore_context::{RestoreContext, TaskNode};
@@ -74,6 +74,8 @@ pub struct FilesRestore {
     pub(super) datagrams: udp_restore::Datagrams,
     /// Unix connections that wait to be accepted.
     pub(super) pending: Vec<unix_pending::Waiting>,
+    /// Whom unix sockets show as their peer, by file id.
+    pub(super) peers: HashMap<u32, UnixPeerEntry>,
     pub(super) late_unix: unix_restore::Late,
     /// Descriptions that no task has open, since they are on their way in a unix socket: with the
     /// task that holds the socket.
@@ -130,6 +132,7 @@ impl FilesRestore {
             queues,
             datagrams: udp_restore::read(images)?,
             pending: unix_pending::read(images)?,
+            peers: unix_peer::read(images)?,
             late_unix: unix_restore::Late::default(),
             passed: BTreeMap::new(),
             pipes: pipe::read_contents(images, ImageKind::PipesData)?,
@@ -199,12 +202,13 @@ impl FilesRestore {
     }
 
     fn form_groups(&mut self) -> Result<(), RestoreError> {
-        let held = self
+        let mut held: BTreeMap<u32, Vec<usize>> = self
             .holders
             .iter()
             .map(|(id, holders)| (*id, holders.iter().map(|(task, _)| *task).collect()))
             .chain(self.passed.iter().map(|(id, task)| (*id, vec![*task])))
             .collect();
+        self.add_makers(&mut held);
         let mut bonds = Vec::new();
         for id in self.ids() {
             let file = &self.files[&id];
@@ -225,11 +229,13 @@ impl FilesRestore {
         self.socket_bonds(&mut bonds);
         self.terminal_bonds(&mut bonds);
         let parents: Vec<Option<usize>> = self.tasks.iter().map(|task| task.parent).collect();
-        self.groups = groups::form(&held, &bonds, &parents);
-        for (index, group) in self.groups.iter_mut().enumerate() {
+        let mut groups = groups::form(&held, &bonds, &parents);
+        for (index, group) in groups.iter_mut().enumerate() {
             group.opener = self.table_owner[group.opener];
+            group.shared |= self.has_other_maker(group);
             self.group_of.extend(group.ids.iter().map(|id| (*id, index)));
         }
+        self.groups = groups;
         self.late = self.holders.keys().copied().filter(|id| self.refers_to_tasks(*id)).collect();
         for (index, group) in self.groups.iter().enumerate() {
             if group.shared && !self.is_late(&group.ids) {

@@ -9,6 +9,7 @@ use super::descriptor::Descriptor;
 use super::groups::{Bond, Group};
 use super::restore::FilesRestore;
 use super::table::Opener;
+use super::unix_peer_restore::Makers;
 use super::{inet, netlink, tcp, unix, unix_restore};
 use crate::error::{CaptureError, Refusal, RestoreError};
 
@@ -128,6 +129,7 @@ impl FilesRestore {
                 &members,
                 &self.queues,
                 &self.pending,
+                Makers::new(&self.peers, &self.tasks),
                 &mut self.late_unix,
             )?);
         }

@@ -73,7 +73,8 @@ struct Check {
 /// Makes descriptions in one stub.
 pub(super) struct Opener<'a> {
     pub ctx: &'a mut RestoreContext,
-    pub stub: &'a Stub,
+    /// Who makes the calls.
+    pub stub: Stub,
     pub table: &'a mut Table,
     pub pid: i32,
     pub comm: &'a str,
@@ -93,7 +94,7 @@ impl<'a> Opener<'a> {
     ) -> Self {
         Opener {
             ctx,
-            stub,
+            stub: *stub,
             table,
             pid,
             comm,
@@ -257,7 +258,7 @@ impl<'a> Opener<'a> {
     pub fn inject(&mut self, fd: BorrowedFd<'_>) -> Result<i32, RestoreError> {
         self.flush()?;
         let at = self.table.lowest_free();
-        self.ctx.inject(self.stub, fd, at)?;
+        self.ctx.inject(&self.stub, fd, at)?;
         self.table.take(at, 0);
         Ok(at)
     }

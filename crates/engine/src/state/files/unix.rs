@@ -4,8 +4,7 @@
 //! options; SIOCUNIXFILE the file that it is bound to. Queues are in [`super::unix_queue`].
 //!
 //! Peers outside of the tree are in [`super::unix_outside`]. Connections that wait to be accepted
-//! are in [`super::unix_pending`]. Not kept: the
-//! credentials of the peer (SO_PEERCRED).
+//! are in [`super::unix_pending`], whom a socket shows as its peer in [`super::unix_peer`].
 
 use std::collections::HashMap;
 use std::io;
@@ -13,7 +12,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use arctern_image::messages::{FdTypes, FileEntry, FilePermsEntry, UnixSkEntry};
+use arctern_image::messages::{FdTypes, FileEntry, FilePermsEntry, UnixPeerEntry, UnixSkEntry};
 use arctern_sys::diag::{UnixSocket, unix_sockets};
 use arctern_sys::fd::{socket_address, unix_socket_file};
 use arctern_sys::{Pid, proc};
@@ -22,6 +21,7 @@ use super::capture::FileCollector;
 use super::descriptor::{Descriptor, entry};
 use super::sockopts;
 use super::unix_outside::{Outside, other_end};
+use super::unix_peer::shown_peer;
 use super::unix_pending::Waiting;
 use super::unix_queue::Message;
 use crate::error::{CaptureError, Refusal, Remedy};
@@ -40,6 +40,8 @@ pub(super) struct Collected {
     pub members: Vec<Member>,
     /// Connections that wait to be accepted, and are not just clients that have sent nothing.
     pub pending: Vec<Waiting>,
+    /// Whom sockets show as their peer.
+    pub peers: Vec<UnixPeerEntry>,
 }
 
 #[derive(Debug)]
@@ -55,6 +57,8 @@ pub(super) struct Member {
     pub descriptors: u32,
     /// What is unread, where it was looked at before everything else is.
     pub queue: Option<Vec<Message>>,
+    /// Pid as we see it, uid and gid of the peer that it shows.
+    pub peer: Option<[u32; 3]>,
 }
 
 /// What a socket is bound to in the file system.
@@ -100,6 +104,7 @@ impl FileCollector {
             Bound::default()
         };
         let Some(opts) = sockopts::capture(d, true, refusals)? else { return Ok(None) };
+        let peer = shown_peer(d)?;
         let id = self.new_id();
         let listening = u32::from(socket.state) == LISTEN;
         self.unix.members.push(Member {
@@ -112,6 +117,7 @@ impl FileCollector {
             ino,
             descriptors: d.info.scm_fds,
             queue: None,
+            peer,
         });
         Ok(Some(FileEntry {
             usk: Some(Box::new(UnixSkEntry {

@@ -16,6 +16,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use super::sockopts;
 use super::table::Opener;
 use super::unix::{ESTABLISHED, EXTERNAL, LISTEN};
+use super::unix_peer_restore::Makers;
 use super::unix_pending::Waiting;
 use super::unix_senders::{deliver, target};
 use crate::error::RestoreError;
@@ -65,6 +66,7 @@ pub(super) fn open(
     members: &[&UnixSkEntry],
     queues: &Queues,
     pending: &[Waiting],
+    makers: Makers<'_>,
     late: &mut Late,
 ) -> Result<Vec<(u32, i32)>, RestoreError> {
     let by_ino = members.iter().map(|m| (m.ino, *m)).collect();
@@ -73,10 +75,11 @@ pub(super) fn open(
     };
     let rights = members.iter().filter(|m| with_rights(m)).map(|m| m.id).collect();
     let (made, extra) = (HashMap::new(), HashMap::new());
-    let mut group = Group { members, by_ino, made, extra, rights, late };
+    let mut group = Group { members, by_ino, made, extra, rights, late, makers };
     group.listeners(o)?;
     group.datagrams(o)?;
     group.connections(o, pending)?;
+    group.makers.end(o)?;
     group.queues(o, queues)?;
     group.settle(o)?;
     Ok(members.iter().filter_map(|m| Some((m.id, *group.made.get(&m.id)?))).collect())
@@ -92,6 +95,7 @@ pub(super) struct Group<'a> {
     /// Sockets whose queues wait until every description is in place.
     rights: HashSet<u32>,
     late: &'a mut Late,
+    pub makers: Makers<'a>,
 }
 
 impl<'a> Group<'a> {
@@ -101,7 +105,9 @@ impl<'a> Group<'a> {
             let fd = new_socket(o, socket);
             bind(o, fd, socket)?;
             let args = [fd.into(), socket.backlog.into()];
-            o.call(libc::SYS_listen, &args, "listen on the unix socket");
+            self.as_peer(o, socket.id, |o| {
+                o.call(libc::SYS_listen, &args, "listen on the unix socket");
+            })?;
             self.made.insert(socket.id, fd);
         }
         Ok(())
@@ -127,7 +133,7 @@ impl<'a> Group<'a> {
                         && socket.name.is_empty()
                         && peer.name.is_empty() =>
                 {
-                    let [a, b] = pair(o, socket);
+                    let [a, b] = self.as_peer(o, socket.id, |o| pair(o, socket))?;
                     self.made.insert(socket.id, a);
                     self.made.insert(peer.id, b);
                     continue;
@@ -141,7 +147,7 @@ impl<'a> Group<'a> {
                 }
                 // The peer is closed: one end of a pair, or connected to a name that is gone.
                 None if socket.state == ESTABLISHED && socket.name.is_empty() => {
-                    let [a, b] = pair(o, socket);
+                    let [a, b] = self.as_peer(o, socket.id, |o| pair(o, socket))?;
                     self.made.insert(socket.id, a);
                     self.extra.insert(socket.id, b);
                     continue;
@@ -193,7 +199,7 @@ impl<'a> Group<'a> {
                 None => (socket, peer),
             };
             let [a, b] = if server.name.is_empty() {
-                pair(o, server)
+                self.as_peer(o, server.id, |o| pair(o, server))?
             } else {
                 self.accept(o, server, client)?
             };
@@ -247,7 +253,13 @@ impl<'a> Group<'a> {
             None => {
                 let fd = new_socket(o, server);
                 bind(o, fd, server)?;
-                o.call(libc::SYS_listen, &[fd.into(), 1.into()], "listen for a moment");
+                let listen = |o: &mut Opener<'_>| {
+                    o.call(libc::SYS_listen, &[fd.into(), 1.into()], "listen for a moment");
+                };
+                match client {
+                    Some(client) => self.as_peer(o, client.id, listen)?,
+                    None => listen(o),
+                }
                 (fd, true)
             }
         };
@@ -255,7 +267,7 @@ impl<'a> Group<'a> {
         if let Some(client) = client.filter(|client| !client.name.is_empty()) {
             bind(o, to, client)?;
         }
-        connect(o, to, server, "connect the unix socket");
+        self.as_peer(o, server.id, |o| connect(o, to, server, "connect the unix socket"))?;
         let args = [listener.into(), 0.into(), 0.into(), libc::SOCK_NONBLOCK.into()];
         let accepted = o.create(libc::SYS_accept4, &args, "accept the connection");
         if passing {
