@@ -12,6 +12,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use arctern_storage::beneath;
 use arctern_storage::pack::Packer;
@@ -27,6 +28,9 @@ use crate::spec::user;
 
 /// Links that may follow on each other in a path, as in the kernel.
 const MAX_LINKS: usize = 40;
+
+/// How long the shim of a container that has ended may take to clean up.
+const END: Duration = Duration::from_secs(1);
 
 /// One side of a copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -196,10 +200,20 @@ impl Host {
                 Ok(View { root: opened, container: true, owner: user(&root)?, mounted: None })
             });
             // It was init's as long as init lives; afterwards it is nobody's, or is not there.
-            if init.wait(Some(std::time::Duration::ZERO)).unwrap_or(true) {
+            if init.wait(Some(Duration::ZERO)).unwrap_or(true) {
                 return Err(Error::EndedMeanwhile(record.name().to_owned()));
             }
             return Ok((view?, path));
+        }
+        if let Some(shim) = self.shim_of(&record) {
+            // It unmounts the root, without this lock, and would take away what is mounted here. One that
+            // waits before it starts the container again stays.
+            let ended = shim.wait(Some(END)).unwrap_or(false);
+            drop(lock);
+            return match ended {
+                true => self.view(place),
+                false => Err(Error::EndedMeanwhile(record.name().to_owned())),
+            };
         }
         let config = &record.config;
         let binds = config.volumes.iter().map(|volume| &volume.destination);
