@@ -20,7 +20,9 @@ use crate::host::Host;
 use crate::netlock::NetLock;
 use crate::runtime;
 use crate::shim::await_commit;
-use crate::shim::launch::{Images, Launched, Pipes, Prelaunch, RestoreRequest, Trust, running};
+use crate::shim::launch::{
+    Images, Launched, Pipes, Prelaunch, RestoreRequest, Trust, let_go, running,
+};
 use crate::shim::pump::Streams;
 use crate::spec;
 use crate::transfer::Laps;
@@ -168,6 +170,10 @@ pub(crate) fn launch(
         false => Error::Restore(Box::new(error)),
     })?;
     let warnings = heard.warnings;
+    if let Err(error) = let_go(host, id) {
+        // It runs: the next command sees that.
+        tracing::error!("{}", error.chain());
+    }
     if let Some(lock) = &mut lock
         && let Err(error) = lock.open()
     {

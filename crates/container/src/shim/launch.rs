@@ -306,7 +306,8 @@ pub(crate) enum Images {
 }
 
 /// Writes down that a container runs: started, or restored from images that stay if they are to be
-/// kept.
+/// kept. One that is restored where it was checkpointed stays checkpointed until it has been let go
+/// ([`let_go`]): whoever is killed before that leaves its images.
 pub(crate) fn running(host: &mut Host, id: &str, pid: i32, restored: Option<Images>) -> Result<()> {
     let init = ProcessId::of(pid);
     if restored.is_some() {
@@ -320,20 +321,40 @@ pub(crate) fn running(host: &mut Host, id: &str, pid: i32, restored: Option<Imag
     }
     host.store
         .update(id, |r| {
-            r.status = Status::Running;
             r.init = init;
             r.started_at = Some(now);
             r.finished_at = None;
             r.exit_code = None;
-            r.checkpointed_at = match restored {
-                Some(Images::Kept) => r.checkpointed_at.or(Some(now)),
-                Some(Images::UsedUp) | None => None,
-            };
+            let needed = r.status == Status::Checkpointed;
+            match restored {
+                Some(Images::UsedUp) if needed => {}
+                Some(Images::Kept) => {
+                    r.status = Status::Running;
+                    r.checkpointed_at = r.checkpointed_at.or(Some(now));
+                }
+                Some(Images::UsedUp) | None => {
+                    r.status = Status::Running;
+                    r.checkpointed_at = None;
+                }
+            }
             if restored.is_some() {
                 r.restored_at = Some(now);
             }
         })
         .map(|_| ())
+}
+
+/// Writes down that a restored container has been let go: it does not go back to its images. Whoever is
+/// killed before this leaves one that is checkpointed and runs, which the next command sees.
+pub(crate) fn let_go(host: &mut Host, id: &str) -> Result<()> {
+    host.store
+        .update(id, |r| {
+            if r.status == Status::Checkpointed {
+                r.status = Status::Running;
+                r.checkpointed_at = None;
+            }
+        })
+        .map(drop)
 }
 
 /// Both ends of the container's standard streams.
