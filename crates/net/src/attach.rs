@@ -254,11 +254,7 @@ impl Network {
         let kept = locked.state.leave_to_lock(container);
         let goes_on = locked.state.goes_on(container);
         note(self.nft().and_then(|mut nft| {
-            if kept || goes_on {
-                return Ok(());
-            }
-            self.drop_lock(&mut locked, &mut route, &mut nft, container)?;
-            if self.is_lan() {
+            if kept || goes_on || self.is_lan() {
                 return Ok(());
             }
             rules::unpublish(&mut nft, &self.link, container)
@@ -272,8 +268,9 @@ impl Network {
         {
             note(how(&mut route, &veth).map(drop).doing("remove", &veth));
         }
-        if goes_on {
-            // Its connections are somebody else's: it is cut off before it can end them.
+        if goes_on || !kept {
+            // Its connections are somebody else's, or of a checkpoint: it is cut off before the lock ends,
+            // so that nothing of them reaches a namespace that knows none and refuses them.
             note(
                 self.nft().and_then(|mut nft| {
                     self.drop_lock(&mut locked, &mut route, &mut nft, container)
