@@ -342,15 +342,6 @@ fn a_killed_restore_is_made_again() -> Result<(), String> {
             // One whose shim was just being started goes on by itself.
             let output = world.host.attempt(&restore)?;
             let said = String::from_utf8_lossy(&output.stderr);
-            if !(output.status.success() || said.contains("is running")) {
-                let all = world.host.attempt(&["ps", "-a"])?;
-                let inspect = world.host.attempt(&["inspect", "db-0"])?;
-                eprintln!(
-                    "DBG round {round} {said} {} {}",
-                    String::from_utf8_lossy(&all.stdout),
-                    String::from_utf8_lossy(&inspect.stdout)
-                );
-            }
             ensure!(output.status.success() || said.contains("is running"), "{said}");
             again += usize::from(output.status.success());
             ping(&stream)?;
