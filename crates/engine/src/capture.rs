@@ -6,6 +6,7 @@
 mod described;
 mod locked;
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::Instant;
 
@@ -213,7 +214,8 @@ fn attempt_capture(
         }
         let captured =
             task_state::capture(task, &mut filters, &mut restarts, waited, &mut refusals)?;
-        if let Some((_, mm)) = spaces.iter_mut().find(|(i, _)| *i == index) {
+        if let Ok(at) = spaces.binary_search_by_key(&index, |(task, _)| *task) {
+            let (_, mm) = &mut spaces[at];
             mm.mm_brk = captured.memory.brk;
             mm.dumpable = Some(captured.memory.dumpable);
             mm.thp_disabled = captured.memory.thp_disabled.then_some(true);
@@ -411,9 +413,8 @@ fn go_on_tracking(
     plans: &[dump::Plan],
 ) -> Result<(), CaptureError> {
     let looks = tracking.look(tree)?;
-    for (look, plan) in
-        looks.iter().filter_map(|look| Some((look, plans.iter().find(|p| p.pid == look.pid)?)))
-    {
+    let plans: HashMap<Pid, &dump::Plan> = plans.iter().map(|plan| (plan.pid, plan)).collect();
+    for (look, plan) in looks.iter().filter_map(|look| Some((look, plans.get(&look.pid)?))) {
         tracking.stored(look.inner_pid, plan.in_images(), Ranges::default());
     }
     Ok(())
@@ -488,16 +489,13 @@ pub(crate) fn planned_tasks(tree: &FrozenTree) -> Vec<PlannedTask> {
 
 /// Refusals about tasks as such.
 pub(crate) fn check_tree(tree: &FrozenTree, refusals: &mut Vec<Refusal>) {
-    for (index, task) in tree.tasks.iter().enumerate() {
-        if task.is_zombie() {
-            continue;
-        }
-        let earlier =
-            tree.tasks[..index].iter().find(|t| !t.is_zombie() && t.ids.vm == task.ids.vm);
-        if let Some(other) = earlier {
+    let mut first: HashMap<u32, Pid> = HashMap::new();
+    for task in tree.tasks.iter().filter(|task| !task.is_zombie()) {
+        let other = *first.entry(task.ids.vm).or_insert(task.pid);
+        if other != task.pid {
             refusals.push(task.refuse(
                 "",
-                format!("shares its memory with process {} (clone or vfork)", other.pid),
+                format!("shares its memory with process {other} (clone or vfork)"),
                 Remedy::try_again("when it has called execve"),
             ));
         }

@@ -11,6 +11,7 @@
 //!   since a restore that fails before closes them without a word to their peers;
 //! - limits after descriptors and memory; timers last, since they run.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use crate::error::{Refusal, Subject};
@@ -150,12 +151,21 @@ impl fmt::Display for Step {
 /// Plans the restore of `tasks` (root first, parents before children). `shell_job` lets the root
 /// stay in the caller's session and group.
 pub fn plan(tasks: &[PlannedTask], shell_job: bool) -> Result<Vec<Step>, Vec<Refusal>> {
-    Planner { tasks, shell_job, steps: Vec::new(), refusals: Vec::new(), helpers: Vec::new() }.run()
+    let mut children: HashMap<usize, Vec<usize>> = HashMap::new();
+    for (index, task) in tasks.iter().enumerate() {
+        if let Some(parent) = task.parent {
+            children.entry(parent).or_default().push(index);
+        }
+    }
+    let (steps, refusals, helpers) = (Vec::new(), Vec::new(), Vec::new());
+    Planner { tasks, shell_job, children, steps, refusals, helpers }.run()
 }
 
 struct Planner<'a> {
     tasks: &'a [PlannedTask],
     shell_job: bool,
+    /// Of every task that has any, in order.
+    children: HashMap<usize, Vec<usize>>,
     steps: Vec<Step>,
     refusals: Vec<Refusal>,
     helpers: Vec<i32>,
@@ -215,8 +225,7 @@ impl Planner<'_> {
             return;
         }
         let leads = task.sid == task.pid;
-        let children: Vec<usize> =
-            (0..self.tasks.len()).filter(|i| self.tasks[*i].parent == Some(at)).collect();
+        let children = self.children.remove(&at).unwrap_or_default();
         let session_of = |i: usize| (self.tasks[i].sid, self.tasks[i].pid);
         // A child that leads a session of its own may be born in any.
         let early = |i: usize| {
@@ -256,8 +265,9 @@ impl Planner<'_> {
         if leads && !session_first {
             self.steps.push(Step::Session(at));
         }
+        let made: HashSet<usize> = before.iter().copied().collect();
         for &child in children.iter().filter(|c| fits(**c)) {
-            if !before.contains(&child) {
+            if !made.contains(&child) {
                 self.clone_in(child, at);
                 after.push(child);
             }
@@ -306,8 +316,9 @@ impl Planner<'_> {
     /// Groups whose leader is dead need a task with that pid for a moment.
     fn orphaned_groups(&mut self) {
         let root = &self.tasks[0];
+        let pids: HashSet<i32> = self.tasks.iter().map(|task| task.pid).collect();
         for (index, task) in self.tasks.iter().enumerate() {
-            let known = self.tasks.iter().any(|t| t.pid == task.pgid);
+            let known = pids.contains(&task.pgid);
             let outside = self.shell_job && task.pgid == root.pgid;
             if known || outside || self.helpers.contains(&task.pgid) || task.pgid <= 0 {
                 continue;

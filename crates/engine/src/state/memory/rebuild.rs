@@ -241,7 +241,9 @@ impl Memory {
         if let Some(theirs) = parent_pages {
             // Pages that the parent has and the child has not: dropped since the fork.
             for vma in &kept.vmas {
-                for extent in theirs.extents() {
+                let extents = theirs.extents();
+                let first = extents.partition_point(|extent| extent.end() <= vma.start);
+                for extent in extents[first..].iter().take_while(|e| e.vaddr < vma.end) {
                     let (mut at, end) = (extent.vaddr.max(vma.start), extent.end().min(vma.end));
                     while at < end {
                         if pages.find(at).is_none() {
