@@ -8,10 +8,10 @@ use crate::commands::{
     attach, check, checkpoint, checkpoint_diff, checkpoint_inspect, checkpoint_ls,
     checkpoint_prune, checkpoint_rm, container_exists, container_prune, cp, create, criu, diff,
     exec, forward_ls, forward_rm, healthcheck_run, images, import, info, inspect, internal, kill,
-    logs, migrate, network_create, network_exists, network_inspect, network_ls, network_rm, pause,
-    port, ps, rename, restart, restore, rm, rmi, run, start, stats, stop, system_check, tag, top,
-    unpause, version, volume_create, volume_exists, volume_export, volume_import, volume_inspect,
-    volume_ls, volume_prune, volume_rm, wait,
+    logs, migrate, network_create, network_exists, network_inspect, network_ls, network_prune,
+    network_rm, pause, port, ps, rename, restart, restore, rm, rmi, run, start, stats, stop,
+    system_check, tag, top, unpause, version, volume_create, volume_exists, volume_export,
+    volume_import, volume_inspect, volume_ls, volume_prune, volume_rm, wait,
 };
 use crate::commands::{
     history, image_exists, image_inspect, image_prune, image_tree, load, login, logout, pull, push,
@@ -303,6 +303,7 @@ pub enum Network {
     #[command(name = "ls", visible_alias = "list")]
     Ls(network_ls::Args),
     Inspect(network_inspect::Args),
+    Prune(network_prune::Args),
     Rm(network_rm::Args),
     Exists(network_exists::Args),
 }

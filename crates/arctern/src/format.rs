@@ -4,6 +4,7 @@
 
 use serde_json::Value;
 
+use crate::report::{Cannot, Failure};
 use crate::ui::Table;
 
 /// What was asked for.
@@ -50,6 +51,19 @@ impl std::str::FromStr for Format {
                 Ok(Format::Fields(Template { table, parts }))
             }
         }
+    }
+}
+
+impl Format {
+    /// Prints what `inspect` and the like show: everything as JSON, or the fields that were asked for.
+    pub fn print_all(&self, json: &[Value], rows: &[Value]) -> Result<(), Failure> {
+        match self {
+            Format::Fields(template) => {
+                out!("{}", template.render(rows, &[]).cannot(|| "show the fields")?);
+            }
+            _ => outln!("{}", serde_json::to_string_pretty(json).cannot(|| "write JSON")?),
+        }
+        Ok(())
     }
 }
 
@@ -132,6 +146,26 @@ impl Template {
         }
         Ok(table.render())
     }
+}
+
+/// Some columns of rows as a table, with its head or without it.
+pub fn table(rows: &[Value], fields: &[(&str, &str)], columns: &[&str], headed: bool) -> String {
+    let head = |name: &&str| fields.iter().find(|(f, _)| f == name).map_or("", |(_, head)| *head);
+    let mut table = match headed {
+        true => Table::new(&columns.iter().map(head).collect::<Vec<_>>()),
+        false => Table::bare(),
+    };
+    let cell = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        Value::Array(list) => {
+            list.iter().map(|v| v.as_str().unwrap_or_default()).collect::<Vec<_>>().join(", ")
+        }
+        other => other.to_string(),
+    };
+    for row in rows {
+        table.row(columns.iter().map(|name| cell(&row[*name])).collect());
+    }
+    table.render()
 }
 
 fn head(part: &Part, fields: &[(&str, &str)]) -> String {

@@ -1,10 +1,11 @@
 //! Networks as the user sees them: made, listed, removed.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
-use arctern_net::{CreateNetwork, DEFAULT_NETWORK, Driver, NetworkConfig, Subnet};
+use arctern_net::{CreateNetwork, DEFAULT_NETWORK, Driver, Network, NetworkConfig, Subnet};
 
 use crate::error::{Error, Result};
 use crate::host::Host;
@@ -32,6 +33,27 @@ impl Host {
         let mut networks = vec![self.default_network()?];
         networks.extend(network::store(&self.paths).list().map_err(Error::network)?);
         Ok(networks)
+    }
+
+    /// Names of the networks that containers are made for, or on which an address is taken or held for
+    /// one that may come back; the default one is always among them.
+    ///
+    /// # Errors
+    /// The state cannot be read.
+    pub fn used_networks(&mut self) -> Result<BTreeSet<String>> {
+        let mut used = BTreeSet::from([DEFAULT_NETWORK.to_owned()]);
+        for record in self.list()? {
+            used.extend(record.config.network_name().map(str::to_owned));
+        }
+        for config in network::store(&self.paths).list().map_err(Error::network)? {
+            let network = Network::of(&network::leases(&self.paths), &config);
+            let network = network.map_err(Error::network)?;
+            let leases = network.leases().map_err(Error::network)?;
+            if !leases.is_empty() || !network.locks().map_err(Error::network)?.is_empty() {
+                used.insert(config.name);
+            }
+        }
+        Ok(used)
     }
 
     /// A network by name, by id, or by the beginning of its id.

@@ -331,15 +331,23 @@ impl Host {
         }
     }
 
-    /// Removes the volumes that no container has. Gives their names.
-    pub fn volume_prune(&mut self) -> Result<Vec<String>> {
-        let unused = self.volumes()?.into_iter().filter(|info| info.containers.is_empty());
-        unused
-            .map(|info| {
-                let name = info.volume.name;
-                self.images.volume_remove(&name).map_err(Error::storage).map(|()| name)
-            })
-            .collect()
+    /// Removes the volumes that no container has, of those that are meant. Gives their names.
+    pub fn volume_prune(&mut self, meant: impl Fn(&VolumeInfo) -> bool) -> Result<Vec<String>> {
+        let mut removed = Vec::new();
+        for info in self.volumes()? {
+            if !info.containers.is_empty() || !meant(&info) {
+                continue;
+            }
+            match self.images.volume_remove(&info.volume.name) {
+                // Somebody else has removed it meanwhile.
+                Err(StoreError::NoSuchVolume(_)) => {}
+                other => {
+                    other.map_err(Error::storage)?;
+                    removed.push(info.volume.name);
+                }
+            }
+        }
+        Ok(removed)
     }
 
     /// Removes the anonymous volumes of a container that was removed, but those that others have.

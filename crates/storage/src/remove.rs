@@ -89,17 +89,21 @@ impl Store {
         Ok(image)
     }
 
-    /// Removes images without a name, or with `all` every image, if no container is made from them.
-    /// Gives those that are gone.
+    /// Removes images without a name, or with `all` every image, if they are meant and no container is
+    /// made from them. Gives those that are gone.
     ///
     /// # Errors
     /// [`StoreError::Io`], [`StoreError::Damaged`].
-    pub fn prune(&self, all: bool) -> Result<Vec<Image>, StoreError> {
+    pub fn prune(
+        &self,
+        all: bool,
+        meant: impl Fn(&Image) -> bool,
+    ) -> Result<Vec<Image>, StoreError> {
         let lock = self.lock()?;
         let mut index = self.read_index()?;
         let (mut kept, mut gone) = (Vec::new(), Vec::new());
         for image in std::mem::take(&mut index.images) {
-            let wanted = !all && !image.names.is_empty();
+            let wanted = !meant(&image) || (!all && !image.names.is_empty());
             match wanted || !self.users_of(&image.id)?.is_empty() {
                 true => kept.push(image),
                 false => gone.push(image),

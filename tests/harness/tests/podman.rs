@@ -172,7 +172,7 @@ fn archives_go_both_ways() -> Result<(), String> {
         both.host.arctern(&["rm", "--force", "-t", "0", "-v", "state"])?;
         let volumes = both.host.arctern(&["volume", "ls", "--quiet"])?;
         ensure!(volumes == "data", "the volumes are: {volumes}");
-        both.host.arctern(&["volume", "prune"])?;
+        both.host.arctern(&["volume", "prune", "--force"])?;
         let left = both.host.leftovers()?;
         ensure!(left.is_empty(), "left on the host:\n{}", left.join("\n"));
         Ok(())

@@ -1,10 +1,11 @@
 //! `checkpoint ls`
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Context;
+use super::lists::Shown;
 use crate::report::{Cannot, CommandResult};
-use crate::ui::{Table, size};
+use crate::ui::size;
 
 /// List the checkpoints that are kept with containers
 ///
@@ -12,53 +13,43 @@ use crate::ui::{Table, size};
 /// `arctern restore`; one that goes on can be restored from it when it has stopped.
 ///
 ///   arctern checkpoint ls
-///   arctern checkpoint ls --json | jq '.[].Size'
+///   arctern checkpoint ls --format 'table {{.Name}}\t{{.Size}}'
+///   arctern checkpoint ls --format json | jq '.[].Size'
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Args {
-    /// Names of the containers only
-    #[arg(short, long)]
-    pub quiet: bool,
-    /// Print JSON
-    #[arg(long, conflicts_with = "quiet")]
-    pub json: bool,
+    #[command(flatten)]
+    pub shown: Shown,
 }
+
+/// The fields of a row for --format, and the heads of their columns.
+const FIELDS: &[(&str, &str)] = &[
+    ("ID", "CONTAINER ID"),
+    ("Id", "CONTAINER ID"),
+    ("Name", "NAME"),
+    ("Status", "STATUS"),
+    ("Created", "CREATED"),
+    ("Size", "SIZE"),
+];
 
 /// Runs the command.
 pub fn run(ctx: &Context, args: Args) -> CommandResult {
     let all = ctx.host()?.checkpoints().cannot(|| "list checkpoints")?;
-    if args.json {
-        let list: Vec<_> = all
-            .iter()
-            .map(|kept| {
-                json!({
-                    "Id": kept.record.id(),
-                    "Name": kept.record.name(),
-                    "Status": kept.record.status.as_str(),
-                    "Created": kept.created.rfc3339(),
-                    "Size": kept.size,
-                })
-            })
-            .collect();
-        outln!("{}", serde_json::to_string_pretty(&list).cannot(|| "write JSON")?);
-        return Ok(0);
-    }
-    let mut table = Table::new(&["CONTAINER ID", "NAME", "STATUS", "CREATED", "SIZE"]);
+    let (mut rows, mut list): (Vec<Value>, Vec<Value>) = (Vec::new(), Vec::new());
     for kept in all {
-        if args.quiet {
-            outln!("{}", kept.record.name());
-            continue;
-        }
-        table.row(vec![
-            kept.record.config.short_id().to_owned(),
-            kept.record.name().to_owned(),
-            kept.record.status.to_string(),
-            kept.created.rfc3339(),
-            size(kept.size),
-        ]);
+        let value = json!({
+            "Id": kept.record.id(),
+            "Name": kept.record.name(),
+            "Status": kept.record.status.as_str(),
+            "Created": kept.created.rfc3339(),
+            "Size": kept.size,
+        });
+        let mut row = value.clone();
+        row["ID"] = kept.record.config.short_id().into();
+        row["Size"] = size(kept.size).into();
+        rows.push(row);
+        list.push(value);
     }
-    if !args.quiet {
-        out!("{}", table.render());
-    }
+    args.shown.print(&rows, &list, FIELDS, &["ID", "Name", "Status", "Created", "Size"])?;
     Ok(0)
 }

@@ -5,8 +5,9 @@ use arctern_container::time::Timestamp;
 use serde_json::{Value, json};
 
 use super::Context;
+use crate::format::{Format, table};
 use crate::report::{Cannot, CommandResult};
-use crate::ui::{Table, shorten, size};
+use crate::ui::{shorten, size};
 
 /// Show how an image was made, the newest step first
 ///
@@ -21,13 +22,24 @@ pub struct Args {
     /// Print whole ids and commands
     #[arg(long)]
     pub no_trunc: bool,
-    /// Output format: table or json
-    #[arg(long, value_name = "FORMAT", value_parser = ["table", "json"], default_value = "table")]
-    pub format: String,
+    /// Output format: table, json, or fields: `{{.ID}} {{.CreatedBy}}`
+    #[arg(long, value_name = "FORMAT", default_value = "table")]
+    pub format: Format,
     /// Image, by name or id
     #[arg(value_name = "IMAGE")]
     pub image: String,
 }
+
+/// The fields of a row for --format, and the heads of their columns.
+const FIELDS: &[(&str, &str)] = &[
+    ("ID", "ID"),
+    ("Created", "CREATED"),
+    ("CreatedAt", "CREATED AT"),
+    ("CreatedSince", "CREATED"),
+    ("CreatedBy", "CREATED BY"),
+    ("Size", "SIZE"),
+    ("Comment", "COMMENT"),
+];
 
 /// One step.
 struct Step {
@@ -65,7 +77,7 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
     if let Some(step) = steps.first_mut() {
         step.id = Some(image.id.clone());
     }
-    if args.format == "json" {
+    if args.format == Format::Json {
         let list: Vec<Value> = steps
             .iter()
             .map(|s| {
@@ -87,14 +99,27 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         steps.iter().for_each(|step| outln!("{}", id(step)));
         return Ok(0);
     }
-    let mut table = Table::new(&["ID", "CREATED", "CREATED BY", "SIZE", "COMMENT"]);
-    for step in &steps {
-        let ago = Timestamp::parse_rfc3339(&step.created)
+    let row = |step: &Step| {
+        let since = Timestamp::parse_rfc3339(&step.created)
             .map_or_else(|| step.created.clone(), |t| format!("{} ago", t.ago()));
         let by = step.created_by.replace(['\n', '\t'], " ");
-        let by = if args.no_trunc { by } else { shorten(&by, 45) };
-        table.row(vec![id(step), ago, by, size(step.size), step.comment.clone()]);
+        json!({
+            "ID": id(step),
+            "Created": since,
+            "CreatedAt": step.created,
+            "CreatedSince": since,
+            "CreatedBy": if args.no_trunc { by } else { shorten(&by, 45) },
+            "Size": size(step.size),
+            "Comment": step.comment,
+        })
+    };
+    let rows: Vec<Value> = steps.iter().map(row).collect();
+    match &args.format {
+        Format::Fields(template) => out!("{}", template.render(&rows, FIELDS).cannot(action)?),
+        _ => {
+            let columns = ["ID", "Created", "CreatedBy", "Size", "Comment"];
+            out!("{}", table(&rows, FIELDS, &columns, true));
+        }
     }
-    out!("{}", table.render());
     Ok(0)
 }

@@ -1,6 +1,10 @@
 //! `image prune`
 
+use std::collections::BTreeSet;
+
 use super::Context;
+use super::images::is_meant;
+use super::lists::{Condition, parse_condition};
 use crate::report::{Cannot, CommandResult};
 use crate::ui::{confirm, size};
 
@@ -10,6 +14,7 @@ use crate::ui::{confirm, size};
 ///
 ///   arctern image prune
 ///   arctern image prune --all --force
+///   arctern image prune --all --force --filter until=240h
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Args {
@@ -19,6 +24,9 @@ pub struct Args {
     /// Do not ask
     #[arg(short, long)]
     pub force: bool,
+    /// Only matching ones, as with `images`
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_condition)]
+    pub filter: Vec<Condition>,
 }
 
 /// Runs the command.
@@ -31,7 +39,14 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         return Ok(0);
     }
     let host = ctx.host()?;
-    let removed = host.images.prune(args.all).cannot(|| "remove unused images")?;
+    let mut meant = BTreeSet::new();
+    for image in host.images.images().cannot(|| "list images")? {
+        if is_meant(&host, &args.filter, &image).cannot(|| "remove unused images")? {
+            meant.insert(image.id);
+        }
+    }
+    let removed = host.images.prune(args.all, |image| meant.contains(&image.id));
+    let removed = removed.cannot(|| "remove unused images")?;
     for image in &removed {
         outln!("{}", image.id);
     }

@@ -67,11 +67,6 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         };
         all.push(value);
     }
-    if let Format::Fields(template) = &args.format {
-        out!("{}", template.render(&all, &[]).cannot(|| "show the fields")?);
-        return Ok(0);
-    }
-    let text = serde_json::to_string_pretty(&all).cannot(|| "write JSON")?;
-    outln!("{text}");
+    args.format.print_all(&all, &all)?;
     Ok(0)
 }

@@ -34,6 +34,7 @@ pub mod info;
 pub mod inspect;
 pub mod internal;
 pub mod kill;
+mod lists;
 pub mod load;
 pub mod login;
 pub mod logout;
@@ -43,6 +44,7 @@ pub mod network_create;
 pub mod network_exists;
 pub mod network_inspect;
 pub mod network_ls;
+pub mod network_prune;
 pub mod network_rm;
 pub mod pause;
 pub mod port;
@@ -164,6 +166,7 @@ pub fn run(cli: Cli) -> CommandResult {
         Command::Network(Network::Create(args)) => network_create::run(&ctx, args),
         Command::Network(Network::Ls(args)) => network_ls::run(&ctx, args),
         Command::Network(Network::Inspect(args)) => network_inspect::run(&ctx, args),
+        Command::Network(Network::Prune(args)) => network_prune::run(&ctx, args),
         Command::Network(Network::Rm(args)) => network_rm::run(&ctx, args),
         Command::Network(Network::Exists(args)) => network_exists::run(&ctx, args),
         Command::Forward(Forward::Ls(args)) => forward_ls::run(&ctx, args),

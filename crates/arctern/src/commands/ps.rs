@@ -92,6 +92,11 @@ const FIELDS: &[(&str, &str)] = &[
     ("Pid", "PID"),
     ("ExitCode", "EXIT CODE"),
     ("Exited", "EXITED"),
+    ("ExitedAt", "EXITED AT"),
+    ("StartedAt", "STARTED AT"),
+    ("CreatedHuman", "CREATED"),
+    ("AutoRemove", "AUTO REMOVE"),
+    ("Health", "HEALTH"),
     ("Restarts", "RESTARTS"),
 ];
 
@@ -197,6 +202,11 @@ fn fields(host: &Host, record: &Record, lock: Option<&Lock>, id: String, command
         "Pid": pid(record),
         "ExitCode": record.exit_code.unwrap_or(0),
         "Exited": record.status != Status::Running,
+        "ExitedAt": record.finished_at.map(|time| time.rfc3339()).unwrap_or_default(),
+        "StartedAt": record.started_at.map(|time| time.rfc3339()).unwrap_or_default(),
+        "CreatedHuman": format!("{} ago", record.created_at.ago()),
+        "AutoRemove": config.auto_remove,
+        "Health": host.health(record).map_or("", |health| health.as_str()),
         "Restarts": host.restarts(record),
     })
 }

@@ -14,9 +14,9 @@ use rustix::time::{
 use serde_json::{Value, json};
 
 use super::Context;
-use crate::format::Format;
+use crate::format::{Format, table};
 use crate::report::{Cannot, CommandResult};
-use crate::ui::{Table, size};
+use crate::ui::size;
 
 /// Show what containers use: CPU, memory, network, disks, processes
 ///
@@ -178,16 +178,7 @@ fn show(args: &Args, rows: &[Value]) -> Result<(), crate::report::Failure> {
             out!("{}", template.render(rows, FIELDS).cannot(|| "show the fields")?);
         }
         Format::Table => {
-            let head = |name: &&str| FIELDS.iter().find(|(f, _)| f == name).map_or("", |(_, h)| *h);
-            let mut table = Table::new(&COLUMNS.iter().map(head).collect::<Vec<_>>());
-            for row in rows {
-                let cell = |name: &&str| match &row[*name] {
-                    Value::String(text) => text.clone(),
-                    other => other.to_string(),
-                };
-                table.row(COLUMNS.iter().map(cell).collect());
-            }
-            out!("{}", table.render());
+            out!("{}", table(rows, FIELDS, COLUMNS, true));
         }
     }
     Ok(())

@@ -4,15 +4,21 @@ use arctern_container::volumes::VolumeInfo;
 use serde_json::{Value, json};
 
 use super::Context;
+use crate::format::Format;
 use crate::report::{Cannot, CommandResult};
 
-/// Show everything about volumes, as JSON
+/// Show everything about volumes
+///
+/// As JSON, or the fields that --format names.
 ///
 ///   arctern volume inspect data
-///   arctern volume inspect data | jq -r '.[].Mountpoint'
+///   arctern volume inspect --format '{{.Mountpoint}}' data
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Args {
+    /// Output format: json, or fields: `{{.Name}} {{.Mountpoint}}`
+    #[arg(short, long, value_name = "FORMAT", default_value = "json")]
+    pub format: Format,
     /// Volumes, by name
     #[arg(value_name = "VOLUME", required = true)]
     pub volumes: Vec<String>,
@@ -29,6 +35,8 @@ pub fn describe(info: &VolumeInfo) -> Value {
         "Scope": "local",
         "Anonymous": info.volume.anonymous,
         "Containers": info.containers,
+        "MountCount": info.containers.len(),
+        "Options": {},
     })
 }
 
@@ -40,6 +48,6 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         all.push(describe(&host.volume(name).cannot(|| format!("inspect volume `{name}`"))?));
         Ok(())
     });
-    outln!("{}", serde_json::to_string_pretty(&all).cannot(|| "write JSON")?);
+    args.format.print_all(&all, &all)?;
     code
 }
