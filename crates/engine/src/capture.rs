@@ -26,6 +26,7 @@ use crate::options::{
     AfterCapture, CaptureOptions, CaptureReport, Event, Events, Fate, HookError, TcpPolicy,
 };
 use crate::park::Parked;
+use crate::patience::patiently;
 use crate::plan::{PlannedTask, plan};
 use crate::precopy::PageSink;
 use crate::state::cgroup::CgroupCollector;
@@ -67,16 +68,14 @@ const AUXV_WORDS: usize = 44;
 const NFTABLES: u32 = 1;
 const NO_LOCK: u32 = 2;
 
-/// How often a capture is tried when all that is in its way is a matter of moments.
-pub(crate) const ATTEMPTS: u32 = 8;
-
 /// Captures the tree under `pid` into `images_dir`, which is made if it does not exist.
 ///
 /// What the program is about to take (a connection that waits to be accepted, an unread event) and
 /// what ends by itself (vfork) is not refused at once: the tasks go on for some milliseconds, longer
 /// each time, and the capture begins anew.
 ///
-/// That wait is a sleep, though a bounded one (8 attempts, a quarter of a second in all): what the
+/// That wait is a sleep, though a bounded one (8 attempts, a quarter of a second in all; for vfork until
+/// the time limit of the capture): what the
 /// tasks must do next is nothing that the kernel tells others. That a queue became empty wakes its
 /// writers and not its readers, an accept wakes nobody, and the end of a vfork wakes the parent
 /// alone; who polls the same socket sees that something *is* there, which is the opposite. Nor would
@@ -112,16 +111,9 @@ pub(crate) fn capture_with(
     events: &mut dyn Events,
     mut memory: MemoryPart<'_, '_>,
 ) -> Result<CaptureReport, CaptureError> {
-    for attempt in 1..ATTEMPTS {
-        match attempt_capture(pid, images_dir, &mut options, &mut memory, events) {
-            Err(CaptureError::Refused(list)) if list.iter().all(Refusal::is_momentary) => {
-                tracing::debug!("attempt {attempt}: {} refusal(s) of a moment", list.len());
-                std::thread::sleep(std::time::Duration::from_millis(1 << attempt));
-            }
-            other => return other,
-        }
-    }
-    attempt_capture(pid, images_dir, &mut options, &mut memory, events)
+    patiently(options.timeout, || {
+        attempt_capture(pid, images_dir, &mut options, &mut memory, events)
+    })
 }
 
 fn attempt_capture(

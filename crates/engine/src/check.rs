@@ -12,10 +12,11 @@ use arctern_sys::Pid;
 use arctern_sys::pidfd::PidFd;
 use arctern_sys::proc::{self, smaps, stat, status};
 
-use crate::capture::{ATTEMPTS, check_tree, file_options, mappings, planned_tasks};
-use crate::error::{CaptureError, Refusal, Remedy};
+use crate::capture::{check_tree, file_options, mappings, planned_tasks};
+use crate::error::{CaptureError, Refusal};
 use crate::freeze::{failed, is_gone, narrow, share, traced, without_leader, without_vdso};
 use crate::options::{CaptureOptions, TcpPolicy};
+use crate::patience::{ATTEMPTS, in_vfork, is_vfork, waits, waits_for_child};
 use crate::plan::plan;
 use crate::state::files::{FileCollector, FileOptions};
 use crate::state::namespaces::{NamespaceCollector, NamespaceOptions};
@@ -27,14 +28,25 @@ use crate::tree::{FrozenTask, FrozenTree, SharedIds};
 /// # Errors
 /// There is no such process, or the kernel does not answer.
 pub fn check(pid: Pid, options: &CaptureOptions<'_>) -> Result<Vec<Refusal>, CaptureError> {
+    let mut waiting = None;
     for attempt in 1..ATTEMPTS {
         let list = look_again(pid, options)?;
         if list.is_empty() || !list.iter().all(Refusal::is_momentary) {
             return Ok(list);
         }
+        waiting.get_or_insert_with(|| all_waits(&list));
         std::thread::sleep(std::time::Duration::from_millis(1 << attempt));
     }
-    look_again(pid, options)
+    let mut list = look_again(pid, options)?;
+    // A capture gets in between one vfork and the next.
+    let before = waiting.unwrap_or_default();
+    list.retain(|r| !is_vfork(r) || waits(Pid(r.subject.pid)).iter().any(|w| before.contains(w)));
+    Ok(list)
+}
+
+/// Who of those that are refused waits in vfork.
+fn all_waits(list: &[Refusal]) -> Vec<(Pid, String)> {
+    list.iter().filter(|r| is_vfork(r)).flat_map(|r| waits(Pid(r.subject.pid))).collect()
 }
 
 /// Looks until no task ends under our eyes; those that did are left out.
@@ -154,12 +166,8 @@ fn task(
         task.observed = false;
         return Ok(task);
     }
-    if waits_for_child(&task) {
-        refusals.push(task.refuse(
-            "",
-            "it waits for a child that it made by vfork",
-            Remedy::try_again("when the child has called execve or ended"),
-        ));
+    if waits_for_child(pid) {
+        refusals.push(in_vfork(pid, task.stat.comm.clone()));
     }
     task.mappings = smaps::read(pid).map_err(task.failed("", "read its mappings"))?;
     if is_narrow(pid) {
@@ -168,17 +176,6 @@ fn task(
         refusals.push(without_vdso(&task));
     }
     Ok(task)
-}
-
-/// Whether a thread stands in a call that makes a child, where it cannot be stopped.
-fn waits_for_child(task: &FrozenTask) -> bool {
-    const CALLS: [i64; 3] = [libc::SYS_vfork, libc::SYS_clone, libc::SYS_clone3];
-    let deep = task.thread_status.iter().filter(|status| status.state == 'D');
-    deep.filter_map(|status| status.ns_pid.first()).any(|tid| {
-        let call = proc::read(Pid(*tid), "syscall").unwrap_or_default();
-        let call = call.split(' ').next().and_then(|number| number.parse().ok());
-        call.is_some_and(|call| CALLS.contains(&call))
-    })
 }
 
 /// Whether the program is a 32-bit one: the class in the head of an ELF file.

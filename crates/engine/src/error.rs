@@ -117,9 +117,7 @@ pub enum CaptureError {
     #[error("{} thing(s) cannot be captured:{}", .0.len(), listed(.0))]
     Refused(Vec<Refusal>),
     /// Not every task stopped in time.
-    #[error(
-        "{subject} did not stop within {seconds} s; it may be waiting for a child made by vfork or for a device"
-    )]
+    #[error("{subject} did not stop within {seconds} s; it may be waiting for a device")]
     NotStopping {
         /// Who did not stop.
         subject: Subject,

@@ -24,6 +24,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::error::{CaptureError, Refusal, Remedy, Subject};
 use crate::park::Parked;
+use crate::patience::{VFORK_PATIENCE, in_vfork, waits_for_child};
 use crate::state::sleep::Sleepers;
 use crate::tree::{FrozenTask, FrozenTree, SharedIds};
 
@@ -357,9 +358,12 @@ fn seize_threads(seized: &mut Seized, pid: Pid, refusals: &mut Vec<Refusal>) -> 
                 if state.tracer == 0 {
                     return Err(e);
                 }
-                seized.traced.insert(tid);
-                refusals.push(traced(pid, tid, state.tracer));
-                continue;
+                // Ours since an attempt before, in which it could not be stopped and so not be let go.
+                if state.tracer != nix::unistd::gettid().as_raw() {
+                    seized.traced.insert(tid);
+                    refusals.push(traced(pid, tid, state.tracer));
+                    continue;
+                }
             }
         }
         known.push(tid);
@@ -401,6 +405,7 @@ fn wait_all(
         .flat_map(|(pid, tids)| tids.iter().map(|tid| (*pid, *tid)))
         .filter(|(_, tid)| !seized.stopped.contains(tid))
         .collect();
+    let since = Instant::now();
     loop {
         let mut left = Vec::new();
         for (pid, tid) in waiting {
@@ -435,6 +440,13 @@ fn wait_all(
                 subject: Subject { pid: pid.0, comm: comm(*pid), part },
                 seconds: timeout.as_secs(),
             });
+        }
+        // A short vfork is waited for here, since its parent stops when it is over. A longer one is
+        // not: the tasks that stand still already could be what the child waits for.
+        if since.elapsed() >= VFORK_PATIENCE
+            && let Some((pid, _)) = waiting.iter().find(|(pid, _)| waits_for_child(*pid))
+        {
+            return Err(CaptureError::Refused(vec![in_vfork(*pid, comm(*pid))]));
         }
         // Each stop sends SIGCHLD. Another thread of this program may take it, so the wait is
         // bounded and the state is asked for again.

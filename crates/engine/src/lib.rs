@@ -9,6 +9,7 @@ mod faults;
 pub mod freeze;
 pub mod options;
 pub mod park;
+mod patience;
 pub mod plan;
 pub mod precopy;
 mod restore;

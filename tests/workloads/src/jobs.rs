@@ -253,3 +253,48 @@ fn compare((child, fd): (Child, i32), checks: &mut Checks) {
     child.verify(checks);
     checks.eq("sent after", Ok(b"below".to_vec()), take(fd, 10));
 }
+
+/// Runs `round`, which says whether it went well, again and again in a thread of its own, until the
+/// program is told to verify and one more round was done.
+fn at_work(stage: &Stage, checks: &mut Checks, round: fn() -> bool) {
+    let (told, tell) = std::sync::mpsc::channel();
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    let worker = std::thread::spawn(move || {
+        loop {
+            let last = ended.try_recv().is_ok();
+            if !round() || told.send(()).is_err() || last {
+                return last;
+            }
+        }
+    });
+    checks.that("the first round", tell.recv().is_ok());
+    stage.ready();
+    stage.wait_for_verify();
+    let _ = end.send(());
+    checks.eq("all rounds went well", Some(true), worker.join().ok());
+}
+
+/// vfork again and again, whose children live longer than a freeze waits for them.
+pub fn long_vforks(stage: &Stage, checks: &mut Checks) {
+    at_work(stage, checks, || {
+        // CLONE_VFORK with a memory of its own, so that the child may do as it likes.
+        let pid =
+            must!(libc::syscall(libc::SYS_clone, libc::CLONE_VFORK | libc::SIGCHLD, 0, 0, 0, 0));
+        if pid == 0 {
+            let time = libc::timespec { tv_sec: 0, tv_nsec: 120_000_000 };
+            // SAFETY: a sleep on plain data, and the end of the child alone.
+            unsafe {
+                libc::nanosleep(&time, std::ptr::null_mut());
+                libc::_exit(0)
+            }
+        }
+        wait_status(pid as i32).is_ok_and(|status| status == 0)
+    });
+}
+
+/// Programs started with posix_spawn, without a pause.
+pub fn spawner(stage: &Stage, checks: &mut Checks) {
+    at_work(stage, checks, || {
+        std::process::Command::new("/bin/true").status().is_ok_and(|status| status.success())
+    });
+}

@@ -56,7 +56,7 @@ const PROCESSES: &[Kind] = &[
     kind("subreapers", "subreapers"),
     kind("zombies", "zombies, with how they ended"),
     kind("stopped", "stopped processes"),
-    noted("vfork", "vfork in progress", "tried again for a moment first"),
+    noted("vfork", "vfork in progress", "waited for while the tasks run, and refused if it lasts"),
     kind("ptraced", "processes that a debugger traces"),
     kind("parent-death", "parent-death signal"),
     kind("comm", "names (comm)"),

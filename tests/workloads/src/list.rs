@@ -59,6 +59,8 @@ pub const WORKLOADS: &[Workload] = &[
     ("orphaned-session", NONE, jobs::orphaned_session, &["dead-leaders", "reparented", "subreapers"]),
     ("zombies", NONE, jobs::zombies, &["zombies"]),
     ("stopped-task", NONE, jobs::stopped_task, &["stopped"]),
+    ("long-vforks", NONE, jobs::long_vforks, &["vfork"]),
+    ("spawner", NONE, jobs::spawner, &["vfork"]),
     ("terminal", NONE, jobs::terminal, &["pty"]),
     ("deep-tree", NONE, jobs::deep_tree, &["tree"]),
     ("socket-pairs", NONE, sockets::socket_pairs, &["unix-sockets"]),

@@ -29,6 +29,7 @@ use crate::capture::{MemoryPart, capture_with};
 use crate::error::CaptureError;
 use crate::freeze::{Depth, freeze};
 use crate::options::{CaptureOptions, CaptureReport, Events};
+use crate::patience::patiently;
 use crate::state::memory::vma;
 use crate::tracking::{Look, Method, PRIVATE_DATA, Ranges, Tracking};
 
@@ -101,13 +102,16 @@ impl Precopy {
     /// get are in the next round.
     pub fn round(&mut self, sink: &mut dyn PageSink) -> Result<RoundFigures, CaptureError> {
         let started = Instant::now();
-        let mut refusals = Vec::new();
-        let before = proc::tree(self.root);
-        let mut frozen = freeze(self.root, &before, self.timeout, Depth::Threads, &mut refusals)?;
-        if !refusals.is_empty() {
-            frozen.resume()?;
-            return Err(CaptureError::Refused(refusals));
-        }
+        let mut frozen = patiently(self.timeout, || {
+            let mut refusals = Vec::new();
+            let before = proc::tree(self.root);
+            let frozen = freeze(self.root, &before, self.timeout, Depth::Threads, &mut refusals)?;
+            if !refusals.is_empty() {
+                frozen.resume()?;
+                return Err(CaptureError::Refused(refusals));
+            }
+            Ok(frozen)
+        })?;
         let looks = self.tracking.look(&mut frozen.tree)?;
         let since = frozen.since;
         frozen.resume()?;
