@@ -6,14 +6,17 @@ use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use arctern_engine::state::cgroup::CgroupRestore;
 use arctern_engine::state::cgroup::freezer::Freezer;
+use arctern_engine::state::cgroup::{CgroupRestore, Entrance};
 use arctern_image::images::{ImageDir, ImageKind};
 use arctern_image::messages::{
     CgControllerEntry, CgMemberEntry, CgSetEntry, CgroupDirEntry, CgroupEntry, CgroupPropEntry,
 };
 use arctern_sys::Pid;
+use arctern_sys::clone::spawn_stub;
+use arctern_sys::pidfd::PidFd;
 use arctern_sys::proc;
+use arctern_tracee::stub::Stub;
 use common::Group;
 
 /// A process that does nothing but spin.
@@ -50,6 +53,32 @@ impl Drop for Spinner {
     fn drop(&mut self) {
         self.0.kill().ok();
         self.0.wait().ok();
+    }
+}
+
+/// A process that waits for calls, killed at the end.
+struct Waiting(Stub);
+
+impl Waiting {
+    /// In these groups, as the root of a restore.
+    fn enter(cgroups: &mut CgroupRestore, groups: &[&Group]) -> Self {
+        let dirs: Vec<_> = groups.iter().map(|group| group.0.clone()).collect();
+        let entrance = Entrance::open(&dirs).unwrap();
+        let pid = spawn_stub(0, libc::SIGCHLD, &[], entrance.unified()).unwrap();
+        let waiting = Waiting(Stub::adopt(pid, 0x1000_0000).unwrap());
+        cgroups.enter(&waiting.0, 2, &entrance).unwrap();
+        waiting
+    }
+
+    fn pid(&self) -> Pid {
+        self.0.tid()
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        PidFd::open(self.pid()).and_then(|fd| fd.send_signal(libc::SIGKILL)).ok();
+        arctern_sys::ptrace::wait(self.pid()).ok();
     }
 }
 
@@ -132,9 +161,9 @@ fn groups_below_the_roots_are_made_and_removed() {
     let images = ImageDir::open(dir.path()).unwrap();
     images.write_one(ImageKind::Cgroup, 0, &entry).unwrap();
 
-    let (root, inner) = (Spinner::start(), Spinner::start());
+    let inner = Spinner::start();
     let mut cgroups = CgroupRestore::load(&images).unwrap();
-    cgroups.enter(root.pid(), 2, std::slice::from_ref(&group.0)).unwrap();
+    let root = Waiting::enter(&mut cgroups, &[&group]);
     cgroups.place(2, root.pid()).unwrap();
     cgroups.place(3, inner.pid()).unwrap();
     let name = group.0.file_name().unwrap().to_str().unwrap();
@@ -149,6 +178,26 @@ fn groups_below_the_roots_are_made_and_removed() {
     drop((root, inner));
     drop(cgroups);
     assert!(!group.0.join("inner").exists());
+}
+
+#[test]
+fn the_root_of_a_restore_is_in_groups_of_both_versions() {
+    let groups = [Group::make("cgroup2", "", "root"), Group::make("cgroup", "pids", "root")];
+    let controllers = ["", "pids"];
+    let there: Vec<_> = groups.iter().flatten().collect();
+    if there.is_empty() {
+        eprintln!("skipped: no hierarchy is mounted here");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let images = ImageDir::open(dir.path()).unwrap();
+    let mut cgroups = CgroupRestore::load(&images).unwrap();
+    let root = Waiting::enter(&mut cgroups, &there);
+    for (group, controllers) in groups.iter().zip(controllers) {
+        let Some(group) = group else { continue };
+        let name = group.0.file_name().unwrap().to_str().unwrap();
+        assert!(group_of(root.pid(), controllers).ends_with(name), "{name}");
+    }
 }
 
 #[test]
@@ -176,10 +225,9 @@ fn a_made_cpuset_takes_tasks() {
     let dir = tempfile::tempdir().unwrap();
     let images = ImageDir::open(dir.path()).unwrap();
     images.write_one(ImageKind::Cgroup, 0, &entry).unwrap();
-    let spinner = Spinner::start();
     let mut cgroups = CgroupRestore::load(&images).unwrap();
-    cgroups.enter(spinner.pid(), 2, std::slice::from_ref(&group.0)).unwrap();
-    cgroups.place(3, spinner.pid()).unwrap();
-    assert!(group_of(spinner.pid(), "cpuset").ends_with("/inner"));
-    drop(spinner);
+    let root = Waiting::enter(&mut cgroups, &[&group]);
+    cgroups.place(3, root.pid()).unwrap();
+    assert!(group_of(root.pid(), "cpuset").ends_with("/inner"));
+    drop(root);
 }

@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use arctern_engine::error::Refusal;
 use arctern_engine::options::{External, Silent};
 use arctern_engine::restore_context::{RestoreContext, TaskNode};
+use arctern_engine::state::cgroup::Entrance;
 use arctern_engine::state::namespaces::{
     NamespaceCollector, NamespaceOptions, NamespaceRestore, NamespaceRestoreOptions,
 };
@@ -147,7 +148,7 @@ fn restore_with(images: &ImageDir, pid: i32, options: NamespaceRestoreOptions<'_
     assert!(refusals.is_empty(), "{refusals:?}");
     let (ours, theirs) = UnixDatagram::pair().unwrap();
     let base = fcntl(&theirs, FcntlArg::F_DUPFD(700)).unwrap();
-    let root = namespaces.spawn_root(false, pid).unwrap();
+    let root = namespaces.spawn_root(false, pid, &Entrance::default()).unwrap();
     let restored = Restored { stub: Stub::adopt(root, GADGET).unwrap() };
     nix::unistd::close(base).unwrap();
     let mut ctx = RestoreContext::new(base, ours);

@@ -1,8 +1,12 @@
 //! clone3(2): a stub child that waits to be built up by remote system calls.
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use crate::{Pid, check};
+
+/// [`CloneArgs::cgroup`] is meant (linux/sched.h); the libc crate has it cut off.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// `struct clone_args` (linux/sched.h), 88 bytes: also written into remote memory.
 #[repr(C)]
@@ -101,8 +105,15 @@ pub fn stub_syscall_address() -> u64 {
 ///
 /// It dies with its parent until its PR_SET_PDEATHSIG is taken back, which whoever traces it must do.
 ///
+/// With `group`, the directory of a control group of version 2, it is born in that group.
+///
 /// The child shares nothing with the caller and inherits all descriptors, close-on-exec or not.
-pub fn spawn_stub(flags: u64, exit_signal: i32, set_tid: &[i32]) -> io::Result<Pid> {
+pub fn spawn_stub(
+    flags: u64,
+    exit_signal: i32,
+    set_tid: &[i32],
+    group: Option<BorrowedFd<'_>>,
+) -> io::Result<Pid> {
     assert_eq!(
         flags & (libc::CLONE_VM | libc::CLONE_THREAD | libc::CLONE_VFORK) as u64,
         0,
@@ -113,11 +124,13 @@ pub fn spawn_stub(flags: u64, exit_signal: i32, set_tid: &[i32]) -> io::Result<P
     } else {
         std::process::id()
     } as i32;
+    let into = group.map_or(0, |_| CLONE_INTO_CGROUP);
     let args = CloneArgs {
-        flags,
+        flags: flags | into,
         exit_signal: exit_signal as u64,
         set_tid: if set_tid.is_empty() { 0 } else { set_tid.as_ptr() as u64 },
         set_tid_size: set_tid.len() as u64,
+        cgroup: group.map_or(0, |group| group.as_raw_fd() as u64),
         ..CloneArgs::default()
     };
     // SAFETY: without CLONE_VM this is fork(2): the child has copies of everything. It calls one

@@ -136,7 +136,7 @@ fn controller_for_the_death_test() {
 #[test]
 fn stubs_are_built_up_by_calls_and_make_children() {
     let gadget = 0x1000_0000;
-    let root = spawn_stub(0, libc::SIGCHLD, &[]).unwrap();
+    let root = spawn_stub(0, libc::SIGCHLD, &[], None).unwrap();
     let stub = Stub::adopt(root, gadget).unwrap();
     let mut batch = Batch::new();
     let top = 0x7fff_ffff_f000u64 - (gadget + arctern_tracee::stub::GADGET_SIZE);

@@ -17,7 +17,7 @@ use crate::options::{Events, RestoreOptions};
 use crate::plan::{Creator, Step};
 use crate::precopy::Preloaded;
 use crate::restore_context::RestoreContext;
-use crate::state::cgroup::CgroupRestore;
+use crate::state::cgroup::{CgroupRestore, Entrance};
 use crate::state::files::FilesRestore;
 use crate::state::memory::rebuild::{Memory, set_mm};
 use crate::state::namespaces::NamespaceRestore;
@@ -168,13 +168,14 @@ impl Build<'_, '_> {
 
     fn root(&mut self, options: &RestoreOptions<'_>) -> Result<(), RestoreError> {
         let pid = self.loaded.nodes[0].pid;
-        let host = while_taken(pid, || self.namespaces.spawn_root(options.sibling, pid))?;
+        let entrance = Entrance::open(&options.cgroups)?;
+        let spawn = || self.namespaces.spawn_root(options.sibling, pid, &entrance);
+        let host = while_taken(pid, spawn)?;
         self.root_pid = Some(host);
         self.made.push(host);
-        let set = self.loaded.cgroup_set(0);
-        self.cgroups.enter(host, set, &options.cgroups)?;
         let stub = Stub::adopt(host, self.gadget)?;
         self.stubs[0] = Some(stub);
+        self.cgroups.enter(&stub, self.loaded.cgroup_set(0), &entrance)?;
         let own = options.confinement.as_ref().is_some_and(|own| own.filter.is_some());
         if own || self.loaded.has_seccomp() {
             let options = ptrace::O_EXITKILL | ptrace::O_TRACE_CHILDREN | ptrace::O_SUSPEND_SECCOMP;

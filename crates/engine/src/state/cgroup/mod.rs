@@ -13,10 +13,12 @@
 //! Not captured: usage counters, pressure, who holds files of the group open.
 
 mod capture;
+mod entrance;
 pub mod freezer;
 pub(crate) mod hierarchy;
 mod properties;
 mod restore;
 
 pub use capture::CgroupCollector;
+pub use entrance::Entrance;
 pub use restore::CgroupRestore;

@@ -12,7 +12,9 @@ use arctern_image::images::{ImageDir, ImageKind};
 use arctern_image::messages::{CgroupDirEntry, CgroupEntry};
 use arctern_sys::Pid;
 use arctern_sys::proc::cgroup;
+use arctern_tracee::stub::Stub;
 
+use super::Entrance;
 use super::hierarchy::{self, Hierarchy};
 use super::properties;
 use crate::error::RestoreError;
@@ -47,20 +49,20 @@ impl CgroupRestore {
     }
 
     /// Puts the root task into the caller's groups. `root_set` is the set number of its leader in
-    /// the images. Called before the task enters its cgroup namespace, whose root they become.
+    /// the images. Called before the task enters its cgroup namespace, whose root they become, and
+    /// while it has the controller's descriptors.
     pub fn enter(
         &mut self,
-        root: Pid,
+        stub: &Stub,
         root_set: u32,
-        dirs: &[PathBuf],
+        entrance: &Entrance,
     ) -> Result<(), RestoreError> {
+        let root = stub.tid();
         self.root_set = root_set;
         let error = |what: &str| failed(subject(root.0, "", "control groups"), what.to_owned());
         self.hierarchies =
             hierarchy::mounted().map_err(error("find the mounted cgroup hierarchies"))?;
-        for dir in dirs {
-            join(dir, root).map_err(error(&format!("put it into {}", dir.display())))?;
-        }
+        entrance.take_in(stub)?;
         let members = cgroup::read(root, root).map_err(error("read its groups"))?;
         for hierarchy in &self.hierarchies {
             let group = members.iter().find(|m| m.controllers == hierarchy.controllers);

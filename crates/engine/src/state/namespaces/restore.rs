@@ -21,6 +21,7 @@ use crate::confinement::Confinement;
 use crate::error::{Refusal, Remedy, RestoreError};
 use crate::options::{Event, Events, External};
 use crate::restore_context::{RestoreContext, TaskNode, failed, subject};
+use crate::state::cgroup::Entrance;
 use crate::state::mount::MountRestore;
 
 /// What the caller says about namespaces.
@@ -255,7 +256,12 @@ impl<'a> NamespaceRestore<'a> {
 
     /// Clones the root task, with id `pid` in its innermost pid namespace. It is a stub that nobody
     /// traces yet. With `sibling` it is the caller's sibling instead of its child.
-    pub fn spawn_root(&mut self, sibling: bool, pid: i32) -> Result<Pid, RestoreError> {
+    pub fn spawn_root(
+        &mut self,
+        sibling: bool,
+        pid: i32,
+        entrance: &Entrance,
+    ) -> Result<Pid, RestoreError> {
         // Time and cgroup namespaces are entered later, by the task itself.
         let with_clone = [Kind::Pid, Kind::Net, Kind::Ipc, Kind::Uts, Kind::Mount];
         let made = with_clone.into_iter().filter(|&kind| *self.origin(kind) == Origin::Made);
@@ -264,17 +270,27 @@ impl<'a> NamespaceRestore<'a> {
         if sibling {
             flags |= libc::CLONE_PARENT as u64;
         }
-        let failed =
-            || self.failed("", &format!("create the process with pid {pid}, which may be in use"));
+        let failed = || match entrance.unified_path() {
+            None => {
+                let what = format!("create the process with pid {pid}, which may be in use");
+                self.failed("", &what)
+            }
+            Some(group) => {
+                let group = group.display();
+                let what =
+                    format!("create the process with pid {pid}, which may be in use, in {group}");
+                self.failed("", &what)
+            }
+        };
         let Some(outside) = self.given(Kind::Pid) else {
-            return spawn_stub(flags, exit_signal, &[pid]).map_err(failed());
+            return spawn_stub(flags, exit_signal, &[pid], entrance.unified()).map_err(failed());
         };
         // Children are born into the joined pid namespace; we stay where we are.
         let own = namespace::open(Pid(std::process::id() as i32), Kind::Pid)
             .map_err(self.failed("pid namespace", "open the controller's"))?;
         setns(outside, CloneFlags::CLONE_NEWPID)
             .map_err(|e| self.failed("pid namespace", "join the external one")(e.into()))?;
-        let spawned = spawn_stub(flags, exit_signal, &[pid]);
+        let spawned = spawn_stub(flags, exit_signal, &[pid], entrance.unified());
         setns(own, CloneFlags::CLONE_NEWPID)
             .map_err(|e| self.failed("pid namespace", "return to the controller's")(e.into()))?;
         spawned.map_err(failed())
