@@ -22,6 +22,9 @@ const TRACE_ITER: u64 = 28;
 const PROBE_READ_KERNEL: i32 = 113;
 const SEQ_WRITE: i32 = 127;
 
+/// struct tcp_sock of a struct sock_common, or null.
+pub(crate) const SKC_TO_TCP_SOCK: i32 = 137;
+
 /// Most bytes of one read.
 const ROOM: usize = 4096;
 
@@ -167,7 +170,15 @@ pub fn unix_sockets(target: u32) -> io::Result<Vec<u64>> {
         (0xb7, 0, 0, 0, 0),         // r0 = 0
         (0x95, 0, 0, 0, 0),         // return
     ];
-    let program = load(PROG_TYPE_TRACING, &program, TRACE_ITER, target)?;
+    let bytes = iterate(target, &program)?;
+    let word = |chunk: &[u8]| chunk.try_into().map(u64::from_ne_bytes).unwrap_or_default();
+    Ok(bytes.chunks_exact(8).map(word).collect())
+}
+
+/// Runs a program for each item that the iterator with BTF id `target` has, once for the end of all;
+/// what it writes.
+pub(crate) fn iterate(target: u32, program: &[Instruction]) -> io::Result<Vec<u8>> {
+    let program = load(PROG_TYPE_TRACING, program, TRACE_ITER, target)?;
     let mut attributes = [program.as_raw_fd() as u64, TRACE_ITER];
     // SAFETY: the attributes hold numbers only.
     let link = unsafe { make(LINK_CREATE, &mut attributes) }?;
@@ -178,10 +189,8 @@ pub fn unix_sockets(target: u32) -> io::Result<Vec<u64>> {
     let (mut list, mut bytes, mut buffer) = (File::from(list), Vec::new(), vec![0; 1 << 16]);
     loop {
         match list.read(&mut buffer)? {
-            0 => break,
+            0 => return Ok(bytes),
             n => bytes.extend(&buffer[..n]),
         }
     }
-    let word = |chunk: &[u8]| chunk.try_into().map(u64::from_ne_bytes).unwrap_or_default();
-    Ok(bytes.chunks_exact(8).map(word).collect())
 }

@@ -72,9 +72,19 @@ impl Btf {
 
     /// The offset of a field in bytes, also of one in an anonymous part.
     pub fn offset(&self, structure: &str, field: &str) -> io::Result<u64> {
+        Ok(u64::from(self.bits(structure, field)?) / 8)
+    }
+
+    /// Where a field of one bit is: the offset of its byte, and its mask there.
+    pub fn flag(&self, structure: &str, field: &str) -> io::Result<(u64, u8)> {
+        let bits = self.bits(structure, field)?;
+        let bit = if cfg!(target_endian = "little") { bits % 8 } else { 7 - bits % 8 };
+        Ok((u64::from(bits) / 8, 1 << bit))
+    }
+
+    fn bits(&self, structure: &str, field: &str) -> io::Result<u32> {
         let id = self.find(STRUCT, structure).ok_or_else(|| missing(structure))?;
-        let bits = self.in_type(id, field, 0).ok_or_else(|| missing(field))?;
-        Ok(u64::from(bits) / 8)
+        self.in_type(id, field, 0).ok_or_else(|| missing(field))
     }
 
     fn in_type(&self, id: u32, field: &str, depth: u32) -> Option<u32> {

@@ -9,7 +9,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use crate::bpf::{Instruction, LINK_CREATE, load, make};
+use crate::bpf::{Instruction, LINK_CREATE, SKC_TO_TCP_SOCK, load, make};
 use crate::btf::Btf;
 use crate::tcp::state;
 
@@ -22,7 +22,6 @@ const LOOPBACK: u64 = 1;
 /// Helpers of BPF programs.
 const SK_RELEASE: i32 = 86;
 const SKC_LOOKUP_TCP: i32 = 99;
-const SKC_TO_TCP_SOCK: i32 = 137;
 
 /// Offsets in struct __sk_buff and struct bpf_sock.
 const SKB_PRIORITY: i16 = 32;

@@ -11,6 +11,7 @@ pub mod cpu;
 pub mod diag;
 pub mod directory;
 pub mod fd;
+pub mod flight;
 pub mod freezer;
 pub mod guard;
 pub mod handshake;

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use arctern_harness::engine::Engine::Arctern;
 use arctern_harness::skips::judge;
 use arctern_harness::workload::Run;
+use arctern_sys::fd::{attach_socket_filter, set_socket_int};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpStream};
 use std::process::Command;
@@ -177,6 +178,60 @@ fn a_client_that_waited_for_room_goes_on_at_once() -> Result<()> {
 #[test]
 fn a_client_of_a_tree_that_stays_goes_on_at_once() -> Result<()> {
     goes_on_at_once(Meanwhile::Fills, true)
+}
+
+/// A connection with small segments, so that many of them are on their way at once.
+fn connect_small(port: u16) -> Result<TcpStream> {
+    use rustix::net::{AddressFamily, SocketAddrV4, SocketType, connect, socket};
+    let client = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+    let (tcp, largest_segment) = (6, 2);
+    set_socket_int(&client, tcp, largest_segment, 1000)?;
+    connect(&client, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))?;
+    Ok(client.into())
+}
+
+/// More segments of the tree were on their way than a new connection sends at once, and all are lost.
+/// No timer, of either side, rings in less than 200 ms: whoever is sooner did not wait for one.
+#[test]
+fn lost_segments_of_the_tree_are_sent_again_at_once() -> Result<()> {
+    let mut run = Run::start_with(&["load", "echo", "1"])?;
+    let (port, images) = (port(&run)?, run.images("images")?);
+    let mut client = connect_small(port)?;
+    client.set_read_timeout(Some(Duration::from_secs(30)))?;
+    // Both sides have heard that much arrives.
+    let mut writer = client.try_clone()?;
+    let warm = std::thread::spawn(move || writer.write_all(&[7; 1 << 21]));
+    client.read_exact(&mut vec![0; 1 << 21])?;
+    warm.join().map_err(|_| anyhow::anyhow!("the writer failed"))??;
+
+    let drop_all = [6];
+    attach_socket_filter(&client, &drop_all)?;
+    let mut lost = vec![9; 30_000];
+    client.write_all(&lost)?;
+    let address = client.local_addr()?;
+    let unanswered = || -> Result<bool> {
+        let all = arctern_sys::diag::tcp_sockets(None)?;
+        let server = all.iter().find(|socket| socket.peer == address);
+        Ok(server.context("no server")?.send_queue as usize == lost.len())
+    };
+    while !unanswered()? {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let tree = run.tree()?;
+    Arctern.dump(run.pid(), &images, false)?;
+    run.wait_for_kill(tree)?;
+    let (socket, detach) = (1, 27);
+    set_socket_int(&client, socket, detach, 0)?;
+    let begin = Instant::now();
+    let pid = Arctern.restore(&images)?;
+    run.restored(pid)?;
+    let restored = begin.elapsed();
+    client.read_exact(&mut lost)?;
+    let took = begin.elapsed() - restored;
+    println!("30 segments came {took:?} after a restore of {restored:?}");
+    ensure!(took < Duration::from_millis(200), "what was lost came {took:?} after the restore");
+    client.shutdown(Shutdown::Write)?;
+    run.verify()
 }
 
 fn port(run: &Run) -> Result<u16> {

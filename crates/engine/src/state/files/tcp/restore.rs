@@ -11,6 +11,8 @@ use arctern_image::messages::{InetSkEntry, TcpStreamEntry};
 use arctern_sys::fd::{
     bind_socket, connect_socket, set_socket_int, set_socket_option, socket_option,
 };
+use arctern_sys::flight::widen_full_windows;
+use arctern_sys::namespace::{Kind, inside};
 use arctern_sys::pidfd::PidFd;
 use arctern_sys::tcp::{self, Agreed, Queue, Repair, Window, option, state};
 use arctern_tracee::stub::Stub;
@@ -147,6 +149,12 @@ impl FilesRestore {
         }
         if !refusals.is_empty() {
             return Err(RestoreError::Refused(refusals));
+        }
+        if self.connections.iter().any(Built::is_crowded)
+            && let Err(e) = inside(root.tid(), &[Kind::Net], widen_full_windows)
+        {
+            // Slower, where segments were lost.
+            tracing::debug!("congestion windows stay those of new connections: {e}");
         }
         self.give_waiting_back(stubs, &mut injector, &waiting)
     }

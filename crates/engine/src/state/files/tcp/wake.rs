@@ -7,9 +7,10 @@
 //! ([`FilesRestore::open_connections`]) they are let out and pushed, before anything reaches them: a
 //! segment that acknowledges the byte is dropped by a kernel that has not sent it, and is sent again only
 //! by a timer of the peer's. The peer answers to the byte with what it really has, so that neither side
-//! waits for a timer. Where a window would not
-//! let that byte go it counts as sent, like all before it, because an answer must not be ahead of what we
-//! sent; then the peer is asked by the probe of a window. Last of all it is told of our window
+//! waits for a timer; what it lacks is sent again at once. The congestion window has room for the byte
+//! ([`arctern_sys::flight`]). Where the peer's window, or a kernel that does not widen ours, would not
+//! let it go, it counts as sent like all before it, because an answer must not be ahead of what we sent;
+//! then the peer is asked by the probe of a window. Last of all it is told of our window
 //! ([`super::window`]).
 
 use std::io;
@@ -127,6 +128,11 @@ impl FilesRestore {
 }
 
 impl Built {
+    /// Whether more is on its way than a new connection may send.
+    pub(super) fn is_crowded(&self) -> bool {
+        tcp::info(&self.socket).is_ok_and(|info| info.unacknowledged >= info.congestion_window)
+    }
+
     /// Puts the last things back that repair mode or packets of our own would meet, and into the
     /// queue what has to be sent.
     fn make_ready(&mut self) -> io::Result<()> {
