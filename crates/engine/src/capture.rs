@@ -31,7 +31,7 @@ use crate::plan::{PlannedTask, plan};
 use crate::precopy::PageSink;
 use crate::state::cgroup::CgroupCollector;
 use crate::state::files::{FileCollector, FileOptions};
-use crate::state::memory::{dump, vma};
+use crate::state::memory::{dump, marks, vma};
 use crate::state::namespaces::{NamespaceCollector, NamespaceOptions};
 use crate::state::restart::Restarts;
 use crate::state::shmem;
@@ -212,6 +212,7 @@ fn attempt_capture(
             mm.dumpable = Some(captured.memory.dumpable);
             mm.thp_disabled = captured.memory.thp_disabled.then_some(true);
         }
+        restarts.marks.extend(marks::capture(task)?);
         for (thread, (tid, mut core)) in captured.cores.into_iter().enumerate() {
             let set = cgroups.set_of(index, thread);
             if let Some(tc) = &mut core.tc {

@@ -154,6 +154,39 @@ pub fn numa_mappings(stage: &Stage, checks: &mut Checks) {
     checks.that("contents", crate::memory::bytes(area, 16 * 4096).iter().all(|&byte| byte == 9));
 }
 
+/// A sealed mapping keeps its contents and its seal, in a child that has inherited it too.
+pub fn sealed_mapping(stage: &Stage, checks: &mut Checks) {
+    const SYS_MSEAL: i64 = 462; // asm/unistd_64.h, kernel 6.10
+    let private = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    let area = map(3 * 4096, libc::PROT_READ | libc::PROT_WRITE, private, -1, 0);
+    crate::memory::bytes(area, 3 * 4096).fill(5);
+    let middle = area.wrapping_add(4096);
+    must!(libc::mprotect(middle.cast(), 4096, libc::PROT_READ));
+    // SAFETY: plain call on a range of this program's.
+    if unsafe { libc::syscall(SYS_MSEAL, middle, 4096, 0) } != 0 {
+        stage.skip("the kernel has no mseal");
+    }
+    let intact = move |checks: &mut Checks| {
+        checks.that("contents", crate::memory::bytes(area, 3 * 4096).iter().all(|&byte| byte == 5));
+        let write = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: refused, or a change that the checks report.
+        checks.eq("mprotect", -1, unsafe { libc::mprotect(middle.cast(), 4096, write) });
+        // SAFETY: as above.
+        checks.eq("munmap", -1, unsafe { libc::munmap(middle.cast(), 4096) });
+        // SAFETY: the page beside it is not sealed.
+        checks.eq("its neighbour", 0, unsafe { libc::munmap(area.cast(), 4096) });
+    };
+    let heir = child("heir", move |stage, checks| {
+        stage.ready();
+        stage.wait_for_verify();
+        intact(checks);
+    });
+    stage.ready();
+    stage.wait_for_verify();
+    intact(checks);
+    heir.verify(checks);
+}
+
 static SELECTOR: AtomicU8 = AtomicU8::new(0);
 static CAUGHT: AtomicI32 = AtomicI32::new(0);
 

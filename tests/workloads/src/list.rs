@@ -110,6 +110,8 @@ pub const WORKLOADS: &[Workload] = &[
     ("timer-slack", NONE, attributes::timer_slack, &["timer-slack"]),
     ("write-or-execute", NONE, attributes::write_or_execute, &["mdwe"]),
     ("numa-policy", NONE, attributes::numa_policy, &["numa"]),
+    ("numa-mappings", NONE, attributes::numa_mappings, &["numa-mappings"]),
+    ("sealed-mapping", NONE, attributes::sealed_mapping, &["mseal"]),
     ("user-dispatch", NONE, attributes::user_dispatch, &["user-dispatch"]),
     ("deleted-program", NONE, attributes::deleted_program, &["deleted-exe"]),
     ("membarrier", NONE, attributes::membarrier, &["membarrier"]),
@@ -134,7 +136,6 @@ pub const WORKLOADS: &[Workload] = &[
 /// Those whose state the kernel does not tell, so that it is lost in a restore; docs/limits.md says so.
 #[rustfmt::skip]
 pub const LOST: &[Workload] = &[
-    ("numa-mappings", NONE, attributes::numa_mappings, &["numa-mappings"]),
     ("timer-overruns", NONE, timers::timer_overruns, &["overruns"]),
     ("mapping-names", NONE, descriptors::mapping_names, &["vma-names"]),
     ("landlock", NONE, attributes::landlock, &["landlock"]),

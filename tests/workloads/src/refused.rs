@@ -58,12 +58,18 @@ pub const REFUSED: &[Refused] = &[
         &["pty-data"],
         &["bytes wait to be read from the terminal"],
     ),
+    refused(
+        "terminal-output",
+        0,
+        terminal_output,
+        &["pty-data"],
+        &["1 thing(s)", "bytes wait to be read from the terminal"],
+    ),
     refused("tun-device", 0, tun_device, &["devices-other"], &["the device 10:200 has state"]),
     refused("aio-ring", 0, aio_ring, &["aio"], &["a ring of asynchronous I/O", "destroy it"]),
     refused("user-namespace", libc::CLONE_NEWUSER, nothing, &["user-ns"], &["user namespace"]),
     refused("nested-namespace", 0, nested_namespace, &["ns-nested"], &["uts namespace"]),
     refused("posix-queue", libc::CLONE_NEWIPC, posix_queue, &["mqueues"], &["queue"]),
-    refused("sealed-mapping", 0, sealed_mapping, &["mseal"], &["is sealed (mseal)"]),
     refused("protection-key", 0, protection_key, &["protection-keys"], &["has a protection key"]),
     Refused { frozen: true, ..refused("process-keyring", 0, keyring, &["keyrings"], &["keyring"]) },
 ];
@@ -243,16 +249,29 @@ fn dead_pidfd(stage: &Stage, checks: &mut Checks) {
     checks.eq("its end is seen", 1, must!(libc::poll(&mut poll, 1, 0)));
 }
 
-fn terminal_data(stage: &Stage, checks: &mut Checks) {
+/// Both sides of a new pseudo terminal.
+fn terminal() -> (i32, i32) {
     let master = must!(libc::posix_openpt(libc::O_RDWR | libc::O_NOCTTY));
     must!(libc::grantpt(master));
     must!(libc::unlockpt(master));
     let mut name = [0u8; 64];
     must!(libc::ptsname_r(master, name.as_mut_ptr().cast(), 64));
     let slave = must!(libc::open(name.as_ptr().cast(), libc::O_RDWR | libc::O_NOCTTY));
+    (master, slave)
+}
+
+fn terminal_data(stage: &Stage, checks: &mut Checks) {
+    let (master, slave) = terminal();
     must!(libc::write(master, b"typed\n".as_ptr().cast(), 6));
     waits(stage);
     checks.eq("the line", Ok(b"typed\n".to_vec()), take(slave, 100));
+}
+
+fn terminal_output(stage: &Stage, checks: &mut Checks) {
+    let (master, slave) = terminal();
+    must!(libc::write(slave, b"said".as_ptr().cast(), 4));
+    waits(stage);
+    checks.eq("the output", Ok(b"said".to_vec()), take(master, 100));
 }
 
 fn tun_device(stage: &Stage, _: &mut Checks) {
@@ -293,19 +312,6 @@ fn posix_queue(stage: &Stage, checks: &mut Checks) {
     let (mut text, mut priority) = ([0u8; 8192], 0u32);
     let got = must!(libc::mq_receive(queue, text.as_mut_ptr().cast(), text.len(), &mut priority));
     checks.eq("the message", (5, 3), (got, priority));
-}
-
-fn sealed_mapping(stage: &Stage, checks: &mut Checks) {
-    const SYS_MSEAL: i64 = 462; // asm/unistd_64.h, kernel 6.10
-    let private = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    let area = map(4096, libc::PROT_READ | libc::PROT_WRITE, private, -1, 0);
-    // SAFETY: plain call on a range of this program's.
-    if unsafe { libc::syscall(SYS_MSEAL, area, 4096, 0) } != 0 {
-        stage.skip("the kernel has no mseal");
-    }
-    waits(stage);
-    // SAFETY: refused, or the end of this program.
-    checks.eq("munmap", -1, unsafe { libc::munmap(area.cast(), 4096) });
 }
 
 fn protection_key(stage: &Stage, _: &mut Checks) {

@@ -19,6 +19,7 @@ use crate::precopy::Preloaded;
 use crate::restore_context::RestoreContext;
 use crate::state::cgroup::{CgroupRestore, Entrance};
 use crate::state::files::FilesRestore;
+use crate::state::memory::marks;
 use crate::state::memory::rebuild::{Memory, set_mm};
 use crate::state::namespaces::NamespaceRestore;
 use crate::state::task::{restore as task_state, settings};
@@ -83,7 +84,7 @@ impl Build<'_, '_> {
                 let stub = self.stub(task)?;
                 self.files.open_shared(&mut self.ctx, &stub, task)
             }
-            Step::Memory(task) => self.memory(task, options.preloaded),
+            Step::Memory(task) => self.memory(task, options.preloaded, events),
             Step::Session(task) => {
                 let stub = self.stub(task)?;
                 stub.call("setsid", libc::SYS_setsid, &[])?;
@@ -141,10 +142,10 @@ impl Build<'_, '_> {
                 let pid = self.loaded.nodes[task].pid;
                 let mut no_new_code = self.loaded.restarts.no_new_code.iter();
                 let no_new_code = no_new_code.find(|(p, _)| *p == pid).map(|(_, bits)| *bits);
-                match tc {
-                    Some(tc) => task_state::timers(&self.stub(task)?, tc, dumpable, no_new_code),
-                    None => Ok(()),
+                if let Some(tc) = tc {
+                    task_state::timers(&self.stub(task)?, tc, dumpable, no_new_code)?;
                 }
+                marks::seal(&self.stub(task)?, self.loaded.restarts.marks_of(pid), events)
             }
             Step::Registers(task) => self.registers(task),
             Step::Secure => self.secure(options.leave_stopped, hooks),
@@ -209,15 +210,18 @@ impl Build<'_, '_> {
         Ok(stub.run_all(&mut batch, "close the controller's descriptors")?)
     }
 
-    fn memory(&mut self, task: usize, preloaded: Option<&Preloaded>) -> Result<(), RestoreError> {
+    fn memory(
+        &mut self,
+        task: usize,
+        preloaded: Option<&Preloaded>,
+        events: &mut dyn Events,
+    ) -> Result<(), RestoreError> {
         let stub = self.stub(task)?;
         let loaded = self.loaded;
         let Some(space) = &loaded.spaces[task] else { return Ok(()) };
         // Only a task that was cloned after its parent was filled has something to keep.
-        let parent = match loaded.nodes[task].parent {
-            Some(parent) if self.filled[task] => loaded.spaces[parent].as_ref(),
-            _ => None,
-        };
+        let kept = loaded.nodes[task].parent.filter(|_| self.filled[task]);
+        let parent = kept.and_then(|parent| loaded.spaces[parent].as_ref());
         let files = &mut self.files;
         let mut open = |ctx: &mut RestoreContext, stub: &Stub, id: u32, writable: bool| {
             files.open_mapping(ctx, stub, id, writable)
@@ -232,6 +236,9 @@ impl Build<'_, '_> {
             self.images,
             &mut open,
         )?;
+        let marks = loaded.restarts.marks_of(loaded.nodes[task].pid);
+        let inherited = kept.map(|parent| loaded.restarts.marks_of(loaded.nodes[parent].pid));
+        marks::place(&stub, marks, inherited.into_iter().flatten(), events)?;
         self.filled[task] = true;
         // The kernel refuses to replace a file that is still mapped, and a clone may have it already.
         let file = space.mm.exe_file_id;

@@ -5,7 +5,7 @@
 //! no room for that decision, so `core` holds registers that are right without it (the call is
 //! prepared to run again, or EINTR where only the kernel knew the time left), and a file of our own,
 //! `arctern-restarts.json`, holds what our restore needs to do it exactly. The same file holds the
-//! CPU affinity of threads and their settings ([`ThreadSettings`]), for which CRIU's images have no
+//! CPU affinity of threads, their settings ([`ThreadSettings`]) and marks of mappings ([`Marks`]), for which CRIU's images have no
 //! field either.
 
 use arctern_image::messages::UserX86RegsEntry;
@@ -14,6 +14,7 @@ use arctern_sys::ptrace::Registers;
 use arctern_tracee::thread::StoppedThread;
 use serde::{Deserialize, Serialize};
 
+use super::memory::marks::Marks;
 use super::task::settings::ThreadSettings;
 
 const ERESTARTSYS: i64 = -512;
@@ -55,6 +56,9 @@ pub struct Restarts {
     /// PR_GET_MDWE of processes that may not make memory executable: inner pid and bits.
     #[serde(default)]
     pub no_new_code: Vec<(i32, u64)>,
+    /// Mappings that have a NUMA policy or are sealed.
+    #[serde(default)]
+    pub marks: Vec<Marks>,
     /// Number of processors of the host, once asked for.
     #[serde(skip)]
     online: Option<i64>,
@@ -108,6 +112,11 @@ impl Restarts {
     /// What a thread has that is not as usual.
     pub fn settings_of(&self, tid: i32) -> Option<&ThreadSettings> {
         self.settings.iter().find(|settings| settings.tid == tid)
+    }
+
+    /// The marks of a process's mappings, by inner pid.
+    pub fn marks_of(&self, pid: i32) -> impl Iterator<Item = &Marks> {
+        self.marks.iter().filter(move |marks| marks.pid == pid)
     }
 
     /// The interrupted call of a thread, if the registers of the image agree with it.

@@ -105,7 +105,7 @@ impl FileCollector {
                 format!("{unread} bytes wait to be read from the terminal"),
                 Remedy::try_again("when the program has read them"),
             ));
-            return Ok(None);
+            // It is known all the same, so that its other side is not refused for the lack of it.
         }
         let Some(regf_id) = self.path_of(d, refusals)? else { return Ok(None) };
         let (id, tty_info_id) = (self.new_id(), info.id);

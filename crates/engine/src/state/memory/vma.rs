@@ -90,9 +90,6 @@ pub fn classify(mapping: &Mapping) -> Result<Kind, (String, &'static str)> {
     if mapping.has("um") || mapping.has("uw") || mapping.has("ui") {
         return refuse("is watched by a userfaultfd", "let the program unregister it first");
     }
-    if mapping.has("sl") {
-        return refuse("is sealed (mseal)", "sealed memory cannot be rebuilt yet");
-    }
     if mapping.protection_key != 0 {
         return refuse("has a protection key", "protection keys cannot be rebuilt yet");
     }

@@ -21,7 +21,7 @@ use crate::options::{Event, Events};
 const USUAL_SLACK: u64 = 50_000;
 
 /// Nodes that a policy can name: as many as any kernel is built for.
-const NODES: usize = 1024;
+pub(crate) const NODES: usize = 1024;
 
 /// What a thread has that is not as usual.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +49,20 @@ pub(super) struct Questions {
     mode: Arena,
     nodes: Arena,
     keyring: CallId,
+}
+
+/// The numbers of the nodes in a mask.
+pub(crate) fn nodes_of(mask: &[u8]) -> Vec<usize> {
+    (0..NODES).filter(|node| mask[node / 8] & 1 << (node % 8) != 0).collect()
+}
+
+/// The mask of these nodes.
+pub(crate) fn mask_of(nodes: &[usize]) -> [u8; NODES / 8] {
+    let mut mask = [0; NODES / 8];
+    for node in nodes.iter().filter(|node| **node < NODES) {
+        mask[node / 8] |= 1 << (node % 8);
+    }
+    mask
 }
 
 /// Whether a keyring of this kind is there: the call fails where it would have to be made.
@@ -82,9 +96,8 @@ pub(super) fn capture(
     if batch.result(asked.policy).is_ok() {
         let mode: [u8; 4] = batch.memory(asked.mode)[..4].try_into().expect("four bytes");
         let mode = i32::from_ne_bytes(mode);
-        let bits = batch.memory(asked.nodes);
-        let nodes = (0..NODES).filter(|node| bits[node / 8] & 1 << (node % 8) != 0);
-        settings.memory_policy = (mode != 0).then(|| (mode, nodes.collect()));
+        let nodes = nodes_of(batch.memory(asked.nodes));
+        settings.memory_policy = (mode != 0).then_some((mode, nodes));
     }
     if let Ok(dispatch) = ptrace::user_dispatch(thread.tid)
         && dispatch.mode != 0
@@ -112,11 +125,7 @@ pub fn restore(
         calls.push(("slack of timers", call));
     }
     if let Some((mode, nodes)) = &settings.memory_policy {
-        let mut mask = [0u8; NODES / 8];
-        for node in nodes.iter().filter(|node| **node < NODES) {
-            mask[node / 8] |= 1 << (node % 8);
-        }
-        let mask = batch.bytes(&mask);
+        let mask = batch.bytes(&mask_of(nodes));
         let arguments = [(*mode).into(), mask.into(), NODES.into()];
         calls.push(("NUMA policy", batch.call(libc::SYS_set_mempolicy, &arguments)));
     }
