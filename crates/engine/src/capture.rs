@@ -196,6 +196,12 @@ fn attempt_capture(
     let mut filters = task_state::SeccompFilters::default();
     let mut restarts = Restarts::default();
     let mut cores: Vec<(i32, CoreEntry)> = Vec::new();
+    let mut halted: HashMap<usize, Vec<i32>> = HashMap::new();
+    for task in tree.tasks.iter().filter(|task| task.stat.state == 'T') {
+        if let Some(parent) = task.parent {
+            halted.entry(parent).or_default().push(task.inner_pid);
+        }
+    }
     for (index, task) in tree.tasks.iter_mut().enumerate() {
         if task.is_zombie() {
             cores.push((task.inner_pid, task_state::capture_zombie(task)));
@@ -204,8 +210,9 @@ fn attempt_capture(
         if task.session.is_none() {
             continue; // Refused above.
         }
+        let halted = halted.get(&index).map_or(&[][..], Vec::as_slice);
         let captured =
-            task_state::capture(task, &mut filters, &mut restarts, waited, &mut refusals)?;
+            task_state::capture(task, &mut filters, &mut restarts, waited, halted, &mut refusals)?;
         if let Ok(at) = spaces.binary_search_by_key(&index, |(task, _)| *task) {
             let (_, mm) = &mut spaces[at];
             mm.mm_brk = captured.memory.brk;

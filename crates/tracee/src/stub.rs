@@ -9,6 +9,7 @@ use std::io;
 
 use arctern_sys::clone::{CloneArgs, stub_syscall_address};
 use arctern_sys::memory::{self, RemoteAddr};
+use arctern_sys::pidfd::PidFd;
 use arctern_sys::ptrace::{self, EVENT_CLONE_MAX, EVENT_STOP, WaitStatus};
 use arctern_sys::{PAGE_SIZE, Pid};
 
@@ -289,6 +290,28 @@ impl Stub {
             match ptrace::wait(stub.tid).map_err(TraceeError::request(stub.tid, "wait"))? {
                 WaitStatus::Event { event: EVENT_STOP, .. } => {}
                 other => return Err(stub.unexpected(other)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings a process that is built, of which these are all threads, into group stop, and its parent is
+    /// told. Its threads can run batches as before; let go, they stand still, and nobody is told again.
+    pub fn stop_process(pidfd: &PidFd, threads: &[Stub]) -> Result<(), TraceeError> {
+        let Some(leader) = threads.first() else { return Ok(()) };
+        pidfd.send_signal(libc::SIGSTOP).map_err(TraceeError::request(leader.tid, "stop it"))?;
+        for thread in threads {
+            let tid = thread.tid;
+            let mut deliver = 0;
+            loop {
+                // A signal waits, or the stop of the process: it gets to no instruction of its own.
+                ptrace::cont(tid, deliver).map_err(TraceeError::request(tid, "resume"))?;
+                match ptrace::wait(tid).map_err(TraceeError::request(tid, "wait"))? {
+                    WaitStatus::Event { event: EVENT_STOP, signal: libc::SIGSTOP } => break,
+                    WaitStatus::Event { event: EVENT_STOP, .. } => deliver = 0,
+                    WaitStatus::Signal(libc::SIGSTOP) => deliver = libc::SIGSTOP,
+                    other => return Err(thread.unexpected(other)),
+                }
             }
         }
         Ok(())

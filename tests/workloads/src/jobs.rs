@@ -149,6 +149,47 @@ pub fn stopped_task(stage: &Stage, checks: &mut Checks) {
     sleeper.verify(checks);
 }
 
+/// What a parent has been told of its children's stops it is not told again, and what it has not been
+/// told it is.
+pub fn stop_told_once(stage: &Stage, checks: &mut Checks) {
+    crate::stage::block(&[libc::SIGCHLD]);
+    let signals = crate::stage::sigset(&[libc::SIGCHLD]);
+    let signalled = || {
+        let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the set and the time outlive the call; no information is asked for.
+        unsafe { libc::sigtimedwait(&signals, std::ptr::null_mut(), &now) == libc::SIGCHLD }
+    };
+    let [told, untold] = ["told", "untold"].map(|name| {
+        let child = child(name, |stage, _| {
+            stage.ready();
+            stage.wait_for_verify();
+        });
+        must!(libc::kill(child.pid, libc::SIGSTOP));
+        // SAFETY: siginfo_t is plain data.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        let options = libc::WSTOPPED | libc::WNOWAIT;
+        must!(libc::waitid(libc::P_PID, child.pid as u32, &mut info, options));
+        checks.that("a signal tells of it", signalled());
+        child
+    });
+    let stop = |pid| {
+        let mut status = 0;
+        // SAFETY: the status outlives the call.
+        unsafe { libc::waitpid(pid, &mut status, libc::WUNTRACED | libc::WNOHANG) }
+    };
+    checks.eq("the stop", told.pid, stop(told.pid));
+    stage.ready();
+    stage.wait_for_verify();
+    checks.that("no signal tells of it again", !signalled());
+    checks.eq("no stop is told again", 0, stop(told.pid));
+    checks.eq("a stop is told", untold.pid, stop(untold.pid));
+    for child in [told, untold] {
+        checks.eq("state", 'T', state(child.pid));
+        must!(libc::kill(child.pid, libc::SIGCONT));
+        child.verify(checks);
+    }
+}
+
 fn settings(fd: i32) -> (Vec<u8>, [u32; 4]) {
     // SAFETY: termios is plain data.
     let mut termios: libc::termios = unsafe { std::mem::zeroed() };

@@ -59,6 +59,7 @@ pub const WORKLOADS: &[Workload] = &[
     ("orphaned-session", NONE, jobs::orphaned_session, &["dead-leaders", "reparented", "subreapers"]),
     ("zombies", NONE, jobs::zombies, &["zombies"]),
     ("stopped-task", NONE, jobs::stopped_task, &["stopped"]),
+    ("stop-told-once", NONE, jobs::stop_told_once, &["stopped"]),
     ("long-vforks", NONE, jobs::long_vforks, &["vfork"]),
     ("spawner", NONE, jobs::spawner, &["vfork"]),
     ("terminal", NONE, jobs::terminal, &["pty"]),

@@ -16,6 +16,7 @@ use crate::state::task::restore as task_state;
 
 impl Build<'_, '_> {
     pub(super) fn registers(&mut self, task: usize) -> Result<(), RestoreError> {
+        self.stop_children(task)?;
         let threads = self.all_threads(task)?;
         for (tid, stub) in &threads {
             let state = task_state::prepare_registers(
@@ -40,6 +41,31 @@ impl Build<'_, '_> {
         Ok(())
     }
 
+    /// Stops the children of a task that were stopped, as long as it can take from itself what it has
+    /// been told: their stops, and the signal that came with them.
+    fn stop_children(&self, task: usize) -> Result<(), RestoreError> {
+        let loaded = self.loaded;
+        for &child in loaded.stopped.get(&task).into_iter().flatten() {
+            let threads: Vec<Stub> =
+                self.all_threads(child)?.into_iter().map(|(_, stub)| stub).collect();
+            let pid = self.stub(child)?.tid();
+            let pidfd = PidFd::open(pid).map_err(TraceeError::request(pid, "open it"))?;
+            Stub::stop_process(&pidfd, &threads)?;
+            let parent = self.stub(task)?;
+            let child = loaded.nodes[child].pid;
+            if loaded.restarts.told.contains(&child) {
+                let options = libc::WSTOPPED | libc::WNOHANG;
+                let args =
+                    [(libc::P_PID as i32).into(), child.into(), 0.into(), options.into(), 0.into()];
+                parent.call("waitid of a stopped child", libc::SYS_waitid, &args)?;
+            }
+            if !task_state::is_queued(loaded.core(loaded.nodes[task].pid)?, libc::SIGCHLD) {
+                task_state::forget_child_signal(&parent)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Gives every task its final state, and lets it live on if we die. From here on all that is in
     /// a connection is in the kernel, and a guard finishes what we have begun.
     pub(super) fn secure(
@@ -52,13 +78,9 @@ impl Build<'_, '_> {
             task_state::set_final_state(stub, state)?;
         }
         for (task, node) in self.loaded.nodes.iter().enumerate().filter(|(_, n)| !n.zombie) {
-            let stopped = self
-                .loaded
-                .core(node.pid)?
-                .tc
-                .as_ref()
-                .is_some_and(|tc| tc.task_state == crate::state::task::task_state::STOPPED);
-            if stopped || leave_stopped {
+            // Of the others their parents have been told ([`Build::stop_children`]).
+            let alone = node.parent.is_none() && self.loaded.is_stopped(task)?;
+            if alone || leave_stopped {
                 let pid = self.stub(task)?.tid();
                 PidFd::open(pid)
                     .and_then(|pidfd| pidfd.send_signal(libc::SIGSTOP))

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use arctern_image::images::{ImageDir, ImageKind};
 use arctern_image::messages::{
-    CoreEntry, PstreeEntry, SeccompEntry, SeccompMode, TaskKobjIdsEntry,
+    CoreEntry, PstreeEntry, SeccompEntry, SeccompMode, TaskCoreEntry, TaskKobjIdsEntry,
 };
 use arctern_sys::Pid;
 
@@ -15,6 +15,7 @@ use crate::plan::PlannedTask;
 use crate::restore_context::{TaskNode, subject};
 use crate::state::memory::space::{AddressSpace, have_common_memory};
 use crate::state::restart::{self, Restarts};
+use crate::state::task::task_state as state;
 use crate::state::task::{confined as task_confined, restore as task_state};
 
 /// Everything that the images say, checked.
@@ -26,6 +27,8 @@ pub(super) struct Loaded {
     pub(super) spaces: Vec<Option<AddressSpace>>,
     pub(super) seccomp: SeccompEntry,
     pub(super) restarts: Restarts,
+    /// Children in group stop, by parent.
+    pub(super) stopped: BTreeMap<usize, Vec<usize>>,
 }
 
 impl Loaded {
@@ -38,6 +41,7 @@ impl Loaded {
         }
         let mut nodes: Vec<TaskNode> = Vec::with_capacity(entries.len());
         let mut index_of: BTreeMap<u32, usize> = BTreeMap::new();
+        let mut stopped: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         let mut cores = BTreeMap::new();
         let mut spaces = Vec::new();
         for (index, entry) in entries.iter().enumerate() {
@@ -63,6 +67,9 @@ impl Loaded {
                 return inconsistent(format!("core-{pid}.img: no process state"));
             };
             let zombie = task_state::is_zombie(tc);
+            if let (true, Some(parent)) = (is_stopped(tc), parent) {
+                stopped.entry(parent).or_default().push(index);
+            }
             let ids: TaskKobjIdsEntry = if zombie {
                 TaskKobjIdsEntry::default()
             } else {
@@ -102,6 +109,7 @@ impl Loaded {
             spaces,
             seccomp: images.read_optional(ImageKind::Seccomp, 0)?.unwrap_or_default(),
             restarts,
+            stopped,
         })
     }
 
@@ -179,6 +187,12 @@ impl Loaded {
             .ok_or_else(|| RestoreError::Inconsistent(format!("core-{tid}.img is missing")))
     }
 
+    /// Whether a task was in group stop.
+    pub(super) fn is_stopped(&self, task: usize) -> Result<bool, RestoreError> {
+        let tc = self.core(self.nodes[task].pid)?.tc.as_ref();
+        Ok(tc.is_some_and(is_stopped))
+    }
+
     /// The set of control groups of a task's leader.
     pub(super) fn cgroup_set(&self, task: usize) -> u32 {
         let core = self.cores.get(&self.nodes[task].pid);
@@ -203,6 +217,10 @@ impl Loaded {
         }
         Ok(chain)
     }
+}
+
+fn is_stopped(tc: &TaskCoreEntry) -> bool {
+    tc.task_state == state::STOPPED
 }
 
 /// The lowest address that a program may map without CAP_SYS_RAWIO.

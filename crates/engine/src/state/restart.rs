@@ -59,6 +59,9 @@ pub struct Restarts {
     /// Mappings that have a NUMA policy or are sealed.
     #[serde(default)]
     pub marks: Vec<Marks>,
+    /// Stopped processes whose stop their parent has been told (wait(2)), by inner pid.
+    #[serde(default)]
+    pub told: Vec<i32>,
     /// Number of processors of the host, once asked for.
     #[serde(skip)]
     online: Option<i64>,

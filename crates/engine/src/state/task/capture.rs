@@ -94,23 +94,26 @@ pub fn capture_zombie(task: &FrozenTask) -> CoreEntry {
     }
 }
 
-/// Captures a live process.
+/// Captures a live process. `stopped` are the inner pids of its children in group stop.
 pub fn capture(
     task: &mut FrozenTask,
     filters: &mut SeccompFilters,
     restarts: &mut Restarts,
     waited: &HashMap<Pid, u64>,
+    stopped: &[i32],
     refusals: &mut Vec<Refusal>,
 ) -> Result<CapturedTask, CaptureError> {
     // The leader answers for the process and for itself in one stop.
     let mut first = Batch::new();
     let of_process = ask_process(task, &mut first)?;
     let of_leader = ask_thread(&mut first);
+    let of_children = ask_stops(&mut first, stopped);
     task.run(&mut first)?;
     let (tc, memory) = process(task, &first, &of_process)?;
     if let Ok(bits @ 1..) = first.result(of_process.no_new_code) {
         restarts.no_new_code.push((task.inner_pid, bits));
     }
+    restarts.told.extend(told(&first, stopped, &of_children));
     if first.result(of_process.keyring).is_ok() {
         refusals.push(task.refuse("", KEYRING.0, KEYRING.1));
     }
@@ -126,6 +129,27 @@ pub fn capture(
         cores.push((inner, CoreEntry { tc: tc.take(), ..core }));
     }
     Ok(CapturedTask { cores, memory })
+}
+
+/// Asks a parent which of its children's stops it would be told, and leaves them to be told.
+fn ask_stops(batch: &mut Batch, stopped: &[i32]) -> Vec<(Arena, CallId)> {
+    let options = libc::WSTOPPED | libc::WNOHANG | libc::WNOWAIT;
+    let ask = |pid: &i32| {
+        let info = batch.reserve(128);
+        let args =
+            [(libc::P_PID as i32).into(), (*pid).into(), info.into(), options.into(), 0.into()];
+        (info, batch.call(libc::SYS_waitid, &args))
+    };
+    stopped.iter().map(ask).collect()
+}
+
+/// Those that it has been told: waitid(2) finds nothing, and says so by no pid.
+fn told(batch: &Batch, stopped: &[i32], asked: &[(Arena, CallId)]) -> Vec<i32> {
+    const SI_PID: usize = 16;
+    let none = |(info, call): &(Arena, CallId)| {
+        batch.result(*call).is_ok() && i32_at(batch.memory(*info), SI_PID) == 0
+    };
+    stopped.iter().zip(asked).filter(|(_, asked)| none(asked)).map(|(pid, _)| *pid).collect()
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {

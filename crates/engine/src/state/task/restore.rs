@@ -233,6 +233,13 @@ fn run_if_full(stub: &Stub, batch: &mut Batch) -> Result<(), RestoreError> {
     Ok(())
 }
 
+/// Whether a signal to the process or to its leader is queued.
+pub fn is_queued(core: &CoreEntry, signal: i32) -> bool {
+    let of_process = core.tc.as_ref().and_then(|tc| tc.signals_s.as_ref());
+    let of_leader = core.thread_core.as_ref().and_then(|thread| thread.signals_p.as_ref());
+    [of_process, of_leader].into_iter().flat_map(signals).any(|info| signo(info) == signal)
+}
+
 fn signals(queue: Option<&SignalQueueEntry>) -> impl Iterator<Item = &[u8]> {
     queue.into_iter().flat_map(|q| &q.signals).map(|s| s.siginfo.as_slice())
 }
