@@ -114,6 +114,15 @@ fn a_policy_starts_a_container_again_until_it_is_stopped() -> Result<(), String>
         stage.hear()?;
         ensure!(stage.field("stays", "RestartCount")? == "0");
         host.arctern(&["rm", "-f", "-t", "0", "stays"])?;
+
+        // Between two starts nobody runs: its root is there as that of a stopped one.
+        stage.script("ends", &["--restart", "always"], "echo up > /share/fifo; exit 1")?;
+        for _ in 0..6 {
+            stage.hear()?;
+        }
+        host.arctern(&["wait", "ends"])?;
+        ensure!(!host.attempt(&["cp", "ends:/etc/passwd", "-"])?.stdout.is_empty(), "no copy");
+        host.arctern(&["rm", "-f", "-t", "0", "ends"])?;
         let (code, said) =
             refusal(&host.attempt(&["create", "--rm", "--restart=always", "nginx"])?);
         ensure!(code == Some(125) && said.contains("choose one"), "{said}");

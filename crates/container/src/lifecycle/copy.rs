@@ -207,10 +207,11 @@ impl Host {
         }
         if let Some(shim) = self.shim_of(&record) {
             // It unmounts the root, without this lock, and would take away what is mounted here. One that
-            // waits before it starts the container again stays.
+            // waits before it starts the container again stays, and has nothing to do with the root.
             let ended = shim.wait(Some(END)).unwrap_or(false);
             drop(lock);
-            return match ended {
+            let now = self.store.get(record.id())?;
+            return match ended || now.is_none_or(|now| now.shim != record.shim) {
                 true => self.view(place),
                 false => Err(Error::EndedMeanwhile(record.name().to_owned())),
             };

@@ -83,16 +83,26 @@ impl ExecSession {
     }
 }
 
-/// Kills and reaps all children of this process.
-fn end_children() {
+/// The children of this process.
+fn children() -> Vec<arctern_sys::Pid> {
     let own = arctern_sys::Pid(std::process::id().cast_signed());
-    for child in arctern_sys::proc::children(own).unwrap_or_default() {
-        // It keeps its pid until it is waited for.
-        if let Some(pid) = Pid::from_raw(child.0) {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    arctern_sys::proc::children(own).unwrap_or_default()
+}
+
+/// Kills and reaps the children of this process but for those that are `known`: what an attempt has
+/// started, and what becomes this process's child when its parent ends.
+fn end_children(known: &[arctern_sys::Pid]) {
+    loop {
+        let new = children().into_iter().filter(|child| !known.contains(child));
+        let reaped = new.filter_map(|child| Pid::from_raw(child.0)).filter(|pid| {
+            // It keeps its pid until it is waited for.
+            let _ = rustix::process::kill_process(*pid, rustix::process::Signal::KILL);
+            matches!(waitpid(Some(*pid), WaitOptions::empty()), Ok(Some(_)))
+        });
+        if reaped.count() == 0 {
+            return;
         }
     }
-    while let Ok(Some(_)) = rustix::process::wait(WaitOptions::empty()) {}
 }
 
 impl Host {
@@ -168,12 +178,13 @@ impl Host {
         fs::write(&document, json).map_err(Error::io("write", &document))?;
         let streams = (options.stdin, options.detach);
         let console = options.terminal.then(|| format!("exec-{own}"));
+        let before = children();
         let started = self.start_exec(id, &document, &console, streams, confinement);
         // Whatever the library stumbled over, that is the cause.
         let started = started.map_err(|error| {
             // What is left of the attempt is this process's to reap: init ends after it, and it would make
             // control groups again that have been removed.
-            end_children();
+            end_children(&before);
             if !self.has_ended(&record) {
                 return error;
             }
@@ -277,4 +288,25 @@ fn with_value(option: String) -> Option<String> {
         return Some(option);
     }
     std::env::var(&option).ok().map(|value| format!("{option}={value}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_there_before_an_attempt_goes_on() {
+        let sleeper = || {
+            let mut command = std::process::Command::new("sleep");
+            command.arg("100").spawn().expect("sleep")
+        };
+        let mut before = sleeper();
+        let known = children();
+        let mut after = sleeper();
+        end_children(&known);
+        assert!(before.try_wait().expect("wait").is_none(), "the first child goes on");
+        assert!(after.try_wait().is_err(), "the second one was reaped");
+        before.kill().expect("kill");
+        before.wait().expect("wait");
+    }
 }
