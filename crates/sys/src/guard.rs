@@ -8,11 +8,15 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, PoisonError};
 
 use nix::fcntl::OFlag;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork, pipe2, read, setsid, write};
+
+/// Of two that were started at once, each would have a copy of the other's pipe, and none would see its end.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 const COMMIT: u8 = b'c';
 const DISMISS: u8 = b'd';
@@ -30,6 +34,7 @@ impl Guard {
     ///
     /// `act` sees the memory as it is now, has only one thread, and must wait for no other.
     pub fn start(act: impl FnOnce(bool)) -> io::Result<Guard> {
+        let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let (ours, theirs) = pipe2(OFlag::O_CLOEXEC)?;
         // SAFETY: glibc keeps its allocator usable in the child of a program with threads. Of the
         // standard library's locks `act` may take those of output only, and no other thread of ours
