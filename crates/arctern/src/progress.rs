@@ -90,9 +90,10 @@ impl Events for Progress {
 }
 
 impl Watch for Progress {
-    fn round(&mut self, round: &RoundDone) {
+    fn round(&mut self, container: Option<&str>, round: &RoundDone) {
+        let of = container.map_or_else(String::new, |name| format!("{name}, "));
         let line = format!(
-            "round {}: sent {} in {} ({}/s), written meanwhile {} ({}/s), {} of freeze to expect",
+            "{of}round {}: sent {} in {} ({}/s), written meanwhile {} ({}/s), {} of freeze to expect",
             round.number,
             size(round.sent),
             duration(round.total_us),

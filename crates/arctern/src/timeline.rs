@@ -18,10 +18,11 @@ struct Bar {
     total_us: u64,
 }
 
-/// The page. `when` is the time at which the move ended.
-pub fn page(moved: &Moved, when: &str) -> String {
-    let title =
-        format!("{} → {}", escaped(&moved.plan.container), escaped(&moved.plan.destination));
+/// The page about containers that moved together. `when` is the time at which the move ended.
+pub fn page(all: &[Moved], when: &str) -> String {
+    let names: Vec<String> = all.iter().map(|moved| escaped(&moved.plan.container)).collect();
+    let destination = all.first().map(|moved| escaped(&moved.plan.destination));
+    let title = format!("{} → {}", names.join(", "), destination.unwrap_or_default());
     let mut page = String::new();
     let _ = write!(
         page,
@@ -33,11 +34,23 @@ pub fn page(moved: &Moved, when: &str) -> String {
          <h1>{title}</h1>\n<p class=\"when\">moved by arctern, {}</p>\n",
         escaped(when)
     );
-    figures(&mut page, moved);
-    chart(&mut page, "The whole move", &whole(moved), moved.total_us);
+    for (moved, name) in all.iter().zip(names) {
+        if all.len() > 1 {
+            let _ = writeln!(page, "<h1>{name}</h1>");
+        }
+        of_one(&mut page, moved);
+    }
+    page.push_str("</body>\n</html>\n");
+    page
+}
+
+/// What there is of one container.
+fn of_one(page: &mut String, moved: &Moved) {
+    figures(page, moved);
+    chart(page, "The whole move", &whole(moved), moved.total_us);
     let freeze = format!("The freeze: {}", duration(moved.downtime_us));
-    chart(&mut page, &freeze, &freeze_phases(moved), moved.downtime_us);
-    rounds(&mut page, moved);
+    chart(page, &freeze, &freeze_phases(moved), moved.downtime_us);
+    rounds(page, moved);
     if !moved.warnings.is_empty() {
         page.push_str("<h2>Warnings</h2>\n<ul>\n");
         for warning in &moved.warnings {
@@ -45,8 +58,6 @@ pub fn page(moved: &Moved, when: &str) -> String {
         }
         page.push_str("</ul>\n");
     }
-    page.push_str("</body>\n</html>\n");
-    page
 }
 
 fn figures(page: &mut String, moved: &Moved) {
@@ -239,7 +250,7 @@ mod tests {
 
     #[test]
     fn names_are_text_and_nothing_comes_from_elsewhere() {
-        let page = page(&moved(), "<now>");
+        let page = page(&[moved()], "<now>");
         assert!(!page.contains("<script") && !page.contains("alert('"));
         assert!(
             page.contains("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;&quot;&amp;\u{fffd}")
@@ -251,7 +262,7 @@ mod tests {
 
     #[test]
     fn bars_are_where_they_were_in_time() {
-        let page = page(&moved(), "now");
+        let page = page(&[moved()], "now");
         let bar = |left, width| format!("style=\"left:{left}%;width:{width}%\"");
         // The first round: 0.4 s to 1.3 s of 1.6 s. The freeze: 1.4 s, 0.08 s long.
         for bar in [bar("25.00", "56.25"), bar("87.50", "5.00"), bar("37.50", "50.00")] {
@@ -262,7 +273,7 @@ mod tests {
     #[test]
     fn nothing_is_wider_than_its_track() {
         let odd = Moved { total_us: 0, downtime_us: 0, ..moved() };
-        let page = page(&odd, "now");
+        let page = page(&[odd], "now");
         assert!(!page.contains("NaN") && !page.contains("inf") && !page.contains("width:-"));
     }
 }

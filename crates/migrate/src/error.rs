@@ -7,20 +7,22 @@ use arctern_container::transfer::Blocker;
 use crate::source::Plan;
 use crate::transport::TransportError;
 
-/// Why a move did not come about. The container runs at its source, except after
+/// Why a move did not come about. All containers run at their source, except after
 /// [`MigrateError::InDoubt`].
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
     /// Things are in the way, all of them; nothing was touched.
     #[error(
         "{} thing(s) in the way at {}:{}{}",
-        .blockers.len(), .plan.destination, listed(.blockers), lacking(.plan)
+        .blockers.len(), .destination, listed(.blockers), lacking(.plans)
     )]
     Blocked {
         /// What they are.
         blockers: Vec<Blocker>,
+        /// Where to.
+        destination: String,
         /// What would be sent.
-        plan: Box<Plan>,
+        plans: Vec<Plan>,
     },
     /// The two programs do not understand each other.
     #[error(
@@ -83,7 +85,15 @@ pub enum MigrateError {
     /// This side.
     #[error(transparent)]
     Container(#[from] arctern_container::Error),
-    /// The container was committed, and nobody knows whether it arrived.
+    /// One of several containers, because of which the others stay too.
+    #[error("container `{container}`")]
+    Of {
+        /// Its name.
+        container: String,
+        /// What is with it.
+        source: Box<arctern_container::Error>,
+    },
+    /// The move was committed, and nobody knows whether it arrived.
     #[error("the connection to {destination} ended after the container was handed over")]
     InDoubt {
         /// Where to.
@@ -108,15 +118,16 @@ fn listed(blockers: &[Blocker]) -> String {
 }
 
 /// What is no obstacle, since it is sent.
-fn lacking(plan: &Plan) -> String {
-    match plan.image {
-        true => format!(
-            "\nit also lacks {} layer(s) of the image, which would be sent: {}",
-            plan.layers,
-            mebibytes(plan.image_bytes)
-        ),
-        false => String::new(),
-    }
+fn lacking(plans: &[Plan]) -> String {
+    let lines = plans.iter().filter(|plan| plan.image).map(|plan| {
+        let image = match plans.len() {
+            1 => "the image".to_owned(),
+            _ => format!("the image of `{}`", plan.container),
+        };
+        let bytes = mebibytes(plan.image_bytes);
+        format!("\nit also lacks {} layer(s) of {image}, which would be sent: {bytes}", plan.layers)
+    });
+    lines.collect()
 }
 
 impl MigrateError {
@@ -132,6 +143,7 @@ impl MigrateError {
             ),
             MigrateError::Version { .. } => Some("install the same version on both hosts".into()),
             MigrateError::Container(error) => error.hint(),
+            MigrateError::Of { source, .. } => source.hint(),
             MigrateError::InDoubt { .. } => Some(
                 "neither copy runs unless it arrived: `arctern migrate --resolve CONTAINER` asks, when \
                  the connection is back"

@@ -4,27 +4,27 @@
 //! source                                   destination
 //! Hello                                →
 //!                                      ←   Hello
-//! Offer                                →
+//! Offer: the containers that move      →
 //!                                      ←   Answer: everything that is in the way
-//! Image, data                          →   (when it is not there)
+//! Image, data                          →   (when it is not there; for each)
 //! Begin                                →
-//!                                      ←   Ready: record, root and network are there, unnoticed
-//! Files, data                          →   large files that it has changed (when there are any)
+//!                                      ←   Ready: records, roots, networks are there, unnoticed
+//! Files, data                          →   large files that one has changed (when there are any)
 //!                                      ←   Stored
-//! Round, data                          →   memory, any number of times, while the container runs
+//! Round, data                          →   memory of one, any number of times, while they run
 //!                                      ←   Stored
-//! Rest, data                           →   frozen and locked from here on, the network may appear at the
-//!                                          destination; memory written since the last round
-//! Archive, data                        →   everything else
-//!                                      ←   Built: nothing of it has run
-//! Pass                                 →   connections by way of the source, if there are any
+//! Rest, data                           →   one is frozen and locked from here on, its network may appear
+//!                                          at the destination; memory written since the last round
+//! Archive, data                        →   everything else of that one
+//!                                      ←   Built, when the archives of all are there: nothing has run
+//! Pass                                 →   connections by way of the source, if one has any
 //!                                      ←   Passed
-//! Commit                               →   written down by both, each before it acts
+//! Commit                               →   of all; written down by both, each before it acts
 //!                                      ←   Running
-//! Done                                 →   the source's copy is gone
+//! Done                                 →   the source's copies are gone
 //! ```
 //!
-//! At any time [`Answer::Failed`] ends the conversation, as does its end without a word: before the
+//! Containers are named by their place in the offer. Archives come in that order. At any time [`Answer::Failed`] ends the conversation, as does its end without a word: before the
 //! commit the container stays the source's. `Ask` begins a conversation about an earlier move.
 
 use std::net::IpAddr;
@@ -34,7 +34,7 @@ use arctern_storage::LayerBlob;
 use serde::{Deserialize, Serialize};
 
 /// Version of this conversation. Both sides must have the same.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 
 /// From the source.
 #[derive(Debug, Serialize, Deserialize)]
@@ -42,27 +42,29 @@ pub const VERSION: u32 = 7;
 pub enum Request {
     /// Who speaks.
     Hello(Hello),
-    /// A container that is to move.
-    Offer(Box<Offer>),
-    /// The container's image follows as data, with the layers that are missing.
+    /// Containers that are to move together.
+    Offer(Vec<Offer>),
+    /// The image of one of them follows as data, with the layers that are missing.
     Image,
     /// Bytes that mean nothing follow as data: they show how fast the link is.
     Probe,
-    /// Make ready: the container comes.
+    /// Make ready: they come.
     Begin,
-    /// Files that the container has changed follow as an archive.
-    Files,
-    /// Memory follows as data ([`crate::pages`]): what was written since the round before.
-    Round,
-    /// The memory that was written since the last round follows as data. The container is frozen.
-    Rest,
-    /// The archive follows as data, and is built when it is complete.
-    Archive,
-    /// These connections come by way of the source: return them there.
-    Pass(Box<Passage>),
-    /// It is yours.
+    /// Files that this container has changed follow as an archive.
+    Files(usize),
+    /// Memory of this container follows as data ([`crate::pages`]): what was written since the round
+    /// before.
+    Round(usize),
+    /// The memory of this container that was written since the last round follows as data. It is
+    /// frozen.
+    Rest(usize),
+    /// The archive of this container follows as data, and is built when it is complete.
+    Archive(usize),
+    /// These connections of this container come by way of the source: return them there.
+    Pass(usize, Box<Passage>),
+    /// They are yours.
     Commit,
-    /// It is gone here: the move can be forgotten.
+    /// They are gone here: the move can be forgotten.
     Done,
     /// What became of this move? If nothing was decided, it is given up.
     Ask {
@@ -81,33 +83,23 @@ pub enum Answer {
     Offer {
         /// Everything that is in the way.
         blockers: Vec<Blocker>,
-        /// Layers of the image that are not here; none: the image is.
-        missing: Option<Vec<LayerBlob>>,
+        /// Of each container, the layers of its image that are not here; none: the image is.
+        missing: Vec<Option<Vec<LayerBlob>>>,
     },
     /// To `Begin`.
     Ready,
     /// To files, a round, a probe.
     Stored,
-    /// To the archive.
-    Built {
-        /// Where the time of the freeze went there.
-        laps: Vec<Lap>,
-        /// The same of the process that built it.
-        builder: Vec<Lap>,
-    },
+    /// To the last archive: each of them.
+    Built(Vec<Building>),
     /// To `Pass`.
     Passed {
         /// Why they are not returned.
         refused: Option<String>,
     },
     /// To `Commit`.
-    Running {
-        /// What the user should know.
-        warnings: Vec<String>,
-        /// Where the time went since the commit.
-        builder: Vec<Lap>,
-    },
-    /// To `Ask`: it was committed, and the container is here.
+    Running(Vec<Release>),
+    /// To `Ask`: it was committed, and the containers are here.
     Taken,
     /// To `Ask`: it was not committed, and never will be.
     GivenUp,
@@ -118,6 +110,24 @@ pub enum Answer {
         /// What to do about it.
         hint: Option<String>,
     },
+}
+
+/// One container that was built.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Building {
+    /// Where the time of the freeze went there.
+    pub laps: Vec<Lap>,
+    /// The same of the process that built it.
+    pub builder: Vec<Lap>,
+}
+
+/// One container that was let go.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Release {
+    /// What the user should know.
+    pub warnings: Vec<String>,
+    /// Where the time went since the commit.
+    pub builder: Vec<Lap>,
 }
 
 /// Who speaks.

@@ -4,10 +4,11 @@ use std::io::{self, Read, Write};
 
 use arctern_container::Host;
 use arctern_container::error::chain;
+use arctern_container::lifecycle::Started;
 use arctern_container::transfer::{Arrival, Offer, Passage, Verdict};
 use arctern_engine::options::{Event, Events};
 
-use crate::message::{Answer, Hello, Request, VERSION};
+use crate::message::{Answer, Building, Hello, Release, Request, VERSION};
 use crate::pages::read_pages;
 use crate::wire::{Receiver, Sender};
 
@@ -35,21 +36,22 @@ pub fn receive<R: Read, W: Write>(host: &mut Host, from: R, to: W) -> io::Result
     if hello.version != VERSION {
         return Ok(());
     }
-    let mut destination = Destination { host, offer: None, arrival: None };
+    let mut destination = Destination { host, offers: Vec::new(), arrivals: Vec::new() };
     let talked = destination.talk(&mut receiver, &sender);
     // Whatever ended the conversation: what was not committed does not come any more.
-    if let Some(arrival) = destination.arrival.take()
-        && let Err(error) = destination.host.abandon(arrival)
-    {
-        tracing::error!("{}", error.chain());
+    for arrival in std::mem::take(&mut destination.arrivals) {
+        if let Err(error) = destination.host.abandon(arrival) {
+            tracing::error!("{}", error.chain());
+        }
     }
     talked
 }
 
 struct Destination<'a> {
     host: &'a mut Host,
-    offer: Option<Box<Offer>>,
-    arrival: Option<Arrival>,
+    offers: Vec<Offer>,
+    /// In the order of the offers, when they are made ready.
+    arrivals: Vec<Arrival>,
 }
 
 impl Destination<'_> {
@@ -61,11 +63,11 @@ impl Destination<'_> {
         let mut transfer = None;
         while let Some(request) = receiver.message()? {
             let answer = match request {
-                Request::Offer(offer) => {
-                    transfer = Some(offer.transfer.clone());
-                    let blockers = self.host.blockers(&offer);
-                    let missing = self.host.missing_image(&offer);
-                    self.offer = Some(offer);
+                Request::Offer(offers) => {
+                    transfer = offers.first().map(|offer| offer.transfer.clone());
+                    let blockers = self.host.blockers(&offers);
+                    let missing = offers.iter().map(|o| self.host.missing_image(o)).collect();
+                    self.offers = offers;
                     blockers.map(|blockers| Some(Answer::Offer { blockers, missing }))
                 }
                 Request::Image => {
@@ -81,11 +83,11 @@ impl Destination<'_> {
                     Ok(Some(Answer::Stored))
                 }
                 Request::Begin => self.begin(),
-                Request::Files => self.files(receiver),
-                Request::Round => self.round(receiver),
-                Request::Rest => self.rest(receiver),
-                Request::Archive => self.archive(receiver),
-                Request::Pass(passage) => self.pass(&passage),
+                Request::Files(of) => self.files(of, receiver),
+                Request::Round(of) => self.round(of, receiver),
+                Request::Rest(of) => self.rest(of, receiver),
+                Request::Archive(of) => self.archive(of, receiver),
+                Request::Pass(of, passage) => self.pass(of, &passage),
                 Request::Commit => self.commit(),
                 Request::Ask { transfer: asked } => {
                     let verdict = Verdict::Aborted.decide(&self.host.paths, &asked);
@@ -118,16 +120,25 @@ impl Destination<'_> {
     }
 
     fn begin(&mut self) -> arctern_container::Result<Option<Answer>> {
-        let offer = self.offer.as_ref().ok_or_else(out_of_turn)?;
-        self.arrival = Some(self.host.expect(offer)?);
+        let Some(first) = self.offers.first().filter(|_| self.arrivals.is_empty()) else {
+            return Err(out_of_turn());
+        };
+        for offer in &self.offers {
+            // What is decided of one is decided of all.
+            if offer.transfer != first.transfer {
+                return Err(out_of_turn());
+            }
+            self.arrivals.push(self.host.expect(offer)?);
+        }
         Ok(Some(Answer::Ready))
     }
 
     fn files<R: Read>(
         &mut self,
+        of: usize,
         receiver: &mut Receiver<R>,
     ) -> arctern_container::Result<Option<Answer>> {
-        let arrival = self.arrival.as_mut().ok_or_else(out_of_turn)?;
+        let arrival = self.arrivals.get_mut(of).ok_or_else(out_of_turn)?;
         let mut data = receiver.data();
         self.host.take_files(arrival, &mut data)?;
         data.drain().map_err(arctern_container::Error::system("receive files"))?;
@@ -136,9 +147,10 @@ impl Destination<'_> {
 
     fn round<R: Read>(
         &mut self,
+        of: usize,
         receiver: &mut Receiver<R>,
     ) -> arctern_container::Result<Option<Answer>> {
-        let arrival = self.arrival.as_mut().ok_or_else(out_of_turn)?;
+        let arrival = self.arrivals.get_mut(of).ok_or_else(out_of_turn)?;
         let mut pages = self.host.expect_round(arrival)?;
         read_pages(receiver.data(), &mut pages).map_err(arctern_container::Error::Memory)?;
         pages.conclude().map_err(|error| arctern_container::Error::Memory(error.into()))?;
@@ -148,9 +160,10 @@ impl Destination<'_> {
 
     fn rest<R: Read>(
         &mut self,
+        of: usize,
         receiver: &mut Receiver<R>,
     ) -> arctern_container::Result<Option<Answer>> {
-        let arrival = self.arrival.as_mut().ok_or_else(out_of_turn)?;
+        let arrival = self.arrivals.get_mut(of).ok_or_else(out_of_turn)?;
         let mut pages = self.host.expect_rest(arrival)?;
         read_pages(receiver.data(), &mut pages).map_err(arctern_container::Error::Memory)?;
         Ok(None)
@@ -158,27 +171,37 @@ impl Destination<'_> {
 
     fn archive<R: Read>(
         &mut self,
+        of: usize,
         receiver: &mut Receiver<R>,
     ) -> arctern_container::Result<Option<Answer>> {
-        let arrival = self.arrival.as_mut().ok_or_else(out_of_turn)?;
+        let arrival = self.arrivals.get_mut(of).ok_or_else(out_of_turn)?;
         let mut data = receiver.data();
         self.host.take_archive(arrival, &mut data, &mut Quiet)?;
         data.drain().map_err(arctern_container::Error::system("receive the container"))?;
-        let (laps, builder) = self.host.build(arrival)?;
-        Ok(Some(Answer::Built { laps, builder }))
+        // It is built while the next one comes.
+        self.host.begin_to_build(arrival);
+        if !self.arrivals.iter().all(Arrival::is_complete) {
+            return Ok(None);
+        }
+        let mut built = Vec::new();
+        for arrival in &mut self.arrivals {
+            let (laps, builder) = self.host.built(arrival)?;
+            built.push(Building { laps, builder });
+        }
+        Ok(Some(Answer::Built(built)))
     }
 
-    fn pass(&mut self, passage: &Passage) -> arctern_container::Result<Option<Answer>> {
-        let arrival = self.arrival.as_ref().ok_or_else(out_of_turn)?;
+    fn pass(&mut self, of: usize, passage: &Passage) -> arctern_container::Result<Option<Answer>> {
+        let arrival = self.arrivals.get(of).ok_or_else(out_of_turn)?;
         let refused = self.host.send_back(arrival, passage).err().map(|error| chain(&error));
         Ok(Some(Answer::Passed { refused }))
     }
 
     fn commit(&mut self) -> arctern_container::Result<Option<Answer>> {
-        let arrival = self.arrival.take().ok_or_else(out_of_turn)?;
-        match self.host.commit(arrival) {
+        match self.host.commit(std::mem::take(&mut self.arrivals)) {
             Ok(started) => {
-                Ok(Some(Answer::Running { warnings: started.warnings, builder: started.laps }))
+                let release = |s: Started| Release { warnings: s.warnings, builder: s.laps };
+                Ok(Some(Answer::Running(started.into_iter().map(release).collect())))
             }
             Err(arctern_container::Error::NotCommitted) => Ok(Some(Answer::GivenUp)),
             Err(error) => Err(error),

@@ -1,15 +1,17 @@
-//! The source's side: from a running container to one that runs elsewhere, or still here.
+//! The source's side: from running containers to ones that run elsewhere, or still here.
 
 mod conversation;
 mod estimate;
 mod peer;
 mod resolve;
 mod rounds;
+mod together;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arctern_container::Host;
-use arctern_container::transfer::{Departure, Leaving, Offer};
+use arctern_container::transfer::{Blocker, Departure, HandedOver, Leaving, Offer};
 use arctern_engine::CaptureError;
 use arctern_engine::options::{CaptureReport, Event, Events};
 use arctern_storage::LayerBlob;
@@ -22,12 +24,13 @@ use self::peer::{Clock, Destination, Marks};
 pub use self::resolve::resolve;
 pub use self::rounds::RoundDone;
 use self::rounds::copy_ahead;
+use self::together::{Ended, Together};
 use crate::destination::Remote;
 use crate::error::MigrateError;
 use crate::message::{Answer, Request};
 use crate::policy::Limits;
 
-/// How a container is moved.
+/// How containers are moved.
 #[derive(Clone, Debug)]
 pub struct MigrateOptions {
     /// Where to.
@@ -64,8 +67,8 @@ impl MigrateOptions {
 
 /// Hears how a move is getting on.
 pub trait Watch: Events {
-    /// A round of memory is at the other side.
-    fn round(&mut self, round: &RoundDone);
+    /// A round of memory is at the other side; of which container, if several move.
+    fn round(&mut self, container: Option<&str>, round: &RoundDone);
 }
 
 /// How long connections by way of the source are led to the destination.
@@ -79,7 +82,7 @@ pub enum Forwarding {
     Always,
 }
 
-/// What was found before anything was touched.
+/// What was found of one container before anything was touched.
 #[derive(Clone, Debug, Serialize)]
 pub struct Plan {
     /// The container's name.
@@ -100,7 +103,7 @@ pub struct Plan {
     pub estimate: Option<Estimate>,
 }
 
-/// What a move did. Times in microseconds.
+/// What a move did with one container. Times in microseconds.
 #[derive(Clone, Debug, Serialize)]
 pub struct Moved {
     /// What was found before.
@@ -111,7 +114,7 @@ pub struct Moved {
     pub rounds: Vec<RoundDone>,
     /// Bytes of memory that were sent in the freeze.
     pub rest: u64,
-    /// Bytes that were sent in all.
+    /// Bytes that were sent in all, for all that moved together.
     pub sent: u64,
     /// When the first task was stopped here, after the command began.
     pub frozen_at_us: u64,
@@ -133,76 +136,100 @@ pub struct Moved {
     pub warnings: Vec<String>,
 }
 
-/// What came of it.
+/// What came of it, for each container in the order of the command.
 #[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
 pub enum Outcome {
     /// Nothing was touched.
-    Planned(Plan),
-    /// It runs at its destination.
-    Moved(Box<Moved>),
+    Planned(Vec<Plan>),
+    /// They run at their destination.
+    Moved(Vec<Moved>),
 }
 
-/// Moves one container: what could be in the way is asked first, then it is frozen, handed over, and
-/// what was measured is told.
+/// What the other side lacks of the image of a container; none: it has it.
+type Missing = Option<Vec<LayerBlob>>;
+
+/// Moves containers together: what could be in the way is asked first, then they are frozen, handed
+/// over all at once, and what was measured is told.
 ///
 /// # Errors
-/// See [`MigrateError`]: before the commit the container goes on here.
+/// See [`MigrateError`]: before the commit all of them go on here.
 pub fn migrate(
     host: &mut Host,
-    container: &str,
+    containers: &[String],
     options: &MigrateOptions,
     watch: &mut dyn Watch,
 ) -> Result<Outcome, MigrateError> {
     let begin = Instant::now();
-    let mut departure = host.departure(container)?;
+    let mut departures = host.departures(containers)?;
+    let staying = host.left_behind(&departures)?;
     let mut conversation = Conversation::begin(options, "receive")?;
-    let (plan, missing) = preflight(&mut conversation, departure.offer())?;
+    let (mut plans, missing) = preflight(&mut conversation, &departures, staying)?;
     if options.dry_run {
-        let estimate = estimate::estimate(&mut conversation, &mut departure, options)?;
-        return Ok(Outcome::Planned(Plan { estimate, ..plan }));
+        for (plan, departure) in plans.iter_mut().zip(&mut departures) {
+            plan.estimate = estimate::estimate(&mut conversation, departure, options)?;
+        }
+        return Ok(Outcome::Planned(plans));
     }
-    make_ready(&mut conversation, host, &departure, missing.as_deref())?;
-    let ahead = send_ahead(&mut conversation, host, &mut departure, options, begin, watch);
+    make_ready(&mut conversation, host, &departures, &missing)?;
+    let ahead = send_ahead(&mut conversation, host, &mut departures, options, begin, watch);
     let (files, rounds) = match ahead {
         Ok(ahead) => ahead,
         Err(error) => {
-            host.stay(departure)?;
+            departures.into_iter().try_for_each(|departure| host.stay(departure))?;
             return Err(error);
         }
     };
-    let (conversation, marks, report) =
-        hand_over(host, &mut departure, options, conversation, watch)?;
-    let moved = Moved { files, rounds, ..figures(plan, &conversation, marks, &report, begin) };
-    Ok(Outcome::Moved(Box::new(moved)))
+    let (conversation, handed) = hand_over(host, &mut departures, options, conversation, watch)?;
+    let ahead = files.into_iter().zip(rounds);
+    let moved =
+        plans.into_iter().zip(handed).zip(ahead).map(|((plan, handed), (files, rounds))| {
+            let (marks, report) = handed;
+            Moved { files, rounds, ..figures(plan, &conversation, marks, &report, begin) }
+        });
+    Ok(Outcome::Moved(moved.collect()))
 }
 
-/// The other side says everything that is in the way, and which layers of the image it lacks.
+/// The other side says everything that is in the way, and which layers of the images it lacks.
 fn preflight(
     conversation: &mut Conversation,
-    offer: &Offer,
-) -> Result<(Plan, Option<Vec<LayerBlob>>), MigrateError> {
-    conversation.transport.send(&Request::Offer(Box::new(offer.clone())))?;
-    let (blockers, missing) = match conversation.answer(PATIENCE)? {
-        Answer::Offer { blockers, missing } => (blockers, missing),
+    departures: &[Departure],
+    mut blockers: Vec<Blocker>,
+) -> Result<(Vec<Plan>, Vec<Missing>), MigrateError> {
+    let offers: Vec<Offer> = departures.iter().map(|d| d.offer().clone()).collect();
+    conversation.transport.send(&Request::Offer(offers))?;
+    let missing = match conversation.answer(PATIENCE)? {
+        Answer::Offer { blockers: theirs, missing } if missing.len() == departures.len() => {
+            blockers.extend(theirs);
+            missing
+        }
         other => return Err(conversation.out_of_turn(&other)),
     };
-    let plan = plan(offer, conversation, missing.as_deref());
+    let plans = departures.iter().zip(&missing);
+    let plans = plans.map(|(d, missing)| plan(d.offer(), conversation, missing.as_deref()));
+    let plans: Vec<Plan> = plans.collect();
     match blockers.is_empty() {
-        true => Ok((plan, missing)),
-        false => Err(MigrateError::Blocked { blockers, plan: Box::new(plan) }),
+        true => Ok((plans, missing)),
+        false => {
+            Err(MigrateError::Blocked { blockers, destination: conversation.destination(), plans })
+        }
     }
 }
 
-/// Everything that can be there before the container comes, while it runs here.
+/// Everything that can be there before the containers come, while they run here.
 fn make_ready(
     conversation: &mut Conversation,
     host: &Host,
-    departure: &Departure,
-    missing: Option<&[LayerBlob]>,
+    departures: &[Departure],
+    missing: &[Missing],
 ) -> Result<(), MigrateError> {
-    if let Some(layers) = missing {
-        conversation.send_image(host, departure, layers)?;
+    let mut sent = Vec::new();
+    for (departure, missing) in departures.iter().zip(missing) {
+        let image = &departure.offer().config.image_id;
+        if let Some(layers) = missing.as_deref().filter(|_| !sent.contains(&image)) {
+            conversation.send_image(host, departure, layers)?;
+            sent.push(image);
+        }
     }
     conversation.transport.send(&Request::Begin)?;
     match conversation.answer(PATIENCE)? {
@@ -211,60 +238,148 @@ fn make_ready(
     }
 }
 
-/// Files and memory, while the container runs here.
+/// Files and memory of each, while they run here.
 fn send_ahead(
     conversation: &mut Conversation,
     host: &Host,
-    departure: &mut Departure,
+    departures: &mut [Departure],
     options: &MigrateOptions,
     begin: Instant,
     watch: &mut dyn Watch,
-) -> Result<(u64, Vec<RoundDone>), MigrateError> {
+) -> Result<(Vec<u64>, Vec<Vec<RoundDone>>), MigrateError> {
     watch.event(Event::Phase("files ahead"));
-    let files = conversation.send_files(host, departure)?;
-    let rounds = copy_ahead(conversation, departure, options, begin, watch)?;
+    let mut files = Vec::new();
+    for (of, departure) in departures.iter_mut().enumerate() {
+        files.push(conversation.send_files(host, of, departure)?);
+    }
+    let rounds = copy_ahead(conversation, departures, options, begin, watch)?;
     Ok((files, rounds))
 }
 
-/// From the freeze to the end of the container here.
+/// What the hand-over of one container came to.
+struct Given {
+    result: arctern_container::Result<HandedOver>,
+    marks: Marks,
+    /// It might have stood still for so long, and has for longer.
+    late: Option<Duration>,
+}
+
+/// From the freeze to the end of the containers here.
 fn hand_over(
     host: &mut Host,
-    departure: &mut Departure,
+    departures: &mut [Departure],
     options: &MigrateOptions,
     conversation: Conversation,
     watch: &mut dyn Watch,
-) -> Result<(Conversation, Marks, CaptureReport), MigrateError> {
+) -> Result<(Conversation, Vec<(Marks, CaptureReport)>), MigrateError> {
     let destination = serde_json::to_string(&options.remote).unwrap_or_default();
     let forward = conversation.onward(options.forward);
     let leaving = Leaving { destination, keep: options.keep_source, forward };
-    let clock = Clock::default();
-    let mut events = Frozen { watch, clock: clock.clone() };
-    let mut peer = Destination::new(conversation, clock, options.limits.downtime);
-    let given = host.hand_over(departure, &leaving, &mut peer, &mut events);
-    let late = peer.is_late();
-    let Destination { mut conversation, failure, marks, .. } = peer;
-    let report = match (given, failure) {
-        (Ok(handed), None) => handed.report,
-        // What the conversation failed with says more than that it failed.
-        (Err(error), Some(failure)) => {
-            return Err(match is_doubt(&error) {
-                true => MigrateError::InDoubt { destination: conversation.destination() },
-                false => failure,
-            });
-        }
-        (_, Some(failure)) => return Err(failure),
-        (Err(_), None) if late.is_some() => {
-            return Err(MigrateError::Late { limit: late.unwrap_or_default() });
-        }
-        (Err(error), None) => {
-            let cut = is_of_a_hook(&error);
-            let error = error.into();
-            return Err(if cut { conversation.instead_of(error) } else { error });
-        }
+    let together = Arc::new(Together::new(conversation, departures.len()));
+    let limit = options.limits.downtime;
+    let given = match &mut *departures {
+        [departure] => vec![give(host, departure, &leaving, limit, (&together, 0), watch)],
+        several => each_for_itself(host, several, &leaving, limit, &together, watch)?,
     };
-    // The other side may be gone by now: it has all that it needs.
-    let _ = conversation.transport.send(&Request::Done);
-    Ok((conversation, marks, report))
+    let Some(together) = Arc::into_inner(together) else {
+        return Err(arctern_container::Error::Invalid("a hand-over has not ended".into()).into());
+    };
+    let Ended { mut conversation, failure, first } = together.end();
+    if given.iter().any(|given| given.result.as_ref().is_err_and(is_doubt)) {
+        return Err(MigrateError::InDoubt { destination: conversation.destination() });
+    }
+    // What the conversation failed with says more than that it failed.
+    if let Some(failure) = failure {
+        return Err(failure);
+    }
+    let mut handed = Vec::new();
+    let mut failed = Vec::new();
+    for (place, Given { result, marks, late }) in given.into_iter().enumerate() {
+        match result {
+            Ok(HandedOver { report, .. }) => handed.push((marks, report)),
+            Err(error) => failed.push((place, error, late)),
+        }
+    }
+    // The others went on because the first did.
+    failed.sort_by_key(|(place, ..)| Some(*place) != first);
+    if let Some((place, error, late)) = failed.into_iter().next() {
+        if let Some(limit) = late {
+            return Err(MigrateError::Late { limit });
+        }
+        let cut = is_of_a_hook(&error);
+        let error = match departures.len() {
+            1 => error.into(),
+            _ => MigrateError::Of {
+                container: departures[place].offer().config.name.clone(),
+                source: Box::new(error),
+            },
+        };
+        return Err(if cut { conversation.instead_of(error) } else { error });
+    }
+    conversation.done();
+    Ok((conversation, handed))
+}
+
+/// The hand-over of one of the containers, with its place in the offer.
+fn give(
+    host: &mut Host,
+    departure: &mut Departure,
+    leaving: &Leaving,
+    limit: Option<Duration>,
+    (together, place): (&Arc<Together>, usize),
+    events: &mut dyn Events,
+) -> Given {
+    let clock = Clock::default();
+    let mut events = Frozen { events, clock: clock.clone() };
+    let mut peer = Destination::new(together, place, clock, limit);
+    let result = host.hand_over(departure, leaving, &mut peer, &mut events);
+    Given { result, marks: std::mem::take(&mut peer.marks), late: peer.is_late() }
+}
+
+/// The hand-over of several, by a thread each: whom it stops, only the same thread can let go.
+fn each_for_itself(
+    host: &Host,
+    departures: &mut [Departure],
+    leaving: &Leaving,
+    limit: Option<Duration>,
+    together: &Arc<Together>,
+    watch: &mut dyn Watch,
+) -> Result<Vec<Given>, MigrateError> {
+    let hosts: Result<Vec<Host>, _> =
+        departures.iter().map(|_| Host::open(host.paths.clone())).collect();
+    let hosts = hosts?;
+    let given = std::thread::scope(|scope| {
+        let begin = |(place, (departure, mut host)): (usize, (_, Host))| {
+            scope.spawn(move || {
+                let mut warnings = Warnings::default();
+                let of = (together, place);
+                let given = give(&mut host, departure, leaving, limit, of, &mut warnings);
+                (given, warnings.0)
+            })
+        };
+        let threads: Vec<_> = departures.iter_mut().zip(hosts).enumerate().map(begin).collect();
+        let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        threads.into_iter().map(join).collect::<Vec<_>>()
+    });
+    let tell = |(given, warnings): (Given, Vec<String>)| {
+        warnings.into_iter().for_each(|warning| watch.event(Event::Warning(warning)));
+        given
+    };
+    Ok(given.into_iter().map(tell).collect())
+}
+
+/// Keeps warnings until nobody stands still: what is forked meanwhile may need the output.
+#[derive(Default)]
+struct Warnings(Vec<String>);
+
+impl Events for Warnings {
+    fn event(&mut self, event: Event) {
+        if let Event::Warning(text) = event {
+            self.0.push(text);
+        }
+    }
 }
 
 fn figures(
@@ -328,7 +443,7 @@ fn micros(time: Duration) -> u64 {
 /// Passes the engine's events on, and notes when it began to freeze, the last time if it tried more
 /// often.
 struct Frozen<'a> {
-    watch: &'a mut dyn Watch,
+    events: &'a mut dyn Events,
     clock: Clock,
 }
 
@@ -340,6 +455,6 @@ impl Events for Frozen<'_> {
             }
             self.clock.phase(phase);
         }
-        self.watch.event(event);
+        self.events.event(event);
     }
 }

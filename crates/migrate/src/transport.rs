@@ -145,6 +145,12 @@ impl Transport {
         self.sender.data()
     }
 
+    /// Waits for the other side's end, after the last that there is to say: what was not carried yet
+    /// would be lost with ssh.
+    pub fn await_end(&self) {
+        self.ends_within(ENDING);
+    }
+
     /// Bytes sent so far.
     #[must_use]
     pub fn sent(&self) -> u64 {

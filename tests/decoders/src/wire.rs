@@ -63,7 +63,7 @@ fn listen(input: &[u8]) {
     use arctern_migrate::wire::Receiver;
     let mut requests = Receiver::new(input);
     while let Ok(Some(request)) = requests.message::<Request>() {
-        let follows = matches!(request, Request::Image | Request::Archive);
+        let follows = matches!(request, Request::Image | Request::Archive(_));
         if follows && requests.data().drain().is_err() {
             break;
         }

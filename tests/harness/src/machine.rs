@@ -54,12 +54,18 @@ impl Machine {
 
     /// The command of [`Machine::migrate`].
     pub fn migration(&self, to: &Machine, options: &[&str], container: &str) -> Command {
+        self.migration_of(to, options, &[container])
+    }
+
+    /// As [`Machine::migration`], for containers that move together.
+    pub fn migration_of(&self, to: &Machine, options: &[&str], containers: &[&str]) -> Command {
         let remote = to.sshd.options();
         let url = to.sshd.url();
         let mut arguments = vec!["migrate"];
         arguments.extend(options);
         arguments.extend(remote.iter().map(String::as_str));
-        arguments.extend([container, &url]);
+        arguments.extend(containers);
+        arguments.push(&url);
         self.host.command(&arguments)
     }
 

@@ -164,6 +164,7 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         },
         ignore_rootfs: args.ignore_rootfs,
         ignore_volumes: args.ignore_volumes,
+        skip_volumes: Vec::new(),
         with_image: args.with_image,
         keep: args.engine.keep,
         file_locks: args.engine.file_locks,

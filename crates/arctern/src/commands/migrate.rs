@@ -20,38 +20,47 @@ use crate::report::{Cannot, CommandResult, Failure};
 use crate::timeline;
 use crate::ui::{duration, size};
 
-/// Move a running container to another host
+/// Of the last word clap cannot know that it is something else.
+const USAGE: &str = "arctern migrate [OPTIONS] <CONTAINER>... <DESTINATION>\n       \
+     arctern migrate [OPTIONS] --resolve <CONTAINER>";
+
+/// Move running containers to another host
 ///
-/// It is frozen here, built there, and goes on there where it was: memory, open files, half-served
+/// Each is frozen here, built there, and goes on there where it was: memory, open files, half-served
 /// requests, live TCP connections. The other host needs arctern and an sshd, no daemon and no open
 /// port; ssh is the system's, with your keys, agent and configuration.
 ///
 ///   arctern migrate web ssh://hostB
 ///   arctern migrate --dry-run web ssh://root@hostB:2222
 ///   arctern migrate --report move.html web ssh://hostB
+///   arctern migrate web cache db ssh://hostB
 ///   arctern migrate --resolve web
+///
+/// Several containers are frozen together and go together, with what they say to each other: all of
+/// them run there, or all of them go on here.
 ///
 /// Its memory is sent ahead while it runs, what it wrote meanwhile again, in rounds that go on as long
 /// as they get shorter; only the rest is sent while it stands still. If that would take longer than
 /// --max-downtime, it is not moved.
 ///
 /// Before anything is touched the other host says everything that is in the way. If the move fails,
-/// the container goes on here. When the connection ends in the one instant in which the container
-/// is being handed over, nobody knows which copy is the right one: neither runs here, `arctern ps`
-/// shows it as migrating, and --resolve asks the other host and does what follows.
+/// the container goes on here, and so do those that were to go with it. When the connection ends in
+/// the one instant in which the container is being handed over, nobody knows which copy is the right
+/// one: neither runs here, `arctern ps` shows it as migrating, and --resolve asks the other host and
+/// does what follows, for all containers of that move.
 ///
 /// Open connections through published ports of this host, and those that it masquerades, go on by
 /// way of it, and new ones are led to the other host, for as long as --forward-for says. Both hosts
 /// must be on one segment, and ssh must use it. `arctern forward ls` shows what is led on.
 ///
-/// Exit codes: 0 it runs there, 125 it runs here as before, 3 it is not known.
+/// Exit codes: 0 they run there, 125 they run here as before, 3 it is not known.
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(verbatim_doc_comment, override_usage = USAGE)]
 pub struct Args {
     /// Say what is in the way and what would be sent, and do nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// Leave the container here, stopped
+    /// Leave the containers here, stopped
     #[arg(long)]
     pub keep_source: bool,
     /// Rounds of memory at most that are sent while it runs; 0 sends all of it in the freeze
@@ -71,12 +80,12 @@ pub struct Args {
     #[arg(long, conflicts_with = "forward_for")]
     pub no_forward: bool,
     /// End the doubt about an earlier move
-    #[arg(long, conflicts_with_all = ["dry_run", "destination"])]
+    #[arg(long, conflicts_with = "dry_run")]
     pub resolve: bool,
     /// Write what was done to this file, as a page for a browser with the timeline drawn
     #[arg(long, value_name = "FILE.html", conflicts_with_all = ["dry_run", "resolve"])]
     pub report: Option<PathBuf>,
-    /// Print what was done as JSON
+    /// Print what was done as JSON: an object, for several containers a list of them
     #[arg(long)]
     pub json: bool,
     /// The program on the other host
@@ -94,12 +103,27 @@ pub struct Args {
     /// An option for ssh, as in its configuration
     #[arg(short = 'o', long = "ssh-option", value_name = "KEY=VALUE")]
     pub ssh_options: Vec<String>,
-    /// Container, by name or id
-    #[arg(value_name = "CONTAINER")]
-    pub container: String,
-    /// ssh://[user@]host[:port]
-    #[arg(value_name = "DESTINATION", required_unless_present = "resolve")]
-    pub destination: Option<Destination>,
+    /// Containers by name or id, and last where they go: ssh://[user@]host[:port]
+    #[arg(value_name = "CONTAINER", required = true, num_args = 1..)]
+    pub words: Vec<String>,
+}
+
+impl Args {
+    /// The containers, and where they go unless an earlier move is resolved.
+    fn places(&self) -> Result<(&[String], Option<Destination>), Failure> {
+        let refuse = |text: &str| Err(anyhow::anyhow!("{text}")).cannot(|| "migrate");
+        match (self.resolve, self.words.as_slice()) {
+            (true, [_]) => Ok((&self.words, None)),
+            (true, _) => refuse("--resolve takes one container, and ends the doubt about its move"),
+            (false, [containers @ .., last]) if !containers.is_empty() => {
+                let destination = last.parse().cannot(|| "migrate")?;
+                Ok((containers, Some(destination)))
+            }
+            (false, _) => {
+                refuse("name containers and then where they go: ssh://[user@]host[:port]")
+            }
+        }
+    }
 }
 
 /// Exit code when nobody knows where the container is.
@@ -108,10 +132,11 @@ const IN_DOUBT: u8 = 3;
 /// Runs the command.
 pub fn run(ctx: &Context, args: Args) -> CommandResult {
     let mut host = ctx.host()?;
-    let Some(destination) = args.destination else {
-        let fate =
-            arctern_migrate::resolve(&mut host, &args.container, &args.ssh, args.keep_source)
-                .cannot(|| format!("resolve the move of container `{}`", args.container))?;
+    let (containers, destination) = args.places()?;
+    let Some(destination) = destination else {
+        let container = &containers[0];
+        let fate = arctern_migrate::resolve(&mut host, container, &args.ssh, args.keep_source)
+            .cannot(|| format!("resolve the move of container `{container}`"))?;
         outln!(
             "{}",
             match fate {
@@ -124,12 +149,12 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
     let options = MigrateOptions {
         remote: Remote {
             destination,
-            program: args.remote_program,
-            root: args.remote_root,
-            runroot: args.remote_runroot,
-            ssh_options: args.ssh_options,
+            program: args.remote_program.clone(),
+            root: args.remote_root.clone(),
+            runroot: args.remote_runroot.clone(),
+            ssh_options: args.ssh_options.clone(),
         },
-        ssh: args.ssh,
+        ssh: args.ssh.clone(),
         dry_run: args.dry_run,
         keep_source: args.keep_source,
         limits: Limits { rounds: args.rounds, downtime: args.max_downtime },
@@ -141,12 +166,12 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         },
     };
     // A page that cannot be written is told before anything is touched.
-    let action = || format!("write the report of the move of `{}`", args.container);
+    let action = || format!("write the report of the move of {}", named(containers));
     let report = args.report.as_deref().map(|file| Output::open(Some(file))).transpose();
     let report = report.cannot(action)?;
     let mut progress = Progress::new();
-    let outcome = arctern_migrate::migrate(&mut host, &args.container, &options, &mut progress)
-        .map_err(|error| failure(&args.container, error))?;
+    let outcome = arctern_migrate::migrate(&mut host, containers, &options, &mut progress)
+        .map_err(|error| failure(containers, error))?;
     drop(progress);
     if let (Some(file), Outcome::Moved(moved)) = (report, &outcome) {
         // It runs there, whatever becomes of the page.
@@ -155,30 +180,47 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         }
     }
     if args.json {
-        outln!("{}", serde_json::to_string_pretty(&outcome).cannot(|| "write JSON")?);
+        outln!("{}", json(&outcome).cannot(|| "write JSON")?);
         return Ok(0);
     }
     match outcome {
-        Outcome::Planned(plan) => tell_plan(&plan),
+        Outcome::Planned(plans) => plans.iter().for_each(tell_plan),
         Outcome::Moved(moved) => tell(&moved),
     }
     Ok(0)
 }
 
-fn write_page(mut file: Output, moved: &Moved) -> anyhow::Result<()> {
+/// One container as an object, several as a list.
+fn json(outcome: &Outcome) -> serde_json::Result<String> {
+    match outcome {
+        Outcome::Planned(plans) if plans.len() == 1 => serde_json::to_string_pretty(&plans[0]),
+        Outcome::Moved(moved) if moved.len() == 1 => serde_json::to_string_pretty(&moved[0]),
+        several => serde_json::to_string_pretty(several),
+    }
+}
+
+/// Containers as a sentence has them.
+fn named(containers: &[String]) -> String {
+    let kind = if containers.len() == 1 { "container" } else { "containers" };
+    format!("{kind} `{}`", containers.join("`, `"))
+}
+
+fn write_page(mut file: Output, moved: &[Moved]) -> anyhow::Result<()> {
     let page = timeline::page(moved, &Timestamp::now().rfc3339_seconds());
     file.write_all(page.as_bytes())?;
     file.finish()
 }
 
-fn failure(container: &str, error: MigrateError) -> Failure {
-    let state = match &error {
-        MigrateError::InDoubt { .. } => "The container is frozen here.",
-        _ => "The container runs on here.",
+fn failure(containers: &[String], error: MigrateError) -> Failure {
+    let state = match (&error, containers.len()) {
+        (MigrateError::InDoubt { .. }, 1) => "The container is frozen here.",
+        (MigrateError::InDoubt { .. }, _) => "The containers are frozen here.",
+        (_, 1) => "The container runs on here.",
+        _ => "The containers run on here.",
     };
     let in_doubt = matches!(error, MigrateError::InDoubt { .. });
     let hint = error.hint();
-    let mut failure = Failure::new(format!("migrate container `{container}`"), error);
+    let mut failure = Failure::new(format!("migrate {}", named(containers)), error);
     if in_doubt {
         failure.code = IN_DOUBT;
     }
@@ -210,13 +252,23 @@ fn tell_plan(plan: &Plan) {
     }
 }
 
-fn tell(moved: &Moved) {
-    for warning in &moved.warnings {
-        eprintln!("warning: {warning}");
+fn tell(all: &[Moved]) {
+    for moved in all {
+        for warning in &moved.warnings {
+            eprintln!("warning: {warning}");
+        }
+        outln!("{} runs at {}", moved.plan.container, moved.plan.destination);
+        let of = match all.len() {
+            1 => String::new(),
+            _ => format!("{}: ", moved.plan.container),
+        };
+        tell_times(&of, moved);
     }
-    outln!("{} runs at {}", moved.plan.container, moved.plan.destination);
+}
+
+fn tell_times(of: &str, moved: &Moved) {
     eprintln!(
-        "down {} (capture {}, send {}, build {}, hand over {}), total {}, sent {}",
+        "{of}down {} (capture {}, send {}, build {}, hand over {}), total {}, sent {}",
         duration(moved.downtime_us),
         duration(moved.capture_us),
         duration(moved.sending_us),

@@ -142,6 +142,7 @@ pub fn run(ctx: &Context, args: Args) -> CommandResult {
         publish: args.publish,
         ignore_rootfs: args.ignore_rootfs,
         ignore_volumes: args.ignore_volumes,
+        skip_volumes: Vec::new(),
         ignore_static_ip: args.ignore_static_ip,
         ignore_static_mac: args.ignore_static_mac,
         keep: args.engine.keep,

@@ -82,7 +82,9 @@ impl Archive {
             image,
             volumes: match options.ignore_volumes {
                 true => Vec::new(),
-                false => volumes::members(&record.config, &paths.capture_dir()),
+                false => {
+                    volumes::members(&record.config, &options.skip_volumes, &paths.capture_dir())
+                }
             },
             manifest: Manifest::new(seconds, facts, Some(container)),
             config: serde_json::to_vec(&foreign::config_for_podman(&config))

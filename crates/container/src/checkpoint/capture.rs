@@ -186,14 +186,20 @@ impl Host {
             true => Some(volumes::Capture::begin(
                 self,
                 &record.config,
+                &options.skip_volumes,
                 &paths.capture_dir(),
                 EARLY_FILES,
             )?),
             false => None,
         };
 
+        let moves = hand_over.is_some();
+        let hand_over = hand_over.map(RefCell::new);
         let mut while_frozen = || -> std::result::Result<(), HookError> {
             options.cancel.check()?;
+            if let Some(hand_over) = &hand_over {
+                hand_over.borrow_mut().peer.stands()?;
+            }
             streams::save(&paths.run, pid, &images)?;
             if with_rootfs {
                 std::mem::take(&mut early).finish(&source, &paths.capture_dir())?;
@@ -205,15 +211,14 @@ impl Host {
         let events = RefCell::new(events);
         let mut size = None;
         // What moves to another host is there as it would be in a file.
-        let archived = options.has_archive() || hand_over.is_some();
+        let archived = options.has_archive() || moves;
         let keep = guard.as_ref().map(|guard| guard.terms(record, options.lock_limit, archived));
         let lock = guard.map(|guard| RefCell::new(&mut guard.lock));
-        let after = match (&hand_over, stops) {
-            (Some(_), _) => AfterCapture::HandOver,
-            (None, true) => AfterCapture::Kill,
-            (None, false) => AfterCapture::Resume,
+        let after = match (moves, stops) {
+            (true, _) => AfterCapture::HandOver,
+            (false, true) => AfterCapture::Kill,
+            (false, false) => AfterCapture::Resume,
         };
-        let hand_over = hand_over.map(RefCell::new);
         let mut before_release = || -> std::result::Result<(), HookError> {
             options.cancel.check()?;
             if let Some(hand_over) = &hand_over {
@@ -265,7 +270,11 @@ impl Host {
             let onward = passages.accepted();
             events.borrow_mut().event(Event::Phase("record"));
             let marker = Marker { phase: Phase::Committed, onward, ..marker.clone() };
-            marker.write(&paths.dir)?;
+            if let Err(error) = marker.write(&paths.dir) {
+                // Nothing was sent, by whomever: all of them go on.
+                events.borrow_mut().event(Event::Warning(error.chain()));
+                return Ok(Fate::Back);
+            }
             let fate = peer.commit();
             if !matches!(fate, Ok(Fate::Back))
                 && let (Some(lock), Some(keep)) = (&lock, &keep)

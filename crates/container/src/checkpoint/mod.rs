@@ -97,6 +97,8 @@ pub struct CheckpointOptions {
     pub ignore_rootfs: bool,
     /// Leave the contents of volumes out.
     pub ignore_volumes: bool,
+    /// Volumes whose contents are left out.
+    pub skip_volumes: Vec<String>,
     /// Put the image into the archive.
     pub with_image: bool,
     /// Keep the images beside a container that goes on.
@@ -148,6 +150,8 @@ pub struct RestoreOptions {
     pub ignore_rootfs: bool,
     /// Leave the contents of volumes out: those that are there are used as they are, others are empty.
     pub ignore_volumes: bool,
+    /// Volumes that come from elsewhere.
+    pub skip_volumes: Vec<String>,
     /// A new address in place of the one it had.
     pub ignore_static_ip: bool,
     /// A new hardware address in place of the one it had.

@@ -1,6 +1,7 @@
 //! Whether there is room for a checkpoint, a restore, or a container that arrives, before anything is
 //! frozen or built.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use arctern_engine::room;
@@ -104,7 +105,7 @@ impl Host {
         {
             // What processes share is not known here: the largest one needs all of its own.
             let own = summary.processes.iter().map(|p| p.memory.anonymous + p.memory.file);
-            self.need_memory(&mut needs, &config, own.max().unwrap_or(0))?;
+            self.need_memory(&mut needs, &[(&config, own.max().unwrap_or(0))])?;
         }
         needs.check()
     }
@@ -118,36 +119,45 @@ impl Host {
         let images = self.paths.container(record.id()).checkpoint();
         let bytes = room::of_images(&images).map_err(|e| Error::Restore(Box::new(e)))?;
         let mut needs = Needs::default();
-        self.need_memory(&mut needs, &record.config, bytes)?;
+        self.need_memory(&mut needs, &[(&record.config, bytes)])?;
         needs.check()
     }
 
-    /// What a container that comes from another host lacks here.
-    pub(crate) fn room_for_arrival(&self, offer: &Offer) -> Result<Vec<Blocker>> {
+    /// What containers that come from another host together lack here.
+    pub(crate) fn room_for_arrivals(&self, offers: &[Offer]) -> Result<Vec<Blocker>> {
         let mut needs = Needs::default();
-        let dir = &self.paths.root;
-        needs.write("its memory", dir, offer.images.max(offer.memory), "use another --remote-root");
-        // Once as it is sent, and once where it belongs.
-        let changed = offer.changed.saturating_mul(2);
-        needs.write("the files that it changed", dir, changed, "use another --remote-root");
-        let image = self.missing_image(offer).unwrap_or_default().iter().map(|l| l.bytes).sum();
-        needs.write("its image", dir, image, "use another --remote-root");
-        self.need_memory(&mut needs, &offer.config, offer.memory)?;
+        let mut images = BTreeSet::new();
+        for offer in offers {
+            let mut write = |what, bytes| {
+                needs.write(what, &self.paths.root, bytes, "use another --remote-root");
+            };
+            write("its memory", offer.images.max(offer.memory));
+            // Once as it is sent, and once where it belongs.
+            write("the files that it changed", offer.changed.saturating_mul(2));
+            if images.insert(&offer.config.image_id) {
+                let missing = self.missing_image(offer).unwrap_or_default();
+                write("its image", missing.iter().map(|layer| layer.bytes).sum());
+            }
+        }
+        let memory: Vec<_> = offers.iter().map(|offer| (&offer.config, offer.memory)).collect();
+        self.need_memory(&mut needs, &memory)?;
         needs.missing()
     }
 
-    /// That a container takes so many bytes of memory.
-    fn need_memory(&self, needs: &mut Needs, config: &ContainerConfig, bytes: u64) -> Result<()> {
+    /// That containers take so many bytes of memory each.
+    fn need_memory(&self, needs: &mut Needs, containers: &[(&ContainerConfig, u64)]) -> Result<()> {
+        let bytes = containers.iter().map(|(_, bytes)| bytes).sum();
         needs.take_of_machine(bytes)?;
         let swap = meminfo::read().map_err(Error::io("read", "/proc/meminfo"))?.swap_free;
         if let Some((group, left)) = Hierarchies::of(&self.paths)?.memory_left() {
             let what = format!("control group {}", group.display());
             needs.take(what, bytes, left.saturating_add(swap), "raise its limit of memory");
         }
-        if let Some(limit) = config.memory {
+        for (config, bytes) in containers {
+            let Some(limit) = config.memory else { continue };
             let what = format!("container `{}` (--memory)", config.name);
             let remedy = "it cannot run with less than it uses: create it anew with more";
-            needs.take(what, bytes, limit.saturating_add(swap), remedy);
+            needs.take(what, *bytes, limit.saturating_add(swap), remedy);
         }
         Ok(())
     }

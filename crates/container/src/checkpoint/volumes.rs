@@ -39,9 +39,15 @@ impl Captured {
 
 impl Capture {
     /// Copies files of at least `large` bytes; `dir` is the container's directory of the capture.
-    pub fn begin(host: &Host, config: &ContainerConfig, dir: &Path, large: u64) -> Result<Capture> {
+    pub fn begin(
+        host: &Host,
+        config: &ContainerConfig,
+        skip: &[String],
+        dir: &Path,
+        large: u64,
+    ) -> Result<Capture> {
         let mut list = Vec::new();
-        for name in names(config) {
+        for name in names(config, skip) {
             let data = host.images.volume_path(name).map_err(Error::storage)?;
             let dir = dir.join(VOLUMES).join(name);
             fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
@@ -69,29 +75,35 @@ impl Capture {
 
 /// Bytes that the volumes of a container take at least.
 pub(crate) fn least(host: &Host, config: &ContainerConfig) -> u64 {
-    let paths = names(config).into_iter().filter_map(|name| host.images.volume_path(name).ok());
+    let paths =
+        names(config, &[]).into_iter().filter_map(|name| host.images.volume_path(name).ok());
     paths.filter_map(|path| tree::measure(&path).ok()).map(|measured| measured.least).sum()
 }
 
-/// The volumes of a container, each once: several mounts may be of one.
-fn names(config: &ContainerConfig) -> std::collections::BTreeSet<&str> {
-    config.named_volumes.iter().map(|volume| volume.name.as_str()).collect()
+/// The volumes of a container but for some, each once: several mounts may be of one.
+fn names<'a>(config: &'a ContainerConfig, skip: &[String]) -> std::collections::BTreeSet<&'a str> {
+    let all = config.named_volumes.iter().map(|volume| volume.name.as_str());
+    all.filter(|name| !skip.iter().any(|skipped| skipped == name)).collect()
 }
 
 /// The members of an archive, and the files that hold them now.
-pub(super) fn members(config: &ContainerConfig, dir: &Path) -> Vec<(String, PathBuf)> {
+pub(super) fn members(
+    config: &ContainerConfig,
+    skip: &[String],
+    dir: &Path,
+) -> Vec<(String, PathBuf)> {
     let member = |name| {
         let file = dir.join(VOLUMES).join(name).join(diff::DIFF_FILE);
         (format!("{VOLUMES}/{name}.tar"), file)
     };
-    names(config).into_iter().map(member).collect()
+    names(config, skip).into_iter().map(member).collect()
 }
 
 /// Gives the anonymous volumes of a container that is restored under a new name names of their own,
 /// and refuses others that are there.
 pub(crate) fn check(host: &Host, config: &ContainerConfig, options: &RestoreOptions) -> Result<()> {
     let mut taken = Vec::new();
-    for name in names(config) {
+    for name in names(config, &options.skip_volumes) {
         match host.images.volume_path(name) {
             Ok(_) if !options.ignore_volumes => taken.push(name.to_owned()),
             Ok(_) | Err(StoreError::NoSuchVolume(_)) => {}
@@ -133,7 +145,7 @@ pub(super) fn bring_in(
     options: &RestoreOptions,
     renamed: &Renamed,
 ) -> Result<()> {
-    for name in names(config) {
+    for name in names(config, &options.skip_volumes) {
         let anonymous = config.named_volumes.iter().any(|v| v.name == *name && v.anonymous);
         match host.images.volume_create_for(name, anonymous, &config.id) {
             Ok(_) => {}

@@ -102,6 +102,12 @@ impl Connection {
         self.await_done()
     }
 
+    /// Tells such a shim that everything is there: it builds.
+    pub(crate) fn build(&self) {
+        // One that has ended has said why before.
+        let _ = self.send(Kind::Build, &[]);
+    }
+
     /// Tells such a shim that the container stands still where it was.
     pub(crate) fn appear(&self) -> Result<()> {
         self.send(Kind::Appear, &[])
@@ -184,14 +190,12 @@ impl Host {
         }
     }
 
-    /// Waits until a shim that was started ahead has built its container.
+    /// Waits until a shim that was started ahead, and told to, has built its container.
     pub(crate) fn await_built(
         &self,
         record: &Record,
         (shim, connection): (Child, Connection),
     ) -> Result<(Child, Connection, Vec<Lap>)> {
-        // One that has ended has said why before.
-        let _ = connection.send(Kind::Build, &[]);
         match connection.report() {
             Ok(Some(Report::Built { laps })) => Ok((shim, connection, laps)),
             other => match self.heard(record, shim, connection, other) {

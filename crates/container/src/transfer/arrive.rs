@@ -1,23 +1,19 @@
 //! The destination: what is in the way, and a container that is built and waits for its commit.
 
 use std::io::Read;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 use std::process::Child;
 use std::time::Duration;
 
 use arctern_engine::options::{Event, Events, TcpPolicy};
 use arctern_engine::precopy::PageDirectory;
-use arctern_image::manifest::HostFacts;
 
 use arctern_storage::{LayerBlob, diff};
 
-use super::{Blocker, Lap, Laps, Offer, Passage, Verdict};
-use crate::cgroup::Hierarchies;
+use super::{Lap, Laps, Offer, Passage, Verdict};
 use crate::checkpoint::RestoreOptions;
 use crate::checkpoint::import::Incoming;
 use crate::checkpoint::policy::Allowed;
-use crate::config::{NetworkMode, PortMapping, Protocol, short_id};
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::keeper::{self, Keeper};
@@ -39,6 +35,10 @@ pub struct Arrival {
     has_rest: bool,
     /// The shim that takes memory in, builds it, and waits.
     shim: Option<(Child, Connection)>,
+    /// Those of its volumes that come with another container.
+    shared: Vec<String>,
+    /// Its archive has come.
+    is_complete: bool,
     /// It is built.
     is_built: bool,
     /// Where the time of the freeze goes.
@@ -52,78 +52,6 @@ const REST: &str = "rest";
 const ARRIVING: &str = "arriving";
 
 impl Host {
-    /// Everything that stands in the way of a container, at once. Nothing is touched.
-    pub fn blockers(&mut self, offer: &Offer) -> Result<Vec<Blocker>> {
-        let mut list = Vec::new();
-        let mut note = |cause: String, remedy: &str| {
-            list.push(Blocker { cause, remedy: remedy.to_owned() });
-        };
-        let config = &offer.config;
-        let here = HostFacts::gather().map_err(Error::system("read the facts of this machine"))?;
-        let there = &offer.facts;
-        if there.architecture != here.architecture || there.page_size != here.page_size {
-            note(
-                format!(
-                    "the container runs on a {} machine with pages of {} bytes, this is {} with {}",
-                    there.architecture, there.page_size, here.architecture, here.page_size
-                ),
-                "choose a destination of the same architecture",
-            );
-        }
-        let missing = there.features_missing_on(&here);
-        if !missing.is_empty() {
-            note(
-                format!("the CPU lacks {}", missing.join(", ")),
-                "choose a destination whose CPU has them: programs may use them at any instruction",
-            );
-        }
-        let groups = Hierarchies::of(&self.paths)?;
-        if let Err(error) = groups.check(config) {
-            note(error.chain(), &error.hint().unwrap_or_default());
-        }
-        for record in self.list()? {
-            if record.name() == config.name {
-                note(
-                    format!(
-                        "the name `{}` is used by container {}",
-                        config.name,
-                        short_id(record.id())
-                    ),
-                    "rename or remove that one",
-                );
-            } else if record.id() == config.id {
-                note(
-                    format!("container `{}` has the same id", record.name()),
-                    "remove it: it is an earlier copy",
-                );
-            }
-        }
-        for port in &config.ports {
-            for taken in taken(port) {
-                note(
-                    format!("port {taken} of the host is in use"),
-                    "stop what listens there, or restart the container with another port",
-                );
-            }
-        }
-        if let Some(cause) = self.address_taken(offer)? {
-            note(cause, "give the other container another address");
-        }
-        if let Err(error) = crate::checkpoint::volumes::check(self, config, &options()) {
-            note(error.chain(), &error.hint().unwrap_or_default());
-        }
-        for volume in &config.volumes {
-            if !volume.source.exists() {
-                note(
-                    format!("there is no {} to bind", volume.source.display()),
-                    "create it, or share it between the hosts",
-                );
-            }
-        }
-        list.extend(self.room_for_arrival(offer)?);
-        Ok(list)
-    }
-
     /// What is missing of the image of a container; none if it is here.
     #[must_use]
     pub fn missing_image(&self, offer: &Offer) -> Option<Vec<LayerBlob>> {
@@ -136,23 +64,6 @@ impl Host {
     /// Takes in an image that the other host sends, with the layers that are missing.
     pub fn take_image(&self, archive: impl Read) -> Result<()> {
         self.images.load_beside(archive).map(drop).map_err(Error::storage)
-    }
-
-    fn address_taken(&self, offer: &Offer) -> Result<Option<String>> {
-        if offer.config.network != NetworkMode::Bridge {
-            return Ok(None);
-        }
-        let network = match crate::network::of(&self.paths, &offer.config) {
-            Ok(network) => network,
-            Err(error) => return Ok(Some(error.chain())),
-        };
-        let Some(status) = crate::network::parse_status(offer.network.as_deref()) else {
-            return Ok(None);
-        };
-        let leases = network.leases().map_err(Error::network)?;
-        let other =
-            leases.iter().find(|(id, lease)| lease.ip == status.ip && **id != offer.config.id);
-        Ok(other.map(|(id, _)| format!("container {} has the address {}", short_id(id), status.ip)))
     }
 
     /// Makes the container, with everything that does not depend on what it does from now on. The image must
@@ -176,6 +87,8 @@ impl Host {
                 lock,
                 rounds: 0,
                 has_rest: false,
+                shared: offer.shared.clone(),
+                is_complete: false,
                 shim: Some(shim),
                 is_built: false,
                 laps: Laps::default(),
@@ -202,7 +115,7 @@ impl Host {
         let request = RestoreRequest {
             trust: Trust::Foreign,
             transfer: Some(transfer.to_owned()),
-            ..RestoreRequest::of(&options())
+            ..RestoreRequest::of(&options(&[]))
         };
         self.request_restore(record.id(), &request)?;
         self.start_ahead(record, lock)
@@ -211,7 +124,7 @@ impl Host {
     /// Takes in files that come ahead of the archive, an archive themselves.
     pub fn take_files(&self, arrival: &Arrival, mut archive: impl Read) -> Result<()> {
         let root = self.images.mount_root(arrival.id(), false).map_err(Error::storage)?;
-        let devices = crate::checkpoint::volumes::devices(&options());
+        let devices = crate::checkpoint::volumes::devices(&options(&[]));
         diff::apply(Some(&mut archive), &[], &root, devices).map(drop).map_err(Error::storage)
     }
 
@@ -272,17 +185,26 @@ impl Host {
         events: &mut dyn Events,
     ) -> Result<()> {
         let mut timed = Timed { laps: &mut arrival.laps, events };
-        self.bring_in(Incoming::from_host(archive), &arrival.record, &options(), &mut timed)?;
-        match arrival.has_rest {
-            true => self.join_rest(arrival),
-            false => Ok(()),
+        let options = options(&arrival.shared);
+        self.bring_in(Incoming::from_host(archive), &arrival.record, &options, &mut timed)?;
+        if arrival.has_rest {
+            self.join_rest(arrival)?;
+        }
+        arrival.is_complete = true;
+        Ok(())
+    }
+
+    /// Everything of the container is there: its shim begins to build it.
+    pub fn begin_to_build(&self, arrival: &mut Arrival) {
+        arrival.laps.begin("build");
+        if let Some((_, connection)) = &arrival.shim {
+            connection.build();
         }
     }
 
-    /// Builds the container: everything is there, and nothing of it has run.
+    /// Waits until the container is built. Nothing of it has run.
     /// Gives where the time went, in this process and in the one that built it.
-    pub fn build(&mut self, arrival: &mut Arrival) -> Result<(Vec<Lap>, Vec<Lap>)> {
-        arrival.laps.begin("build");
+    pub fn built(&mut self, arrival: &mut Arrival) -> Result<(Vec<Lap>, Vec<Lap>)> {
         let Some(shim) = arrival.shim.take() else {
             return Err(Error::ShimGone(arrival.record.name().to_owned()));
         };
@@ -306,27 +228,37 @@ impl Host {
         Ok(())
     }
 
-    /// The container is this host's: written down, and let go.
+    /// The containers of a move are this host's: written down once, and let go.
     ///
     /// # Errors
-    /// [`Error::NotCommitted`] when the move was given up before. After any other error the container
-    /// is this host's all the same, stopped with its checkpoint.
-    pub fn commit(&mut self, arrival: Arrival) -> Result<Started> {
-        let connection = match &arrival.shim {
-            Some((_, connection)) if arrival.is_built => connection,
-            _ => return Err(Error::Invalid("the container was not built".to_owned())),
+    /// [`Error::NotCommitted`] when the move was given up before. After any other error they are this
+    /// host's all the same; one that does not run is stopped, with its checkpoint.
+    pub fn commit(&mut self, arrivals: Vec<Arrival>) -> Result<Vec<Started>> {
+        let Some(first) = arrivals.first() else { return Err(Error::NotCommitted) };
+        let decided = match arrivals.iter().all(|arrival| arrival.is_built) {
+            true => Verdict::Committed.decide(&self.paths, &first.transfer)?,
+            false => Verdict::Aborted,
         };
-        if Verdict::Committed.decide(&self.paths, &arrival.transfer)? != Verdict::Committed {
-            self.abandon(arrival)?;
+        if decided != Verdict::Committed {
+            arrivals.into_iter().try_for_each(|arrival| self.abandon(arrival))?;
             return Err(Error::NotCommitted);
         }
-        connection.let_go()?;
-        let Arrival { record, lock, shim, .. } = arrival;
-        drop(lock);
-        match shim {
-            Some((shim, connection)) => self.started(&record, shim, connection),
-            None => Err(Error::NotCommitted),
+        let let_go = |arrival: &Arrival| match &arrival.shim {
+            Some((_, connection)) => connection.let_go(),
+            None => Ok(()),
+        };
+        // All of them before the first is waited for; that one is gone changes nothing for the others.
+        let told: Vec<Result<()>> = arrivals.iter().map(let_go).collect();
+        let mut ends = Vec::new();
+        for (Arrival { record, lock, shim, .. }, told) in arrivals.into_iter().zip(told) {
+            drop(lock);
+            ends.push(match (told, shim) {
+                (Ok(()), Some((shim, connection))) => self.started(&record, shim, connection),
+                (Ok(()), None) => Err(Error::ShimGone(record.config.name)),
+                (Err(error), _) => Err(error),
+            });
         }
+        ends.into_iter().collect()
     }
 
     /// Removes everything of a container that does not come.
@@ -343,7 +275,7 @@ impl Host {
         self.teardown(record.id())?;
         crate::network::end_lock(&self.paths, &record.config)?;
         crate::network::end_backs(&self.paths, &record.config)?;
-        self.remove_files(record.id())
+        self.forget_restore(record.id())
     }
 
     /// A container whose move was committed and whose shim was killed before it let it go: it stays,
@@ -388,20 +320,23 @@ impl Arrival {
     pub fn id(&self) -> &str {
         self.record.id()
     }
+
+    /// Everything of it is there.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.is_complete
+    }
 }
 
-/// A container comes with everything that it had, but for block devices: root sends it.
-fn options() -> RestoreOptions {
+/// A container comes with everything that it had, but for block devices: root sends it. Volumes that it
+/// shares come with another one.
+pub(super) fn options(shared: &[String]) -> RestoreOptions {
     let allowed = Allowed { trust: true, ..Default::default() };
-    RestoreOptions { tcp: TcpPolicy::Established, file_locks: true, allowed, ..Default::default() }
-}
-
-/// Host ports of a mapping that somebody listens at.
-fn taken(mapping: &PortMapping) -> Vec<u16> {
-    let ip = mapping.host_ip.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::from);
-    let free = |port: u16| match mapping.protocol {
-        Protocol::Tcp => TcpListener::bind(SocketAddr::new(ip, port)).is_ok(),
-        Protocol::Udp => UdpSocket::bind(SocketAddr::new(ip, port)).is_ok(),
-    };
-    mapping.pairs().map(|(host, _)| host).filter(|&port| port != 0 && !free(port)).collect()
+    RestoreOptions {
+        tcp: TcpPolicy::Established,
+        file_locks: true,
+        skip_volumes: shared.to_vec(),
+        allowed,
+        ..Default::default()
+    }
 }

@@ -12,7 +12,7 @@ use arctern_image::manifest::HostFacts;
 use arctern_net::Onward;
 use arctern_storage::{LayerBlob, diff, tree};
 
-use super::{Marker, Offer, Passage, Passages, Phase, Urgent};
+use super::{Blocker, Marker, Offer, Passage, Passages, Phase, Urgent};
 use crate::checkpoint::CheckpointOptions;
 use crate::checkpoint::archive::Archive;
 use crate::checkpoint::capture::{Ahead, Changes, FREEZE_TIMEOUT, Guard, HandOver, Work, micros};
@@ -29,13 +29,16 @@ use crate::state::{Record, Status};
 pub trait Peer {
     /// Where the memory goes that was written since the last round. It comes before the archive.
     fn pages(&mut self) -> Box<dyn PageSink>;
+    /// Its tasks stand still, and nothing reaches its connections; returns when that is so of all
+    /// that move together. An error leaves the container here.
+    fn stands(&mut self) -> std::result::Result<(), HookError>;
     /// Where the archive goes: config, images, changed files, in one stream.
     fn archive(&mut self) -> std::result::Result<Box<dyn Write + Send>, HookError>;
-    /// The archive is complete; returns when everything is built there. An error leaves the
-    /// container here.
+    /// The archive is complete; returns when everything that moves is built there. An error leaves
+    /// the container here.
     fn built(&mut self) -> std::result::Result<(), HookError>;
-    /// Hands the container over: it is written down here that it may be gone. An error means that
-    /// nobody knows.
+    /// Hands the container over, when that may be done with all that move together: it is written
+    /// down here that it may be gone. An error means that nobody knows.
     fn commit(&mut self) -> std::result::Result<Fate, HookError>;
     /// Tells it of the connections that come by way of this host. Gives why it will not return them.
     fn pass(&mut self, passage: &Passage) -> std::result::Result<Option<String>, HookError>;
@@ -109,9 +112,64 @@ pub struct HandedOver {
 }
 
 impl Host {
-    /// Takes a running container in hand.
-    pub fn departure(&mut self, name_or_id: &str) -> Result<Departure> {
-        let (record, lock) = self.find_locked(name_or_id)?;
+    /// Takes running containers in hand that move together.
+    pub fn departures(&mut self, containers: &[String]) -> Result<Vec<Departure>> {
+        let transfer = ids::new_id().map_err(Error::system("read random bytes"))?;
+        let mut ids = Vec::new();
+        for name in containers {
+            let id = self.store.resolve(name)?;
+            if ids.iter().any(|(_, known)| *known == id) {
+                return Err(Error::Invalid(format!("container `{name}` is named twice")));
+            }
+            ids.push((ids.len(), id));
+        }
+        // Two commands that want the same ones do not wait for each other.
+        ids.sort_by(|a, b| a.1.cmp(&b.1));
+        let mut departures = Vec::new();
+        for (place, id) in ids {
+            departures.push((place, self.departure(&id, &transfer)?));
+        }
+        departures.sort_by_key(|(place, _)| *place);
+        let mut departures: Vec<Departure> = departures.into_iter().map(|(_, d)| d).collect();
+        let mut carried: Vec<String> = Vec::new();
+        for Departure { offer, .. } in &mut departures {
+            let own = offer.config.named_volumes.iter().map(|volume| volume.name.clone());
+            let (shared, first) = own.partition(|name| carried.contains(name));
+            offer.shared = shared;
+            carried.extend::<Vec<String>>(first);
+        }
+        Ok(departures)
+    }
+
+    /// Volumes of containers that are about to leave, and that running ones use which stay: what these
+    /// write from then on is not seen by the others.
+    pub fn left_behind(&mut self, departures: &[Departure]) -> Result<Vec<Blocker>> {
+        let leaves = |id: &str| departures.iter().any(|departure| departure.record.id() == id);
+        let mut list = Vec::new();
+        for other in self.store.list()? {
+            if leaves(other.id()) || self.init(&other).is_none() {
+                continue;
+            }
+            for Departure { record, .. } in departures {
+                let shared = record.config.named_volumes.iter().find(|volume| {
+                    other.config.named_volumes.iter().any(|used| used.name == volume.name)
+                });
+                list.extend(shared.map(|volume| Blocker {
+                    cause: format!(
+                        "volume `{}` of `{}` is used by container `{}`, which stays",
+                        volume.name,
+                        record.name(),
+                        other.name()
+                    ),
+                    remedy: "move both in one command, or stop that one".to_owned(),
+                }));
+            }
+        }
+        Ok(list)
+    }
+
+    fn departure(&mut self, id: &str, transfer: &str) -> Result<Departure> {
+        let (record, lock) = self.find_locked(id)?;
         let pid = self.check_capturable(&record, &options())?;
         self.room_for_capture(&record, pid, &options(), true)?;
         let facts = HostFacts::gather().map_err(Error::system("read the facts of this machine"))?;
@@ -119,7 +177,7 @@ impl Host {
         let amount = arctern_engine::room::at_least(arctern_sys::Pid(pid));
         let files = tree::measure(&root.upper).unwrap_or_default().least;
         let offer = Offer {
-            transfer: ids::new_id().map_err(Error::system("read random bytes"))?,
+            transfer: transfer.to_owned(),
             config: record.config.clone(),
             network: record.network.clone(),
             facts,
@@ -127,6 +185,7 @@ impl Host {
             images: amount.images,
             changed: files + volumes::least(self, &record.config),
             layers: self.images.layer_blobs(&record.config.image_id).unwrap_or_default(),
+            shared: Vec::new(),
         };
         Ok(Departure { record, offer, copied: None, early: None, _lock: lock })
     }
@@ -173,7 +232,7 @@ impl Host {
         let Some(init) = record.init else {
             return Err(Error::NoSuchContainer(record.name().to_owned()));
         };
-        let options = options();
+        let options = CheckpointOptions { skip_volumes: offer.shared.clone(), ..options() };
         // Images come and go in thousands; not every file system can be told.
         let _ = arctern_sys::directory::spread_subdirectories(&paths.dir);
         for dir in [&paths.checkpoint_new(), &paths.capture_dir()] {
@@ -243,6 +302,16 @@ impl Host {
     /// What is written down about a move that did not end.
     pub fn migration(&self, record: &Record) -> Option<Marker> {
         Marker::read(&self.paths.container(record.id()).dir)
+    }
+
+    /// The containers of a move that is in doubt.
+    pub fn in_doubt(&self, transfer: &str) -> Result<Vec<String>> {
+        let mut list = self.store.list()?;
+        list.retain(|record| {
+            record.status == Status::Migrating
+                && self.migration(record).is_some_and(|marker| marker.transfer == transfer)
+        });
+        Ok(list.into_iter().map(|record| record.config.id).collect())
     }
 
     /// The move of a container that is in doubt; None when it is not, because it runs here. Waits for

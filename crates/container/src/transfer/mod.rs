@@ -13,6 +13,7 @@
 //! How the hosts talk is the business of the crate `arctern-migrate`.
 
 mod arrive;
+mod blockers;
 mod depart;
 mod forward;
 mod laps;
@@ -45,7 +46,7 @@ pub(crate) use passages::Passages;
 /// What a source says of a container that is to move.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Offer {
-    /// Names this move: 64 hexadecimal digits.
+    /// Names this move: 64 hexadecimal digits. Containers that move together have the same.
     pub transfer: String,
     /// The container.
     pub config: ContainerConfig,
@@ -62,6 +63,9 @@ pub struct Offer {
     pub changed: u64,
     /// The layers of its image.
     pub layers: Vec<LayerBlob>,
+    /// Those of its volumes that come with another container of the move.
+    #[serde(default)]
+    pub shared: Vec<String>,
 }
 
 /// Something that is in the way of a move.

@@ -91,6 +91,14 @@ impl Conversation {
         }
     }
 
+    /// The last word: the move is over, and can be forgotten. The other side may be gone by now, which
+    /// has all that it needs.
+    pub(super) fn done(&mut self) {
+        if self.transport.send(&Request::Done).is_ok() {
+            self.transport.await_end();
+        }
+    }
+
     pub(super) fn send_image(
         &mut self,
         host: &Host,
@@ -101,14 +109,15 @@ impl Conversation {
         self.send_stream(&Request::Image, image).map(drop)
     }
 
-    /// Large files that the container has changed; gives the bytes that were sent.
+    /// Large files that the container at this place of the offer has changed; gives the bytes that were sent.
     pub(super) fn send_files(
         &mut self,
         host: &Host,
+        of: usize,
         departure: &mut Departure,
     ) -> Result<u64, MigrateError> {
         let Some(files) = host.files_ahead(departure)? else { return Ok(0) };
-        let sent = self.send_stream(&Request::Files, files)?;
+        let sent = self.send_stream(&Request::Files(of), files)?;
         match self.answer(ARRIVING)? {
             Answer::Stored => Ok(sent),
             other => Err(self.out_of_turn(&other)),

@@ -8,9 +8,9 @@ use arctern_container::transfer::{Lap, Laps, Passage, Peer};
 use arctern_engine::options::{Fate, HookError};
 use arctern_engine::precopy::PageSink;
 
-use super::conversation::Conversation;
+use super::together::Together;
 use crate::error::MigrateError;
-use crate::message::{Answer, Request};
+use crate::message::{Building, Release, Request};
 use crate::pages::PageWriter;
 use crate::transport::Outgoing;
 use crate::wire::{DataWriter, Sender};
@@ -72,11 +72,12 @@ pub(super) struct Marks {
     pub(super) freeze: Freezing,
 }
 
-/// The other side, as a hand-over needs it.
+/// The other side, as the hand-over of one container needs it.
 pub(super) struct Destination {
-    pub(super) conversation: Conversation,
-    /// Why the conversation failed.
-    pub(super) failure: Option<MigrateError>,
+    /// What all that move have in common.
+    together: Arc<Together>,
+    /// Its place in the offer.
+    place: usize,
     pub(super) marks: Marks,
     clock: Clock,
     /// How long the freeze may be.
@@ -84,37 +85,30 @@ pub(super) struct Destination {
     streams: Arc<Mutex<Streams>>,
 }
 
-/// Stands for [`Destination::failure`] on its way through the engine.
-#[derive(Debug, thiserror::Error)]
-#[error("the other host did not take the container")]
-struct NotTaken;
-
 impl Destination {
     pub(super) fn new(
-        conversation: Conversation,
+        together: &Arc<Together>,
+        place: usize,
         clock: Clock,
         limit: Option<Duration>,
     ) -> Destination {
         let streams = Streams {
-            sender: conversation.transport.sender(),
+            sender: together.sender(),
+            together: Arc::clone(together),
+            place,
             open: Open::Nothing,
             captured: None,
             clock: clock.clone(),
             limit,
         };
         Destination {
-            conversation,
-            failure: None,
+            together: Arc::clone(together),
+            place,
             marks: Marks::default(),
             clock,
             limit,
             streams: Arc::new(Mutex::new(streams)),
         }
-    }
-
-    fn fail<T>(&mut self, error: MigrateError) -> Result<T, HookError> {
-        self.failure = Some(error);
-        Err(Box::new(NotTaken))
     }
 
     /// How long it might have stood still, if it has for longer.
@@ -123,17 +117,29 @@ impl Destination {
     }
 
     /// Nothing was handed over yet: it can still go on here.
-    fn in_time(&mut self) -> Result<(), HookError> {
+    fn in_time(&self) -> Result<(), HookError> {
         match self.is_late() {
-            Some(limit) => self.fail(MigrateError::Late { limit }),
+            Some(limit) => Err(self.together.fail(MigrateError::Late { limit })),
             None => Ok(()),
         }
+    }
+}
+
+impl Drop for Destination {
+    /// It goes on here, if nothing was decided: then the others do.
+    fn drop(&mut self) {
+        self.together.leave(self.place);
     }
 }
 
 impl Peer for Destination {
     fn pages(&mut self) -> Box<dyn PageSink> {
         Box::new(PageWriter::new(Pages(Arc::clone(&self.streams))))
+    }
+
+    fn stands(&mut self) -> Result<(), HookError> {
+        self.clock.phase("together");
+        Ok(self.together.stands()?)
     }
 
     fn archive(&mut self) -> Result<Box<dyn Write + Send>, HookError> {
@@ -146,70 +152,35 @@ impl Peer for Destination {
         self.marks.frozen = self.clock.began();
         self.marks.captured = lock(&self.streams).captured;
         self.marks.sent = Some(Instant::now());
-        if let Err(error) = ended {
-            let error = self.conversation.transport.failed(error);
-            return self.fail(error.into());
-        }
-        let patience = self.clock.left(self.limit).map_or(BUILDING, |left| left.min(BUILDING));
-        match self.conversation.answer(patience) {
-            Ok(Answer::Built { laps, builder }) => {
+        let left = self.clock.left(self.limit);
+        let patience = left.map_or(BUILDING, |left| left.min(BUILDING));
+        match self.together.built(self.place, ended, patience) {
+            Ok(Building { laps, builder }) => {
                 self.marks.freeze.destination = laps;
                 self.marks.freeze.builder = builder;
                 self.marks.built = Some(Instant::now());
                 self.in_time()
             }
-            Ok(other) => {
-                let error = self.conversation.out_of_turn(&other);
-                self.fail(error)
-            }
-            Err(error) => {
-                self.in_time()?;
-                self.fail(error)
-            }
+            Err(error) => Err(error.into()),
         }
     }
 
     fn pass(&mut self, passage: &Passage) -> Result<Option<String>, HookError> {
         self.clock.phase("pass");
-        let request = Request::Pass(Box::new(passage.clone()));
-        if let Err(error) = self.conversation.transport.send(&request) {
-            return self.fail(error.into());
-        }
-        match self.conversation.answer(BUILDING) {
-            Ok(Answer::Passed { refused }) => Ok(refused),
-            Ok(other) => {
-                let error = self.conversation.out_of_turn(&other);
-                self.fail(error)
-            }
-            Err(error) => self.fail(error),
-        }
+        Ok(self.together.pass(self.place, passage, BUILDING)?)
     }
 
     fn commit(&mut self) -> Result<Fate, HookError> {
         self.clock.phase("commit");
-        if let Err(error) = self.conversation.transport.send(&Request::Commit) {
-            // A part of it may have arrived.
-            return self.fail(error.into());
-        }
-        match self.conversation.answer(BUILDING) {
-            Ok(Answer::Running { warnings, builder }) => {
+        match self.together.commit(self.place, BUILDING)? {
+            Some(Release { warnings, builder }) => {
                 self.marks.freeze.source = self.clock.laps();
                 self.marks.freeze.release = builder;
                 self.marks.running = Some(Instant::now());
                 self.marks.warnings = warnings;
                 Ok(Fate::Gone)
             }
-            Ok(Answer::GivenUp) => {
-                let error = self.conversation.out_of_turn(&Answer::GivenUp);
-                self.failure = Some(error);
-                Ok(Fate::Back)
-            }
-            Ok(other) => {
-                let error = self.conversation.out_of_turn(&other);
-                self.fail(error)
-            }
-            // Whatever it failed with, only its verdict says whose the container is.
-            Err(error) => self.fail(error),
+            None => Ok(Fate::Back),
         }
     }
 }
@@ -217,6 +188,9 @@ impl Peer for Destination {
 /// What is sent in the freeze: memory, then the archive, each announced by its first byte.
 struct Streams {
     sender: Sender<Outgoing>,
+    together: Arc<Together>,
+    /// Of the container, in the offer.
+    place: usize,
     open: Open,
     /// When the archive began.
     captured: Option<Instant>,
@@ -250,7 +224,8 @@ impl Streams {
             return Err(io::Error::other("the container stands still for too long"));
         }
         if !matches!(self.open, Open::Pages(_)) {
-            self.sender.message(&Request::Rest)?;
+            self.together.turn(self.place)?;
+            self.sender.message(&Request::Rest(self.place))?;
             self.open = Open::Pages(self.sender.data());
         }
         match &mut self.open {
@@ -263,7 +238,8 @@ impl Streams {
         if !matches!(self.open, Open::Archive(_)) {
             self.end()?;
             self.captured = Some(Instant::now());
-            self.sender.message(&Request::Archive)?;
+            self.together.turn(self.place)?;
+            self.sender.message(&Request::Archive(self.place))?;
             self.open = Open::Archive(self.sender.data());
         }
         match &mut self.open {

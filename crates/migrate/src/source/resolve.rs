@@ -9,7 +9,8 @@ use crate::destination::Remote;
 use crate::error::MigrateError;
 use crate::message::{Answer, Request};
 
-/// Asks the destination of a move that ended in doubt, and does what follows.
+/// Asks the destination of a move that ended in doubt, and does what follows, with all containers of the
+/// move.
 ///
 /// # Errors
 /// The other side cannot be asked: the container stays as it is.
@@ -24,13 +25,16 @@ pub fn resolve(
         .map_err(arctern_container::Error::json("the destination of a migration"))?;
     let options = MigrateOptions { keep_source, ..MigrateOptions::to(remote, ssh) };
     let mut conversation = Conversation::begin(&options, "receive")?;
-    conversation.transport.send(&Request::Ask { transfer: marker.transfer })?;
+    conversation.transport.send(&Request::Ask { transfer: marker.transfer.clone() })?;
     let fate = match conversation.answer(PATIENCE)? {
         Answer::Taken => Fate::Gone,
         Answer::GivenUp => Fate::Back,
         other => return Err(conversation.out_of_turn(&other)),
     };
-    host.settle_migration(container, fate, keep_source)?;
-    let _ = conversation.transport.send(&Request::Done);
+    for moving in host.in_doubt(&marker.transfer)? {
+        host.settle_migration(&moving, fate, keep_source)?;
+    }
+    // Not before the last: once it is forgotten, who asks is told that it was given up.
+    conversation.done();
     Ok(fate)
 }

@@ -20,7 +20,7 @@ use crate::policy::{self, Next, Round};
 /// What a freeze takes without any memory to send, as far as it can be known before.
 pub(super) const FIXED: Duration = Duration::from_millis(60);
 
-/// One round of memory, as it was.
+/// One round of memory of one container, as it was.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct RoundDone {
     /// 1 for the first.
@@ -41,24 +41,25 @@ pub struct RoundDone {
     pub rate: u64,
     /// Bytes written by the container in a second.
     pub dirty_rate: u64,
-    /// How long a freeze would be after it, in microseconds.
+    /// How long a freeze of all that move would be after it, in microseconds.
     pub downtime_us: u64,
 }
 
 /// Sends memory ahead as long as that is worth it.
 pub(super) fn copy_ahead(
     conversation: &mut Conversation,
-    departure: &mut Departure,
+    departures: &mut [Departure],
     options: &MigrateOptions,
     begin: Instant,
     watch: &mut dyn Watch,
-) -> Result<Vec<RoundDone>, MigrateError> {
-    let mut done: Vec<RoundDone> = Vec::new();
+) -> Result<Vec<Vec<RoundDone>>, MigrateError> {
+    let mut done: Vec<Vec<RoundDone>> = vec![Vec::new(); departures.len()];
     let mut measured: Vec<Round> = Vec::new();
     if policy::next(&measured, &options.limits, FIXED) == Next::Freeze {
         return Ok(done);
     }
-    if let Err(error) = departure.begin_rounds() {
+    let mut begun = departures.iter_mut().map(Departure::begin_rounds);
+    if let Err(error) = begun.try_for_each(std::convert::identity) {
         if !is_no_tracking(&error) {
             return Err(error.into());
         }
@@ -72,34 +73,56 @@ pub(super) fn copy_ahead(
             Next::Round => {}
             Next::Freeze => return Ok(done),
             Next::Refuse { downtime } => {
-                return Err(too_long(downtime, options, &done));
+                return Err(too_long(downtime, options, &measured, &done));
             }
         }
-        let number = u32::try_from(done.len() + 1).unwrap_or(u32::MAX);
-        let expected = measured.last().map_or(departure.offer().memory, |round| round.dirty);
         watch.event(Event::Phase("memory ahead"));
-        let round = one(conversation, departure, (number, expected), begin, watch)?;
+        let mut rounds = Vec::new();
+        for (of, departure) in departures.iter_mut().enumerate() {
+            rounds.push(one(conversation, of, departure, done[of].last(), begin, watch)?);
+        }
+        for (round, departure) in rounds.iter_mut().zip(departures.iter()) {
+            // While the others were sent it went on writing.
+            (round.dirty, round.dirty_rate) = written(departure, round.begin_us, begin);
+        }
+        // They stand still together: what is left of all is sent then.
         measured.push(Round {
-            sent: round.sent,
-            duration: Duration::from_micros(round.total_us),
-            dirty: round.dirty,
+            sent: rounds.iter().map(|round| round.sent).sum(),
+            duration: Duration::from_micros(rounds.iter().map(|round| round.total_us).sum()),
+            dirty: rounds.iter().map(|round| round.dirty).sum(),
         });
         let downtime_us = micros(policy::downtime(&measured, FIXED));
-        let round = RoundDone { downtime_us, ..round };
-        watch.round(&round);
-        done.push(round);
+        for ((of, round), departure) in rounds.into_iter().enumerate().zip(departures.iter()) {
+            let round = RoundDone { downtime_us, ..round };
+            let name = (done.len() > 1).then_some(departure.offer().config.name.as_str());
+            watch.round(name, &round);
+            done[of].push(round);
+        }
     }
+}
+
+/// Bytes that were written since a round began, and in a second.
+fn written(departure: &Departure, begin_us: u64, begin: Instant) -> (u64, u64) {
+    let dirty = departure.written();
+    let since = begin.elapsed().saturating_sub(Duration::from_micros(begin_us));
+    (dirty, per_second(dirty, since))
+}
+
+fn per_second(bytes: u64, took: Duration) -> u64 {
+    (bytes as f64 / took.as_secs_f64().max(1e-6)) as u64
 }
 
 fn one(
     conversation: &mut Conversation,
+    of: usize,
     departure: &mut Departure,
-    (number, expected): (u32, u64),
+    before: Option<&RoundDone>,
     begin: Instant,
     watch: &mut dyn Watch,
 ) -> Result<RoundDone, MigrateError> {
     let started = Instant::now();
-    conversation.transport.send(&Request::Round)?;
+    let expected = before.map_or(departure.offer().memory, |round| round.dirty);
+    conversation.transport.send(&Request::Round(of))?;
     let to = PageWriter::new(conversation.transport.data());
     let mut sink = Counting { to, sent: 0, expected, watch };
     let taken = departure.round(&mut sink);
@@ -117,18 +140,16 @@ fn one(
         other => return Err(conversation.out_of_turn(&other)),
     }
     let took = started.elapsed();
-    let dirty = departure.written();
-    let per_second = |bytes: u64| (bytes as f64 / took.as_secs_f64().max(1e-6)) as u64;
     Ok(RoundDone {
-        number,
+        number: before.map_or(1, |round| round.number + 1),
         sent: figures.sent,
         zeros: figures.zeros,
-        dirty,
+        dirty: 0,
         begin_us: micros(started.saturating_duration_since(begin)),
         total_us: micros(took),
         stopped_us: figures.frozen_us,
-        rate: per_second(figures.sent),
-        dirty_rate: per_second(dirty),
+        rate: per_second(figures.sent, took),
+        dirty_rate: 0,
         downtime_us: 0,
     })
 }
@@ -138,14 +159,20 @@ pub(super) fn is_no_tracking(error: &arctern_container::Error) -> bool {
         if matches!(**inner, CaptureError::NoTracking))
 }
 
-fn too_long(expected: Duration, options: &MigrateOptions, done: &[RoundDone]) -> MigrateError {
-    let last = done.last().copied().unwrap_or_default();
+fn too_long(
+    expected: Duration,
+    options: &MigrateOptions,
+    measured: &[Round],
+    done: &[Vec<RoundDone>],
+) -> MigrateError {
+    let largest = measured.iter().max_by_key(|round| round.sent);
+    let last = done.iter().filter_map(|rounds| rounds.last());
     MigrateError::TooLong {
         expected,
         limit: options.limits.downtime.unwrap_or_default(),
-        rounds: last.number,
-        rate: done.iter().max_by_key(|round| round.sent).map_or(0, |round| round.rate),
-        dirty_rate: last.dirty_rate,
+        rounds: u32::try_from(measured.len()).unwrap_or(u32::MAX),
+        rate: largest.map_or(0, |round| per_second(round.sent, round.duration)),
+        dirty_rate: last.map(|round| round.dirty_rate).sum(),
     }
 }
 
