@@ -313,6 +313,44 @@ fn an_interrupted_checkpoint_or_restore_leaves_nothing() -> Result<(), String> {
 }
 
 #[test]
+fn a_restore_whose_removal_was_cut_off_is_forgotten() -> Result<(), String> {
+    judge("crash::cut-off", || {
+        let host = Host::new()?;
+        crash::leave_orphans_to_init()?;
+        crash::tiny_image(&host)?;
+        let archive = host.dir().join("c.tar");
+        let file = archive.to_string_lossy().into_owned();
+        host.arctern(RUN)?;
+        host.arctern(&["container", "checkpoint", "c", "--file", &file])?;
+        host.arctern(&["rm", "c"])?;
+        let restore = ["container", "restore", "--file", &file];
+        let mut command = host.command(&restore);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let containers = host.dir().join("root/containers");
+        let begin = Instant::now();
+        // The moment after its record was written.
+        let directory = loop {
+            let mut all = std::fs::read_dir(&containers)?.flatten().map(|entry| entry.path());
+            if let Some(found) = all.find(|path| path.join("import").exists()) {
+                break found;
+            }
+            ensure!(begin.elapsed() < Duration::from_secs(20), "nothing is restored");
+            std::thread::yield_now();
+        };
+        child.kill()?;
+        ensure!(!child.wait()?.success(), "it got through");
+        // A removal got so far when the disk was full: the record is left.
+        std::fs::remove_dir_all(directory)?;
+        let left = host.arctern(&["ps", "-a"])?;
+        ensure!(left.lines().count() == 1, "it is still there:\n{left}");
+        consistent(&host)?;
+        host.arctern(&restore)?;
+        ensure!(alive(&host, "c")?, "it is not restored");
+        clear(&host)
+    })
+}
+
+#[test]
 fn many_commands_at_a_time_agree() -> Result<(), String> {
     judge("crash::parallel", || {
         let host = Host::new()?;
