@@ -26,7 +26,7 @@ use crate::options::{
     AfterCapture, CaptureOptions, CaptureReport, Event, Events, Fate, HookError, TcpPolicy,
 };
 use crate::park::Parked;
-use crate::patience::patiently;
+use crate::patience::{SHARES_MEMORY, patiently};
 use crate::plan::{PlannedTask, plan};
 use crate::precopy::PageSink;
 use crate::state::cgroup::CgroupCollector;
@@ -495,7 +495,7 @@ pub(crate) fn check_tree(tree: &FrozenTree, refusals: &mut Vec<Refusal>) {
         if other != task.pid {
             refusals.push(task.refuse(
                 "",
-                format!("shares its memory with process {other} (clone or vfork)"),
+                format!("{SHARES_MEMORY} {other} (clone or vfork)"),
                 Remedy::try_again("when it has called execve"),
             ));
         }

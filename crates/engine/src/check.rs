@@ -16,7 +16,7 @@ use crate::capture::{check_tree, file_options, mappings, planned_tasks};
 use crate::error::{CaptureError, Refusal};
 use crate::freeze::{failed, is_gone, narrow, share, traced, without_leader, without_vdso};
 use crate::options::{CaptureOptions, TcpPolicy};
-use crate::patience::{ATTEMPTS, in_vfork, is_vfork, waits, waits_for_child};
+use crate::patience::{ATTEMPTS, in_vfork, is_vfork, shares_memory, waits, waits_for_child};
 use crate::plan::plan;
 use crate::state::files::{FileCollector, FileOptions};
 use crate::state::namespaces::{NamespaceCollector, NamespaceOptions};
@@ -28,20 +28,29 @@ use crate::tree::{FrozenTask, FrozenTree, SharedIds};
 /// # Errors
 /// There is no such process, or the kernel does not answer.
 pub fn check(pid: Pid, options: &CaptureOptions<'_>) -> Result<Vec<Refusal>, CaptureError> {
-    let mut waiting = None;
+    let mut first = None;
     for attempt in 1..ATTEMPTS {
         let list = look_again(pid, options)?;
         if list.is_empty() || !list.iter().all(Refusal::is_momentary) {
             return Ok(list);
         }
-        waiting.get_or_insert_with(|| all_waits(&list));
+        first.get_or_insert_with(|| (all_waits(&list), sharers(&list)));
         std::thread::sleep(std::time::Duration::from_millis(1 << attempt));
     }
     let mut list = look_again(pid, options)?;
     // A capture gets in between one vfork and the next.
-    let before = waiting.unwrap_or_default();
-    list.retain(|r| !is_vfork(r) || waits(Pid(r.subject.pid)).iter().any(|w| before.contains(w)));
+    let (waiting, sharing) = first.unwrap_or_default();
+    list.retain(|r| match &r.subject {
+        subject if is_vfork(r) => waits(Pid(subject.pid)).iter().any(|w| waiting.contains(w)),
+        subject if shares_memory(r) => sharing.contains(&subject.pid),
+        _ => true,
+    });
     Ok(list)
+}
+
+/// Who of those that are refused shares the memory of another.
+fn sharers(list: &[Refusal]) -> Vec<i32> {
+    list.iter().filter(|r| shares_memory(r)).map(|r| r.subject.pid).collect()
 }
 
 /// Who of those that are refused waits in vfork.

@@ -80,3 +80,11 @@ pub(crate) fn in_vfork(pid: Pid, comm: String) -> Refusal {
 pub(crate) fn is_vfork(refusal: &Refusal) -> bool {
     refusal.cause == IN_VFORK
 }
+
+/// What is said about a process that has the memory of another; its number follows.
+pub(crate) const SHARES_MEMORY: &str = "shares its memory with process";
+
+/// Whether it is the refusal of such a process: between vfork and execve a child is one.
+pub(crate) fn shares_memory(refusal: &Refusal) -> bool {
+    refusal.cause.starts_with(SHARES_MEMORY)
+}

@@ -423,7 +423,10 @@ fn fields_are_shown_and_unknown_ones_are_refused() -> Result<(), String> {
         );
         ensure!(host.arctern(&["ps", "-aq", "--filter", "until=1h"])?.is_empty());
         let (code, said) = refusal(&host.attempt(&["ps", "--format", "{{.Name}}"])?);
-        ensure!(code == Some(125) && said.contains("the fields are Command, Created"), "{said}");
+        ensure!(
+            code == Some(125) && said.contains("the fields are AutoRemove, Command, Created"),
+            "{said}"
+        );
         let (_, said) = refusal(&host.attempt(&["ps", "--format", "{{range .}}"])?);
         ensure!(said.contains("is not {{.FIELD}}"), "{said}");
         let json = host.arctern(&["inspect", "--format", "{{json .State.Status}}", "aa"])?;
