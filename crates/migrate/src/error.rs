@@ -8,7 +8,7 @@ use crate::source::Plan;
 use crate::transport::TransportError;
 
 /// Why a move did not come about. All containers run at their source, except after
-/// [`MigrateError::InDoubt`].
+/// [`MigrateError::Stopped`] and [`MigrateError::InDoubt`].
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
     /// Things are in the way, all of them; nothing was touched.
@@ -93,6 +93,16 @@ pub enum MigrateError {
         /// What is with it.
         source: Box<arctern_container::Error>,
     },
+    /// The move was committed, and the container does not run at its destination.
+    #[error("`{container}` has arrived at {destination} and was not let go there: {cause}")]
+    Stopped {
+        /// Its name.
+        container: String,
+        /// Where it is.
+        destination: String,
+        /// What the other side says.
+        cause: String,
+    },
     /// The move was committed, and nobody knows whether it arrived.
     #[error("the connection to {destination} ended after the container was handed over")]
     InDoubt {
@@ -144,6 +154,10 @@ impl MigrateError {
             MigrateError::Version { .. } => Some("install the same version on both hosts".into()),
             MigrateError::Container(error) => error.hint(),
             MigrateError::Of { source, .. } => source.hint(),
+            MigrateError::Stopped { container, .. } => Some(format!(
+                "it is there with its checkpoint: `arctern container restore --tcp-established \
+                 {container}` on that host lets it go on"
+            )),
             MigrateError::InDoubt { .. } => Some(
                 "neither copy runs unless it arrived: `arctern migrate --resolve CONTAINER` asks, when \
                  the connection is back"

@@ -122,12 +122,14 @@ pub struct Building {
 }
 
 /// One container that was let go.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Release {
     /// What the user should know.
     pub warnings: Vec<String>,
     /// Where the time went since the commit.
     pub builder: Vec<Lap>,
+    /// Why it does not run there, whose it is: its shim was killed, say.
+    pub stopped: Option<String>,
 }
 
 /// Who speaks.

@@ -199,13 +199,17 @@ impl Destination<'_> {
 
     fn commit(&mut self) -> arctern_container::Result<Option<Answer>> {
         match self.host.commit(std::mem::take(&mut self.arrivals)) {
-            Ok(started) => {
-                let release = |s: Started| Release { warnings: s.warnings, builder: s.laps };
-                Ok(Some(Answer::Running(started.into_iter().map(release).collect())))
-            }
+            Ok(started) => Ok(Some(Answer::Running(started.into_iter().map(release).collect()))),
             Err(arctern_container::Error::NotCommitted) => Ok(Some(Answer::GivenUp)),
             Err(error) => Err(error),
         }
+    }
+}
+
+fn release(started: arctern_container::Result<Started>) -> Release {
+    match started {
+        Ok(Started { warnings, laps, .. }) => Release { warnings, builder: laps, stopped: None },
+        Err(error) => Release { stopped: Some(chain(&error)), ..Release::default() },
     }
 }
 

@@ -181,6 +181,15 @@ pub fn migrate(
         }
     };
     let (conversation, handed) = hand_over(host, &mut departures, options, conversation, watch)?;
+    for (plan, (marks, _)) in plans.iter().zip(&handed) {
+        if let Some(cause) = &marks.stopped {
+            return Err(MigrateError::Stopped {
+                container: plan.container.clone(),
+                destination: conversation.destination(),
+                cause: cause.clone(),
+            });
+        }
+    }
     let ahead = files.into_iter().zip(rounds);
     let moved =
         plans.into_iter().zip(handed).zip(ahead).map(|((plan, handed), (files, rounds))| {

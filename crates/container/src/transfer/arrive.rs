@@ -230,10 +230,12 @@ impl Host {
 
     /// The containers of a move are this host's: written down once, and let go.
     ///
+    /// They are this host's also where one of the results is an error: that one is stopped, with its
+    /// checkpoint.
+    ///
     /// # Errors
-    /// [`Error::NotCommitted`] when the move was given up before. After any other error they are this
-    /// host's all the same; one that does not run is stopped, with its checkpoint.
-    pub fn commit(&mut self, arrivals: Vec<Arrival>) -> Result<Vec<Started>> {
+    /// [`Error::NotCommitted`] when the move was given up before. After any other error nobody knows.
+    pub fn commit(&mut self, arrivals: Vec<Arrival>) -> Result<Vec<Result<Started>>> {
         let Some(first) = arrivals.first() else { return Err(Error::NotCommitted) };
         let decided = match arrivals.iter().all(|arrival| arrival.is_built) {
             true => Verdict::Committed.decide(&self.paths, &first.transfer)?,
@@ -258,7 +260,7 @@ impl Host {
                 (Err(error), _) => Err(error),
             });
         }
-        ends.into_iter().collect()
+        Ok(ends)
     }
 
     /// Removes everything of a container that does not come.

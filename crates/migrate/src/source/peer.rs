@@ -69,6 +69,7 @@ pub(super) struct Marks {
     pub(super) built: Option<Instant>,
     pub(super) running: Option<Instant>,
     pub(super) warnings: Vec<String>,
+    pub(super) stopped: Option<String>,
     pub(super) freeze: Freezing,
 }
 
@@ -173,11 +174,12 @@ impl Peer for Destination {
     fn commit(&mut self) -> Result<Fate, HookError> {
         self.clock.phase("commit");
         match self.together.commit(self.place, BUILDING)? {
-            Some(Release { warnings, builder }) => {
+            Some(Release { warnings, builder, stopped }) => {
                 self.marks.freeze.source = self.clock.laps();
                 self.marks.freeze.release = builder;
                 self.marks.running = Some(Instant::now());
                 self.marks.warnings = warnings;
+                self.marks.stopped = stopped;
                 Ok(Fate::Gone)
             }
             None => Ok(Fate::Back),
