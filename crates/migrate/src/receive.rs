@@ -99,7 +99,7 @@ impl Destination<'_> {
                 }
                 Request::Done => {
                     if let Some(transfer) = &transfer
-                        && let Err(error) = Verdict::forget(&self.host.paths, transfer)
+                        && let Err(error) = self.host.conclude(transfer)
                     {
                         tracing::warn!("{}", error.chain());
                     }

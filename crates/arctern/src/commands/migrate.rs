@@ -215,6 +215,7 @@ fn failure(containers: &[String], error: MigrateError) -> Failure {
     let state = match (&error, containers.len()) {
         (MigrateError::InDoubt { .. }, 1) => "The container is frozen here.",
         (MigrateError::InDoubt { .. }, _) => "The containers are frozen here.",
+        (MigrateError::Stopped { .. }, _) => "Nothing runs here any more.",
         (_, 1) => "The container runs on here.",
         _ => "The containers run on here.",
     };

@@ -280,6 +280,16 @@ impl Host {
         self.forget_restore(record.id())
     }
 
+    /// Forgets a move whose end both hosts know. Of a container that was not let go only the verdict
+    /// says that it is this host's: it is kept first.
+    pub fn conclude(&mut self, transfer: &str) -> Result<()> {
+        if Verdict::of(&self.paths, transfer)? == Some(Verdict::Committed) {
+            // To look at records makes them true.
+            self.list()?;
+        }
+        Verdict::forget(&self.paths, transfer)
+    }
+
     /// A container whose move was committed and whose shim was killed before it let it go: it stays,
     /// stopped, with its checkpoint. False when it was not committed.
     pub(crate) fn keep_arrived(&mut self, record: &Record) -> Result<bool> {
