@@ -24,7 +24,8 @@
 //! Done                                 →   the source's copies are gone
 //! ```
 //!
-//! Containers are named by their place in the offer. Archives come in that order. At any time [`Answer::Failed`] ends the conversation, as does its end without a word: before the
+//! Containers are named by their place in the offer. Archives come in that order. At any time
+//! [`Answer::Failed`] ends the conversation, as does its end without a word: before the
 //! commit the container stays the source's. `Ask` begins a conversation about an earlier move.
 
 use std::net::IpAddr;

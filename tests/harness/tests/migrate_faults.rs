@@ -8,11 +8,13 @@ use arctern_harness::fault::{Fault, Struck};
 use arctern_harness::host::run;
 use arctern_harness::lab::{Lab, address};
 use arctern_harness::load::Load;
-use arctern_harness::machine::{Machine, await_listener, redis_value};
+use arctern_harness::machine::{Machine, await_listener, redis_value, settled};
 use arctern_harness::place::Place;
 use arctern_harness::random::{Random, rounds};
 use arctern_harness::skips::judge;
+use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -157,6 +159,83 @@ fn a_killed_dry_run_touches_nothing() -> Result<(), String> {
         a.moved(&b, "c")?;
         ensure!(crash::alive(&b.host, "c")?, "it has not arrived");
         b.host.arctern(&["rm", "-f", "-t", "0", "c"])?;
+        a.end()?;
+        b.end()
+    })
+}
+
+/// An ssh that stops the shim at the destination before the commit gets there, and kills it when that is
+/// decided and written down.
+const SHIM: &str = r#"#!/usr/bin/env python3
+import os, signal, subprocess, sys, time
+root = "ROOT"
+decided = root + "/migrations"
+def shim():
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            words = open("/proc/%s/cmdline" % pid, "rb").read().split(b"\0")
+        except OSError:
+            continue
+        if words[0] == b"arctern-shim" and root.encode() in words:
+            return int(pid)
+ssh = subprocess.Popen(["ssh"] + sys.argv[1:], stdin=subprocess.PIPE)
+last, word = b"", b'"commit"'
+while True:
+    bytes = os.read(0, 1 << 20)
+    if not bytes:
+        break
+    if word in last + bytes:
+        victim = shim()
+        os.kill(victim, signal.SIGSTOP)
+        ssh.stdin.write(bytes)
+        ssh.stdin.flush()
+        while not (os.path.isdir(decided) and os.listdir(decided)):
+            time.sleep(0.001)
+        os.kill(victim, signal.SIGKILL)
+        last = b""
+        continue
+    ssh.stdin.write(bytes)
+    ssh.stdin.flush()
+    last = bytes[-len(word):]
+ssh.stdin.close()
+sys.exit(ssh.wait())
+"#;
+
+#[test]
+fn what_is_not_let_go_after_the_commit_waits_at_its_destination() -> Result<(), String> {
+    judge("migrate_faults::shim-at-commit", || {
+        let lab = Lab::new()?;
+        let (a, b) = (Machine::new(&lab, 1)?, Machine::new(&lab, 2)?);
+        let client = lab.client(100)?;
+        a.host.image("redis", &[])?;
+        let run = ["run", "-d", "--network", "lan", "--ip", "192.0.2.20", "--name", "db"];
+        a.host.arctern(&[&run[..], &REDIS].concat())?;
+        let server = SocketAddr::new(address(20).into(), PORT);
+        await_listener(&client, server)?;
+        let load = Load::increments(&client, server, "count", 4, Duration::from_millis(5))?;
+        load.wait_for(50)?;
+
+        let root = b.host.dir().join("root");
+        let wrapper = a.host.dir().join("ssh-that-kills");
+        fs::write(&wrapper, SHIM.replace("ROOT", &root.to_string_lossy()))?;
+        fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755))?;
+        let ssh = wrapper.to_string_lossy();
+        let output = a.migration(&b, &["--ssh", &ssh], "db").output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.code() == Some(4), "{}: {said}", output.status);
+        ensure!(said.contains("arctern container restore --tcp-established db"), "{said}");
+        ensure!(a.host.arctern(&["ps", "-a", "-q"])?.is_empty(), "it is here: {said}");
+        let left: Vec<_> = fs::read_dir(root.join("migrations"))?.collect();
+        ensure!(left.is_empty(), "the move is not forgotten: {left:?}");
+        ensure!(settled(&b, "db")? == "checkpointed", "{:?}: {said}", settled(&b, "db")?);
+
+        b.host.arctern(&["container", "restore", "--tcp-established", "db"])?;
+        load.wait_for(50)?;
+        let report = load.finish()?;
+        report.check()?;
+        let value = redis_value(&client, server, "count")?;
+        ensure!(value == report.answers, "{value} increments, and {} answers", report.answers);
+        b.host.arctern(&["rm", "-f", "-t", "0", "db"])?;
         a.end()?;
         b.end()
     })

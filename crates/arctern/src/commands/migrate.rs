@@ -53,7 +53,8 @@ const USAGE: &str = "arctern migrate [OPTIONS] <CONTAINER>... <DESTINATION>\n   
 /// way of it, and new ones are led to the other host, for as long as --forward-for says. Both hosts
 /// must be on one segment, and ssh must use it. `arctern forward ls` shows what is led on.
 ///
-/// Exit codes: 0 they run there, 125 they run here as before, 3 it is not known.
+/// Exit codes: 0 they run there, 125 they run here as before, 3 it is not known, 4 they are there and
+/// one of them does not run yet.
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment, override_usage = USAGE)]
 pub struct Args {
@@ -128,6 +129,9 @@ impl Args {
 
 /// Exit code when nobody knows where the container is.
 const IN_DOUBT: u8 = 3;
+
+/// Exit code when a container has arrived and was not let go.
+const STOPPED: u8 = 4;
 
 /// Runs the command.
 pub fn run(ctx: &Context, args: Args) -> CommandResult {
@@ -219,11 +223,15 @@ fn failure(containers: &[String], error: MigrateError) -> Failure {
         (_, 1) => "The container runs on here.",
         _ => "The containers run on here.",
     };
-    let in_doubt = matches!(error, MigrateError::InDoubt { .. });
+    let code = match error {
+        MigrateError::InDoubt { .. } => Some(IN_DOUBT),
+        MigrateError::Stopped { .. } => Some(STOPPED),
+        _ => None,
+    };
     let hint = error.hint();
     let mut failure = Failure::new(format!("migrate {}", named(containers)), error);
-    if in_doubt {
-        failure.code = IN_DOUBT;
+    if let Some(code) = code {
+        failure.code = code;
     }
     match hint {
         Some(hint) => failure.leaving(format!("hint: {hint}\n{state}")),

@@ -5,8 +5,8 @@
 //! no room for that decision, so `core` holds registers that are right without it (the call is
 //! prepared to run again, or EINTR where only the kernel knew the time left), and a file of our own,
 //! `arctern-restarts.json`, holds what our restore needs to do it exactly. The same file holds the
-//! CPU affinity of threads, their settings ([`ThreadSettings`]) and marks of mappings ([`Marks`]), for which CRIU's images have no
-//! field either.
+//! CPU affinity of threads, their settings ([`ThreadSettings`]) and marks of mappings ([`Marks`]), for
+//! which CRIU's images have no field either.
 
 use arctern_image::messages::UserX86RegsEntry;
 use arctern_sys::memory::{self, RemoteAddr};

@@ -109,7 +109,8 @@ impl Conversation {
         self.send_stream(&Request::Image, image).map(drop)
     }
 
-    /// Large files that the container at this place of the offer has changed; gives the bytes that were sent.
+    /// Large files that the container at this place of the offer has changed; gives the bytes that were
+    /// sent.
     pub(super) fn send_files(
         &mut self,
         host: &Host,
