@@ -137,10 +137,16 @@ pub fn run(paths: Paths, id: &str) -> Result<()> {
     let mut forwarder = forwarder(&paths, id);
     // The command hears that it listens; one that is gone hears nothing.
     let _ = rustix::io::write(std::io::stdout(), &[1]);
+    // From the lock on the container sends nothing from here. One that moves announces itself where it is
+    // being built, before the command is over; its other host holds what is sent after it.
+    let (mut locked, mut sent) = (false, false);
     let told = loop {
         let stdin = std::io::stdin();
         if let Some((forwarder, _)) = &mut forwarder {
-            forwarder.run(stdin.as_fd(), false).map_err(Error::system("keep packets"))?;
+            let mut keep = || forwarder.run(stdin.as_fd(), locked);
+            while keep().map_err(Error::system("keep packets"))? == Ended::Sent {
+                sent = true;
+            }
         }
         let mut told = [0; 8];
         // Unbuffered, so that whatever is there can be polled for.
@@ -154,7 +160,10 @@ pub fn run(paths: Paths, id: &str) -> Result<()> {
         }
         let told = u64::from_le_bytes(told);
         match (instant(told), &mut forwarder) {
-            (Some(instant), Some((forwarder, _))) => forwarder.forget_before(instant),
+            (Some(instant), Some((forwarder, _))) => {
+                forwarder.forget_before(instant);
+                locked = true;
+            }
             (Some(_), None) => {}
             (None, _) => break told,
         }
@@ -166,7 +175,10 @@ pub fn run(paths: Paths, id: &str) -> Result<()> {
             let timer = timer(seconds).map_err(Error::system(fail))?;
             if let Some((mut forwarder, network)) = forwarder {
                 // Without it peers wait for their timers.
-                let ended = forwarder.run(timer.as_fd(), true);
+                let ended = match sent {
+                    true => Ok(Ended::Sent),
+                    false => forwarder.run(timer.as_fd(), true),
+                };
                 if matches!(ended, Ok(Ended::Sent)) {
                     let departed = follow(&mut forwarder, &network, id);
                     departed.map_err(Error::network)?;

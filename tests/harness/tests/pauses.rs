@@ -4,7 +4,9 @@
 use anyhow::{Context, Result, ensure};
 use arctern_harness::host::{Host, run};
 use arctern_harness::lab::{Lab, address};
+use arctern_harness::machine::Machine;
 use arctern_harness::place::Place;
+use arctern_harness::relay::Wire;
 use arctern_harness::skips::judge;
 use arctern_harness::travel::{Lan, Traveller};
 use std::io::{BufRead, BufReader, Write};
@@ -315,6 +317,163 @@ fn short(way: Way) -> Result<()> {
         Some(traveller) => traveller.end(),
         None => world.hosts[0].arctern(&["rm", "-f", "-t", "0", "echo"]).map(drop),
     }
+}
+
+/// The shortest freeze that a command makes, and how much longer clients waited.
+#[derive(Debug)]
+#[expect(dead_code, reason = "printed")]
+struct Brief {
+    still: Duration,
+    /// Asks all the time.
+    steady: Duration,
+    /// Asked once, while the container was frozen: the last of them.
+    once: Duration,
+    /// How many of those there were.
+    asked: usize,
+    /// Is sent something all the time over a long wire, so that some of it is always unacknowledged.
+    far: Duration,
+}
+
+/// Clients of which some ask in any short while.
+const ASKING: u64 = 20;
+
+fn brief(near: &Place, far: &Place, to: SocketAddr, act: impl Fn() -> Result<()>) -> Result<Brief> {
+    let mut steady = Line::open(near, to)?;
+    let mut flow = Line::open(far, to)?;
+    flow.send("flow\n")?;
+    let asking = (0..ASKING).map(|_| Line::open(near, to)).collect::<Result<Vec<_>>>()?;
+    let stop = AtomicBool::new(false);
+    let stopped = || stop.load(Ordering::Relaxed);
+    steady.ask("still\n")?;
+    let (gaps, asked) = std::thread::scope(|scope| -> Result<_> {
+        let _stopping = Stopping(&stop);
+        let flow = scope.spawn(|| -> Result<Gap> {
+            let mut gap = Gap::new();
+            while !stopped() {
+                flow.next()?;
+                gap.answer();
+            }
+            Ok(gap)
+        });
+        let steady = scope.spawn(|| -> Result<Gap> {
+            let mut gap = Gap::new();
+            while !stopped() {
+                steady.ask("ping\n")?;
+                gap.answer();
+            }
+            Ok(gap)
+        });
+        let ask = |(number, mut line): (usize, Line)| {
+            scope.spawn(move || -> Result<Vec<[SystemTime; 2]>> {
+                let mut answers = Vec::new();
+                std::thread::sleep(Duration::from_millis(number as u64));
+                while !stopped() {
+                    let sent = SystemTime::now();
+                    line.ask("ping\n")?;
+                    answers.push([sent, SystemTime::now()]);
+                    std::thread::sleep(Duration::from_millis(ASKING));
+                }
+                Ok(answers)
+            })
+        };
+        let asking: Vec<_> = asking.into_iter().enumerate().map(ask).collect();
+        std::thread::sleep(Duration::from_millis(200));
+        act()?;
+        std::thread::sleep(Duration::from_millis(100));
+        stop.store(true, Ordering::Relaxed);
+        let panicked = |_| anyhow::anyhow!("a client panicked");
+        let mut asked = Vec::new();
+        for one in asking {
+            asked.extend(one.join().map_err(panicked)??);
+        }
+        let gaps = [steady.join().map_err(panicked)??, flow.join().map_err(panicked)??];
+        Ok((gaps, asked))
+    })?;
+    let still = steady.ask("still\n")?;
+    let (still, resumed) = still.split_once(' ').context("no time")?;
+    let still = Duration::from_micros(still.parse()?);
+    let resumed = SystemTime::UNIX_EPOCH + Duration::from_micros(resumed.parse()?);
+    let frozen = |[sent, _]: &&[SystemTime; 2]| *sent >= resumed - still && *sent < resumed;
+    let waits = asked.iter().filter(frozen).map(|[_, answered]| answered.duration_since(resumed));
+    let waits: Vec<Duration> = waits.map(Result::unwrap_or_default).collect();
+    Ok(Brief {
+        still,
+        steady: gaps[0].longest.saturating_sub(still),
+        once: waits.iter().copied().max().context("nobody asked while it was frozen")?,
+        asked: waits.len(),
+        far: gaps[1].longest.saturating_sub(still),
+    })
+}
+
+/// Some of the shortest freezes, of which one of three has to be quick.
+fn briefly(
+    near: &Place,
+    far: &Place,
+    to: SocketAddr,
+    mut act: impl FnMut(usize) -> Result<()>,
+) -> Result<()> {
+    let mut tried = Vec::new();
+    for number in 0..3 {
+        let act = std::cell::RefCell::new(&mut act);
+        tried.push(brief(near, far, to, || (act.borrow_mut())(number))?);
+    }
+    println!("{tried:?}");
+    let good = |brief: &Brief| brief.steady.max(brief.once).max(brief.far) <= GRACE;
+    ensure!(tried.iter().any(good), "a client waited {GRACE:?} longer: {tried:?}");
+    Ok(())
+}
+
+const LONG_WIRE: Wire = Wire { delay: Duration::from_millis(15), loss: 0 };
+
+/// A container that goes on stands still for some 20 ms: no restore is that short.
+#[test]
+fn clients_hardly_notice_a_container_that_goes_on() -> Result<(), String> {
+    judge("pauses::stays", || {
+        let lab = Lab::new()?;
+        let (near, host) = (lab.client(100)?, lab.host(1)?);
+        let (far, _wire) = lab.far_client(101, LONG_WIRE)?;
+        for place in [&near, &far] {
+            place.ip(&format!("route add 10.88.0.0/16 via {}", address(1)))?;
+        }
+        host.image("python", &[])?;
+        let ip = CONTAINER.to_string();
+        let run = ["run", "-d", "-p", "7:7", "--ip", &ip, "--name", "echo"];
+        host.arctern(&[&run[..], &["python", "python3", "-c", SERVER]].concat())?;
+        host.connect("127.0.0.1:7")?;
+        let file = host.dir().join("echo.tar").to_string_lossy().into_owned();
+        for to in [CONTAINER, address(1)] {
+            briefly(&near, &far, SocketAddr::new(to.into(), 7), |_| {
+                let stays = ["--tcp-established", "--leave-running", "--file", &file, "echo"];
+                host.arctern(&[&["container", "checkpoint"][..], &stays].concat())?;
+                Ok(std::fs::remove_file(host.seen(std::path::Path::new(&file)))?)
+            })?;
+        }
+        host.arctern(&["rm", "-f", "-t", "0", "echo"]).map(drop)
+    })
+}
+
+/// From host to host the shortest freeze is that of `migrate`.
+#[test]
+fn clients_hardly_notice_a_migration() -> Result<(), String> {
+    judge("pauses::migrates", || {
+        let lab = Lab::new()?;
+        let machines = [Machine::new(&lab, 1)?, Machine::new(&lab, 2)?];
+        let near = lab.client(100)?;
+        let (far, wire) = lab.far_client(101, LONG_WIRE)?;
+        machines[0].host.image("python", &[])?;
+        let ip = address(20).to_string();
+        let run = ["run", "-d", "--network", "lan", "--ip", &ip, "--name", "echo"];
+        let server = ["python", "python3", "-c", SERVER];
+        machines[0].host.arctern(&[&run[..], &server].concat())?;
+        let to = SocketAddr::new(address(20).into(), 7);
+        near.await_listener(to)?;
+        briefly(&near, &far, to, |number| {
+            machines[number % 2].moved(&machines[1 - number % 2], "echo").map(drop)
+        })?;
+        machines[1].host.arctern(&["rm", "-f", "-t", "0", "echo"])?;
+        drop(wire);
+        machines.into_iter().try_for_each(Machine::end)
+    })
 }
 
 #[test]
