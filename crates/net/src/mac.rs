@@ -34,10 +34,11 @@ impl Mac {
 
     /// The address of a bridge's port. A bridge that was given no address has the lowest of its ports',
     /// and changes it when that one comes or goes: neighbours do not find the host for a minute then.
-    /// So ours are higher than any that devices have.
+    /// So ours are higher than any that devices have, and than nearly all that the kernel draws for
+    /// virtual ones: these begin with 0xfe once in 64 times.
     pub fn of_port(name: &str) -> Self {
         let digest = Sha256::digest(name);
-        Mac([0xfe, digest[0], digest[1], digest[2], digest[3], digest[4]])
+        Mac([0xfe, 0xff, digest[0], digest[1], digest[2], digest[3]])
     }
 }
 

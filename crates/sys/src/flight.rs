@@ -14,11 +14,12 @@ use crate::btf::Btf;
 const SETSOCKOPT: i32 = 49;
 const TCP_BPF_IW: i32 = 1001;
 
-/// Segments beyond those on their way: the byte that asks for news, and a FIN.
-const MORE: i32 = 2;
+/// Segments beyond those on their way, as many as a new connection may send: the byte that asks for news,
+/// and what the program writes before the answer comes.
+const MORE: i32 = 10;
 
 /// Lets each connection of the calling thread's network namespace that is in repair mode, and whose
-/// window is full, send two segments more. An error where the kernel does not describe itself, or
+/// window is full, send ten segments more. An error where the kernel does not describe itself, or
 /// does not run the program: nothing has changed then.
 pub fn widen_full_windows() -> io::Result<()> {
     let btf = Btf::load()?;
